@@ -1,0 +1,47 @@
+"""Rules that say from which singular value on a delta is signal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from deltamend.spectrum.blocks import FloatArray
+
+
+class Spectrum(Protocol):
+    """The singular values of one m×n matrix, as far as a rule asks for them."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of the matrix."""
+
+    @property
+    def energy(self) -> float:
+        """Sum of the squared singular values, ‖Δ‖_F²."""
+
+    def median(self) -> float:
+        """Median of all min(m, n) singular values; the mean of the middle two when their number is even."""
+
+    def largest(self) -> float:
+        """The largest singular value."""
+
+    def values(self) -> FloatArray:
+        """All min(m, n) singular values, float64, descending. May cost more than the median."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """What a rule found: singular values strictly above `value` are signal.
+
+    `noise` is the standard deviation of one entry of the noise, or None where the rule does not estimate it.
+    """
+
+    value: float
+    noise: float | None
+
+
+class ThresholdRule(Protocol):
+    """A rule; constructors store parameters only."""
+
+    def threshold(self, spectrum: Spectrum) -> Threshold:
+        """The threshold for this spectrum."""
