@@ -1,1 +1,40 @@
 """Repair a fine-tuned language model after the fact, from its base and fine-tuned checkpoints alone."""
+
+from deltamend.checkpoint.manifest import Manifest, MatrixRepair, SpectrumRecord, TensorRecord
+from deltamend.checkpoint.open import Checkpoint, open_checkpoint
+from deltamend.checkpoint.verify import verify
+from deltamend.errors import (
+    CheckpointError,
+    DeltamendError,
+    FilterError,
+    MethodError,
+    OutputError,
+    PairingError,
+)
+from deltamend.in_memory import RepairedStateDict, repair_module, repair_state_dict
+from deltamend.methods.method import Method
+from deltamend.methods.registry import get_method
+from deltamend.repair import RepairReport, repair
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "DeltamendError",
+    "FilterError",
+    "Manifest",
+    "MatrixRepair",
+    "Method",
+    "MethodError",
+    "OutputError",
+    "PairingError",
+    "RepairReport",
+    "RepairedStateDict",
+    "SpectrumRecord",
+    "TensorRecord",
+    "get_method",
+    "open_checkpoint",
+    "repair",
+    "repair_module",
+    "repair_state_dict",
+    "verify",
+]

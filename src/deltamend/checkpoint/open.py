@@ -108,6 +108,10 @@ class Checkpoint:
                 )
             done += count
 
+    def modification_times(self) -> list[int]:
+        """When each weight file was last written, in nanoseconds, as of opening."""
+        return [opened.mtime_ns for opened in self._files.values()]
+
     def check_unchanged(self) -> None:
         """Raise CheckpointError when a weight file was written to since it was opened."""
         for file, opened in self._files.items():

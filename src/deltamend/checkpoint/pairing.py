@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
-from deltamend.checkpoint.open import Checkpoint, StoredTensor
+from deltamend.checkpoint.open import StoredTensor
 from deltamend.errors import PairingError
 
 
@@ -41,13 +41,19 @@ class Pairing:
 
 
 def pair_tensors(
-    base: Checkpoint, finetuned: Checkpoint, *, include: str | None = None, exclude: str | None = None
+    base: Mapping[str, StoredTensor],
+    finetuned: Mapping[str, StoredTensor],
+    configs: tuple[Mapping[str, Any], Mapping[str, Any]],
+    *,
+    include: str | None = None,
+    exclude: str | None = None,
 ) -> Pairing:
-    """Pair two open checkpoints.
+    """Pair the tensors of two models by name.
 
     Args:
-        base: the checkpoint fine-tuning started from.
-        finetuned: its descendant; every one of its tensors is in the output.
+        base: the tensors fine-tuning started from.
+        finetuned: those of its descendant; every one of them is in the output.
+        configs: the config.json of the two, or empty mappings where there is none.
         include: a regular expression; matrices whose name it does not find are kept as fine-tuned.
         exclude: a regular expression; matrices whose name it finds are kept as fine-tuned.
 
@@ -55,23 +61,20 @@ def pair_tensors(
         PairingError: other architecture, shapes that differ by more than a resized vocabulary, or no matrix in common.
     """
     for key in ("model_type", "architectures"):
-        ours, theirs = base.config.get(key), finetuned.config.get(key)
+        ours, theirs = (config.get(key) for config in configs)
         if ours is not None and theirs is not None and ours != theirs:
             raise PairingError(
-                f"{key} differs: {ours!r} in {base.folder / 'config.json'}, {theirs!r} in {finetuned.folder / 'config.json'}; "
-                "give the base model this one was fine-tuned from"
+                f"config.json: {key} is {ours!r} in BASE and {theirs!r} in FINETUNED; give the base model this one was fine-tuned from"
             )
-    vocabularies = (_vocabulary(base.config), _vocabulary(finetuned.config))
-    chosen = _Selection(_pattern(include, "include"), _pattern(exclude, "exclude"))
-    pairs = tuple(
-        _pair(tensor, base.tensors.get(name), vocabularies, chosen) for name, tensor in finetuned.tensors.items()
-    )
+    vocabularies = (_vocabulary(configs[0]), _vocabulary(configs[1]))
+    selection = _Selection(_pattern(include, "include"), _pattern(exclude, "exclude"))
+    pairs = tuple(_pair(tensor, base.get(name), vocabularies, selection) for name, tensor in finetuned.items())
     if not any(pair.base is not None and len(pair.finetuned.shape) == 2 for pair in pairs):
-        examples = " and ".join(repr(next(iter(checkpoint.tensors), "nothing")) for checkpoint in (base, finetuned))
         raise PairingError(
-            f"no matrix has the same name in {base.folder} and {finetuned.folder} (they hold {examples}); give a base of the same layout"
+            f"no matrix has the same name in BASE (which holds {next(iter(base), 'nothing')!r}) and FINETUNED "
+            f"(which holds {next(iter(finetuned), 'nothing')!r}); give a base of the same layout"
         )
-    return Pairing(pairs, tuple(sorted(base.tensors.keys() - finetuned.tensors.keys())))
+    return Pairing(pairs, tuple(sorted(base.keys() - finetuned.keys())))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,106 @@
+"""Which tensor goes into which output file at which offset, known before a byte is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from huggingface_hub import split_state_dict_into_shards_factory
+
+from deltamend.checkpoint.dtypes import FLOAT_NAMES, itemsize
+from deltamend.checkpoint.open import INDEX_FILE, Checkpoint, StoredTensor
+from deltamend.checkpoint.safetensors_header import encode_header
+from deltamend.errors import OutputError
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """One output file: its first bytes, its tensors where they will lie, and its size in bytes."""
+
+    file: str
+    header: bytes
+    tensors: tuple[StoredTensor, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The weight files of the output, and the text of the index (None for a single file)."""
+
+    shards: tuple[ShardLayout, ...]
+    index: str | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weight files."""
+        return sum(shard.size for shard in self.shards)
+
+
+def plan_layout(
+    finetuned: Checkpoint, *, out_dtype: str | None = None, max_shard_size: int | str | None = None
+) -> Layout:
+    """Lay out the output like FINETUNED, or as asked.
+
+    Args:
+        finetuned: the checkpoint whose files, order and dtypes are taken over.
+        out_dtype: safetensors name of the dtype of every floating-point tensor; None keeps each tensor's own.
+        max_shard_size: bytes, or text such as "5GB"; None keeps FINETUNED's shards.
+
+    Raises:
+        OutputError: `max_shard_size` is not a size.
+    """
+    tensors = {name: _planned_dtype(tensor, out_dtype) for name, tensor in finetuned.tensors.items()}
+    if max_shard_size is None:
+        files = {file: [entry.name for entry in header.entries] for file, header in finetuned.headers.items()}
+        indexed = finetuned.has_index
+    else:
+        files = _split(finetuned.tensors, tensors, max_shard_size)
+        indexed = len(files) > 1
+    shards = tuple(_shard(file, names, finetuned, tensors) for file, names in files.items())
+    return Layout(shards, _index_text(shards, finetuned) if indexed else None)
+
+
+def _planned_dtype(tensor: StoredTensor, out_dtype: str | None) -> str:
+    return out_dtype if out_dtype is not None and tensor.dtype in FLOAT_NAMES else tensor.dtype
+
+
+def _split(
+    tensors: Mapping[str, StoredTensor], dtypes: Mapping[str, str], max_shard_size: int | str
+) -> dict[str, list[str]]:
+    """Split by size, with the file names transformers expects."""
+    try:
+        split = split_state_dict_into_shards_factory(
+            dict(tensors),
+            get_storage_size=lambda tensor: tensor.elements * itemsize(dtypes[tensor.name]),
+            get_storage_id=lambda tensor: None,  # noqa: ARG005 - the names are the interface; no tensors share storage in a file
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+    except ValueError as error:
+        raise OutputError(f"--max-shard-size: {max_shard_size!r} is not a size; write it like 5GB or 500MB") from error
+    return {file: list(names) for file, names in split.filename_to_tensors.items()}
+
+
+def _shard(file: str, names: list[str], finetuned: Checkpoint, dtypes: Mapping[str, str]) -> ShardLayout:
+    described = [(name, dtypes[name], finetuned.tensors[name].shape) for name in names]
+    metadata = finetuned.headers[file].metadata if file in finetuned.headers else {}
+    header, offsets = encode_header(described, {**metadata, "format": "pt"})
+    tensors = tuple(StoredTensor(name, dtype, shape, file, *offsets[name]) for name, dtype, shape in described)
+    return ShardLayout(file, header, tensors, tensors[-1].stop if tensors else len(header))
+
+
+def _index_text(shards: tuple[ShardLayout, ...], finetuned: Checkpoint) -> str:
+    """The index of these shards; FINETUNED's own text where it says the same."""
+    weight_map = {tensor.name: shard.file for shard in shards for tensor in shard.tensors}
+    total = sum(tensor.nbytes for shard in shards for tensor in shard.tensors)
+    if finetuned.has_index:
+        text = (finetuned.folder / INDEX_FILE).read_text(encoding="utf-8")
+        theirs = json.loads(text)
+        metadata = theirs.get("metadata")
+        stated = metadata.get("total_size", total) if isinstance(metadata, dict) else total
+        if theirs["weight_map"] == weight_map and stated == total:
+            return text
+    return (
+        json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2) + "\n"
+    )

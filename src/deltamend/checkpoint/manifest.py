@@ -1,0 +1,162 @@
+"""`deltamend.json`: what was done to every tensor, in a form a program can read and a person can check."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_NO_HASH = "0" * 64
+
+Outcome = Literal["filtered", "identity", "zero", "reverted", "no-noise-floor", "kept"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SpectrumRecord(_Record):
+    """What a spectral filter found in one matrix."""
+
+    rank: int = Field(description="Singular values kept.", ge=0)
+    full_rank: int = Field(description="The shorter side.", ge=1)
+    threshold: float | None = Field(
+        description="Singular values strictly above it are kept; none where no rule was applied."
+    )
+    noise: float | None = Field(description="Estimated standard deviation of one entry of the noise.")
+    median: float | None = Field(description="Median singular value of the delta, where it was computed.")
+    largest: float | None = Field(description="Largest singular value of the delta, where it was computed.")
+    route: str = Field(description="Algorithm and precision that gave the answer.")
+    tie: bool = Field(
+        description="A singular value lies within rounding of the threshold: libraries may differ by one rank."
+    )
+
+
+class MatrixRepair(_Record):
+    """What was done to one matrix, and what the written weights hold. Norms are Frobenius norms over the repaired rows."""
+
+    outcome: Outcome
+    reason: str
+    spectrum: SpectrumRecord | None = None
+    delta_norm: float | None = Field(default=None, description="‖Δ‖, Δ = W_ft − W_base.")
+    kept_norm: float | None = Field(
+        default=None, description="‖Δ*‖, what the method kept, before the cast to the stored dtype."
+    )
+    kept_energy: float | None = Field(default=None, description="‖Δ*‖² / ‖Δ‖²; none where Δ = 0.")
+    realised_norm: float | None = Field(default=None, description="‖cast(W*) − W_base‖, what the written weights hold.")
+    realised_error: float | None = Field(
+        default=None, description="‖cast(W*) − W_base − Δ*‖ / ‖Δ*‖; none where Δ* = 0."
+    )
+    unmoved: float | None = Field(
+        default=None, description="Share of entries where the written weight equals the base weight."
+    )
+
+
+class TensorRecord(MatrixRepair):
+    """One tensor of the output."""
+
+    name: str
+    file: str
+    shape: tuple[int, ...]
+    dtype: str = Field(description="Stored dtype of the output, by its safetensors name.")
+    finetuned_dtype: str
+    base_dtype: str | None = Field(description="None where BASE has no such tensor.")
+    action: Literal["filter", "keep"]
+    rows: int = Field(
+        description="Rows (entries of the first axis) that were repaired; the rest is kept as fine-tuned.", ge=0
+    )
+    sha256: str = Field(description="Of the tensor's bytes in the output.")
+    seconds: float = Field(description="Wall-clock seconds spent on this tensor; differs from run to run.")
+
+
+class FileRecord(_Record):
+    """A file by its path inside the folder, its bytes and its hash."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class InputRecord(_Record):
+    """One of the two inputs: the name of its folder (never its path) and its weight files."""
+
+    name: str
+    files: tuple[FileRecord, ...]
+
+
+class LeftOutRecord(_Record):
+    """A file of FINETUNED that is not in the output, and why."""
+
+    name: str
+    reason: str
+
+
+class RunRecord(_Record):
+    """What may differ between two runs that give the same weights."""
+
+    seconds: float
+    workers: int
+    versions: dict[str, str]
+
+
+class Manifest(_Record):
+    """The whole of `deltamend.json`. All but `run` and each tensor's `seconds` is the same for the same inputs."""
+
+    manifest_version: Literal[1] = 1
+    deltamend: str
+    plan_sha256: str = Field(description="Identifies inputs and options; `--resume` compares it.")
+    method: str
+    parameters: dict[str, object]
+    options: dict[str, str | None]
+    base: InputRecord
+    finetuned: InputRecord
+    only_in_base: tuple[str, ...]
+    left_out: tuple[LeftOutRecord, ...]
+    tensors: tuple[TensorRecord, ...]
+    files: tuple[FileRecord, ...] = Field(description="Every file of the output but this one.")
+    run: RunRecord
+    self_sha256: str = Field(default=_NO_HASH, description="Of this file, with these 64 characters as zeros.")
+
+    @property
+    def kept_energy(self) -> float:
+        """Σ‖Δ*‖² / Σ‖Δ‖² over all matrices; 1 where every delta is zero."""
+        total = sum(tensor.delta_norm**2 for tensor in self.tensors if tensor.delta_norm is not None)
+        kept = sum(tensor.kept_norm**2 for tensor in self.tensors if tensor.kept_norm is not None)
+        return kept / total if total else 1.0
+
+    @property
+    def realised_error(self) -> float:
+        """‖cast(W*) − W_base − Δ*‖ / ‖Δ*‖ over all matrices; 0 where Δ* is zero."""
+        kept = sum(tensor.kept_norm**2 for tensor in self.tensors if tensor.kept_norm is not None)
+        lost = sum(
+            (tensor.realised_error * tensor.kept_norm) ** 2
+            for tensor in self.tensors
+            if tensor.realised_error is not None and tensor.kept_norm is not None
+        )
+        return math.sqrt(lost / kept) if kept else 0.0
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The text of `deltamend.json`, with its own hash filled in."""
+    blank = (manifest.model_copy(update={"self_sha256": _NO_HASH}).model_dump_json(indent=1) + "\n").encode()
+    return _with_hash(blank, hashlib.sha256(blank).hexdigest())
+
+
+def decode_manifest(text: bytes) -> Manifest:
+    """Read the text of `deltamend.json`.
+
+    Raises:
+        ValueError: it is no manifest, or not the text that was written (its own hash does not fit).
+    """
+    manifest = Manifest.model_validate_json(text)
+    blank = text.replace(manifest.self_sha256.encode(), _NO_HASH.encode())
+    if hashlib.sha256(blank).hexdigest() != manifest.self_sha256:
+        raise ValueError("its text was changed")
+    return manifest
+
+
+def _with_hash(blank: bytes, digest: str) -> bytes:
+    head, field, tail = blank.rpartition(b'"self_sha256":')
+    return head + field + tail.replace(_NO_HASH.encode(), digest.encode(), 1)

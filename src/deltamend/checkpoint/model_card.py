@@ -1,0 +1,69 @@
+"""The README.md of a repaired checkpoint: where it comes from and what was done, from the manifest alone."""
+
+from __future__ import annotations
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from deltamend.checkpoint.manifest import Manifest
+
+_TEMPLATE = """\
+---
+{{ front_matter }}---
+
+# {{ manifest.finetuned.name }}, repaired with {{ manifest.method }}
+
+Written by deltamend {{ manifest.deltamend }} from two checkpoints, without data and without training. Numbers for every
+tensor, and hashes of inputs and outputs, are in `deltamend.json`; `deltamend verify` checks the files against it.
+
+| | |
+|---|---|
+| base | `{{ manifest.base.name }}` |
+| fine-tuned | `{{ manifest.finetuned.name }}` |
+| method | `{{ manifest.method }}`{% for key, value in manifest.parameters.items() %}, `{{ key }}={{ value }}`{% endfor %} |
+| matrices | {{ filtered|length }} of {{ manifest.tensors|length }} tensors were given to the method; the others are as fine-tuned, bit for bit |
+| kept energy | {{ "%.2f"|format(100 * manifest.kept_energy) }} % of the squared Frobenius norm of the update |
+| lost in rounding | {{ "%.2f"|format(100 * manifest.realised_error) }} % of the kept update, by Frobenius norm, in casting to the stored dtypes |
+
+Whether this helped is not known from the weights alone: measure the model on what it had lost, and on its own task.
+{% if has_own_card %}
+The card of the fine-tuned model is in `{{ own_card }}`.
+{% endif -%}
+"""
+
+
+def render_model_card(manifest: Manifest, *, own_card: str | None, license_name: str | None) -> str:
+    """Render the card.
+
+    Args:
+        manifest: what was done.
+        own_card: name of the file that holds the fine-tuned model's own card, if it has one.
+        license_name: the licence the fine-tuned model's card names, which the output inherits.
+    """
+    front = {
+        "base_model": [manifest.finetuned.name, manifest.base.name],
+        "library_name": "transformers",
+        "tags": ["deltamend", manifest.method],
+    } | ({"license": license_name} if license_name else {})
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701 - Markdown; Markdown has nothing to escape to
+    filtered = [tensor for tensor in manifest.tensors if tensor.action == "filter"]
+    return environment.from_string(_TEMPLATE).render(
+        manifest=manifest,
+        front_matter=yaml.safe_dump(front, sort_keys=True, allow_unicode=True),
+        filtered=filtered,
+        has_own_card=own_card is not None,
+        own_card=own_card,
+    )
+
+
+def license_of_card(text: str) -> str | None:
+    """The `license` field of a model card's front matter, or None."""
+    if not text.startswith("---\n"):
+        return None
+    front, separator, _ = text[4:].partition("\n---")
+    try:
+        fields = yaml.safe_load(front) if separator else None
+    except yaml.YAMLError:
+        return None
+    found = fields.get("license") if isinstance(fields, dict) else None
+    return found if isinstance(found, str) else None

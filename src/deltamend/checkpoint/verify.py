@@ -1,0 +1,79 @@
+"""Is what is on disk what was written: check a repaired checkpoint against its `deltamend.json`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from deltamend.checkpoint.hashing import hash_file, sha256_of
+from deltamend.checkpoint.manifest import Manifest, decode_manifest
+from deltamend.checkpoint.open import Checkpoint, StoredTensor, open_checkpoint
+from deltamend.checkpoint.sidecars import MANIFEST_FILE
+from deltamend.errors import CheckpointError
+
+
+def verify(folder: str | os.PathLike[str]) -> list[str]:
+    """Compare every file of a repaired checkpoint with what its manifest says was written.
+
+    Returns:
+        One line for each fault: a file that is missing, added or changed, a tensor whose bytes, shape or dtype differ.
+        Empty when all is as written.
+
+    Raises:
+        CheckpointError: there is no readable `deltamend.json`, or its own text was changed.
+    """
+    path = Path(folder)
+    try:
+        manifest = decode_manifest((path / MANIFEST_FILE).read_bytes())
+    except OSError as error:
+        raise CheckpointError(
+            f"{path / MANIFEST_FILE}: cannot be read ({error.strerror}); give a folder that deltamend wrote"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path / MANIFEST_FILE}: not as it was written; do not trust this folder") from error
+    faults = _changed_files(path, manifest)
+    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file() or file.is_symlink()}
+    added = sorted(present - {file.name for file in manifest.files} - {MANIFEST_FILE})
+    faults += [f"{name}: not written by deltamend" for name in added]
+    return faults + _changed_tensors(path, manifest)
+
+
+def _changed_files(folder: Path, manifest: Manifest) -> list[str]:
+    faults = []
+    for written in manifest.files:
+        file = folder / written.name
+        if not file.is_file():
+            faults.append(f"{written.name}: missing")
+        elif (found := hash_file(file, written.name)) != written:
+            sizes = "" if found.size == written.size else f" ({found.size} bytes instead of {written.size})"
+            faults.append(f"{written.name}: changed{sizes}")
+    return faults
+
+
+def _changed_tensors(folder: Path, manifest: Manifest) -> list[str]:
+    """Tensors that are not as written, read through the headers and the index as a loader would."""
+    try:
+        with open_checkpoint(folder) as checkpoint:
+            written = {tensor.name for tensor in manifest.tensors}
+            faults = [
+                f"tensor {name!r}: not written by deltamend" for name in checkpoint.tensors if name not in written
+            ]
+            for record in manifest.tensors:
+                tensor = checkpoint.tensors.get(record.name)
+                if tensor is None:
+                    faults.append(f"tensor {record.name!r}: missing")
+                elif (tensor.shape, tensor.dtype) != (record.shape, record.dtype):
+                    faults.append(f"tensor {record.name!r}: other shape or dtype")
+                elif sha256_of(_pieces(checkpoint, tensor)) != record.sha256:
+                    faults.append(f"tensor {record.name!r}: changed")
+            return faults
+    except CheckpointError as error:
+        return [str(error)]
+
+
+def _pieces(checkpoint: Checkpoint, tensor: StoredTensor, size: int = 1 << 22) -> Iterator[bytes]:
+    for start in range(0, tensor.nbytes, size):
+        piece = bytearray(min(size, tensor.nbytes - start))
+        checkpoint.read_into(tensor, start, memoryview(piece))
+        yield bytes(piece)

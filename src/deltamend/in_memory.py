@@ -1,0 +1,162 @@
+"""The same repair on models in memory: two state dicts, or two torch modules."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deltamend.checkpoint.dtypes import NAMES, TORCH_DTYPES
+from deltamend.checkpoint.manifest import MatrixRepair
+from deltamend.checkpoint.open import StoredTensor
+from deltamend.checkpoint.pairing import TensorPair, pair_tensors
+from deltamend.delta import Buffers, MemoryMatrix
+from deltamend.matrix_repair import repair_matrix
+from deltamend.methods.method import Method, TensorContext
+from deltamend.methods.registry import get_method
+from deltamend.plan import out_dtype_name
+from deltamend.threads import one_thread_each
+
+
+@dataclass(frozen=True)
+class RepairedStateDict:
+    """The repaired tensors by name, in the order of FINETUNED, and what was done to each matrix.
+
+    Attributes:
+        tensors: new tensors for the matrices; all others are the fine-tuned model's own, not copies.
+        records: one for each matrix that was given to the method.
+        only_in_base: names that only BASE has; they are left out.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    records: dict[str, MatrixRepair]
+    only_in_base: tuple[str, ...]
+
+
+def repair_state_dict(
+    base: Mapping[str, torch.Tensor],
+    finetuned: Mapping[str, torch.Tensor],
+    *,
+    method: str | Method = "dg-hard",
+    parameters: Mapping[str, object] | None = None,
+    include: str | None = None,
+    exclude: str | None = None,
+    out_dtype: str | None = None,
+    device: str = "cpu",
+    configs: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {}),
+) -> RepairedStateDict:
+    """Repair a state dict against its base; neither is modified.
+
+    Args:
+        base: tensors by name, of any floating-point dtype and on any device.
+        finetuned: the same names and shapes, apart from what `configs` explain.
+        method: name of a method, or one made with `get_method`.
+        parameters: the method's parameters, when `method` is a name.
+        include: regular expression; matrices whose name it does not find are kept as fine-tuned.
+        exclude: regular expression; matrices whose name it finds are kept as fine-tuned.
+        out_dtype: "bf16", "fp16" or "fp32" for the repaired matrices; None keeps each one's own.
+        device: where spectral filters run.
+        configs: the two models' configs; their `vocab_size` explains a resized vocabulary.
+
+    Returns:
+        Repaired matrices on the device of the fine-tuned ones, everything else as it was.
+
+    Raises:
+        PairingError: the two do not belong together.
+        MethodError: unknown method or wrong parameter.
+        FilterError: NaN or Inf in a tensor, or a filter failed.
+        OutputError: `out_dtype` is not one that can be written.
+    """
+    chosen = method if isinstance(method, Method) else get_method(method, parameters)
+    dtype_name = out_dtype_name(out_dtype)
+    pairing = pair_tensors(_described(base), _described(finetuned), configs, include=include, exclude=exclude)
+    tensors = dict(finetuned)
+    records: dict[str, MatrixRepair] = {}
+    buffers = Buffers()
+    with one_thread_each():
+        for pair in pairing.pairs:
+            if pair.action == "filter":
+                dtype = finetuned[pair.name].dtype if dtype_name is None else TORCH_DTYPES[dtype_name]
+                sink = _MemorySink(finetuned[pair.name], dtype)
+                records[pair.name] = _repair(pair, base, finetuned, chosen, device, sink, buffers)
+                tensors[pair.name] = sink.tensor
+    return RepairedStateDict(tensors, records, pairing.only_in_base)
+
+
+def repair_module(
+    base: torch.nn.Module,
+    finetuned: torch.nn.Module,
+    *,
+    method: str | Method = "dg-hard",
+    parameters: Mapping[str, object] | None = None,
+    include: str | None = None,
+    exclude: str | None = None,
+    device: str = "cpu",
+) -> tuple[torch.nn.Module, dict[str, MatrixRepair]]:
+    """Repair a loaded model against its loaded base; neither is modified.
+
+    Arguments and errors are those of `repair_state_dict`; a `config` with `vocab_size` on the modules is used.
+
+    Returns:
+        A repaired copy of `finetuned`, with its dtypes and device, and what was done to each matrix.
+    """
+    repaired = repair_state_dict(
+        base.state_dict(),
+        finetuned.state_dict(),
+        method=method,
+        parameters=parameters,
+        include=include,
+        exclude=exclude,
+        device=device,
+        configs=(_config(base), _config(finetuned)),
+    )
+    result = copy.deepcopy(finetuned)
+    result.load_state_dict(repaired.tensors)
+    return result, repaired.records
+
+
+class _MemorySink:
+    """Collects a repaired matrix like `like`, on its device."""
+
+    def __init__(self, like: torch.Tensor, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.tensor = torch.empty(like.shape, dtype=dtype, device=like.device)
+
+    def write_rows(self, start: int, values: torch.Tensor) -> None:
+        """See `Sink.write_rows`."""
+        self.tensor[start : start + values.shape[0]] = values
+
+    def write_columns(self, start: int, values: torch.Tensor) -> None:
+        """See `Sink.write_columns`."""
+        self.tensor[: values.shape[0], start : start + values.shape[1]] = values
+
+
+def _repair(
+    pair: TensorPair,
+    base: Mapping[str, torch.Tensor],
+    finetuned: Mapping[str, torch.Tensor],
+    method: Method,
+    device: str,
+    sink: _MemorySink,
+    buffers: Buffers,
+) -> MatrixRepair:
+    ours, theirs = MemoryMatrix(base[pair.name].detach()), MemoryMatrix(finetuned[pair.name].detach())
+    return repair_matrix(ours, theirs, pair.rows, method, TensorContext(pair.name, device), sink, buffers)
+
+
+def _described(tensors: Mapping[str, torch.Tensor]) -> dict[str, StoredTensor]:
+    """The tensors as pairing sees them; dtypes a file cannot name are seen as not floating point."""
+    return {
+        name: StoredTensor(name, NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), "", 0, tensor.nbytes)
+        for name, tensor in tensors.items()
+    }
+
+
+def _config(module: torch.nn.Module) -> dict[str, Any]:
+    """What of a transformers model's config pairing asks for."""
+    config = getattr(module, "config", None)
+    names = ("model_type", "vocab_size", "architectures")
+    return {name: value for name in names if (value := getattr(config, name, None)) is not None}

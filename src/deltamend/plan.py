@@ -1,0 +1,178 @@
+"""The plan of a repair: everything that is decided before a weight is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from deltamend.checkpoint.dtypes import OUT_DTYPES
+from deltamend.checkpoint.layout import Layout, plan_layout
+from deltamend.checkpoint.open import Checkpoint, open_checkpoint
+from deltamend.checkpoint.pairing import Pairing, TensorPair, pair_tensors
+from deltamend.checkpoint.sidecars import LeftOut, Sidecar, list_sidecars
+from deltamend.checkpoint.work_folder import check_output
+from deltamend.delta import BLOCK_ELEMENTS
+from deltamend.errors import OutputError
+from deltamend.methods.method import Method
+from deltamend.methods.registry import get_method
+
+_WRITE_BYTES_PER_SECOND = 0.4e9  # to a fresh file on the machine this was measured on
+_RESIDENT_BYTES = 450 << 20  # Python with torch and scipy loaded
+
+
+@dataclass(frozen=True)
+class RepairOptions:
+    """What can be asked for beside the method; see `repair` for the meaning of each."""
+
+    include: str | None = None
+    exclude: str | None = None
+    out_dtype: str | None = None
+    max_shard_size: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to take on this machine, within a factor of about two."""
+
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class RepairPlan:
+    """What will be done. Both checkpoints stay open until `close`."""
+
+    base: Checkpoint
+    finetuned: Checkpoint
+    out: Path
+    method: Method
+    options: RepairOptions
+    pairing: Pairing
+    layout: Layout
+    sidecars: tuple[Sidecar, ...]
+    left_out: tuple[LeftOut, ...]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the options and of all that is known of the inputs without reading weights; the same on any machine."""
+        described: dict[str, Any] = {
+            "deltamend": version("deltamend"),
+            "method": [self.method.name, self.method.model_dump(mode="json")],
+            "options": self.described_options,
+            "sidecars": [(sidecar.name, sidecar.size) for sidecar in self.sidecars],
+        }
+        for side, checkpoint in (("base", self.base), ("finetuned", self.finetuned)):
+            tensors = sorted(checkpoint.tensors.values(), key=lambda tensor: tensor.name)
+            described[side] = [(item.name, item.dtype, item.shape, item.file, item.start) for item in tensors]
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def resume_key(self) -> str:
+        """Identifies the plan and these very files, by their times; what `--resume` compares."""
+        times = [*self.base.modification_times(), *self.finetuned.modification_times()]
+        return hashlib.sha256(json.dumps([self.sha256, times]).encode()).hexdigest()
+
+    @property
+    def described_options(self) -> dict[str, str | None]:
+        """The options as text, for the manifest."""
+        size = self.options.max_shard_size
+        return {
+            "include": self.options.include,
+            "exclude": self.options.exclude,
+            "out_dtype": self.options.out_dtype,
+            "max_shard_size": None if size is None else str(size),
+        }
+
+    @property
+    def bytes_to_write(self) -> int:
+        """Size of the output's weights and copied files."""
+        return self.layout.nbytes + sum(sidecar.size for sidecar in self.sidecars)
+
+    def estimate(self, workers: int) -> Estimate:
+        """Expected time and memory with `workers` workers, from a quick measurement of this machine's arithmetic."""
+        matrices = [pair for pair in self.pairing.pairs if pair.action == "filter"]
+        seconds = sum(pair_flops(pair) for pair in matrices) / _flops_per_second() / workers
+        seconds += self.bytes_to_write / _WRITE_BYTES_PER_SECOND
+        largest = max((_matrix_bytes(pair) for pair in matrices), default=0)
+        return Estimate(seconds, _RESIDENT_BYTES + workers * largest)
+
+    def close(self) -> None:
+        """Close both checkpoints."""
+        self.base.close()
+        self.finetuned.close()
+
+
+def plan_repair(
+    base: str | os.PathLike[str],
+    finetuned: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    method: str | Method = "dg-hard",
+    parameters: Mapping[str, object] | None = None,
+    options: RepairOptions | None = None,
+    overwrite: bool = False,
+) -> RepairPlan:
+    """Open both checkpoints and decide everything, without reading a weight or writing a byte.
+
+    Arguments and errors are those of `repair`. The caller closes the plan.
+    """
+    chosen = method if isinstance(method, Method) else get_method(method, parameters)
+    wanted = options or RepairOptions()
+    check_output(Path(out), [Path(base), Path(finetuned)], overwrite=overwrite)
+    with ExitStack() as opened:
+        ours = opened.enter_context(open_checkpoint(base))
+        theirs = opened.enter_context(open_checkpoint(finetuned))
+        pairing = pair_tensors(
+            ours.tensors, theirs.tensors, (ours.config, theirs.config), include=wanted.include, exclude=wanted.exclude
+        )
+        layout = plan_layout(theirs, out_dtype=out_dtype_name(wanted.out_dtype), max_shard_size=wanted.max_shard_size)
+        sidecars, left_out = list_sidecars(theirs.folder, frozenset(theirs.headers))
+        opened.pop_all()
+    return RepairPlan(ours, theirs, Path(out), chosen, wanted, pairing, layout, sidecars, left_out)
+
+
+def out_dtype_name(text: str | None) -> str | None:
+    """The safetensors name of an `--out-dtype`.
+
+    Raises:
+        OutputError: it is none of those that can be written.
+    """
+    if text is not None and text not in OUT_DTYPES:
+        raise OutputError(f"--out-dtype: no dtype {text!r}; there are {', '.join(OUT_DTYPES)}")
+    return None if text is None else OUT_DTYPES[text]
+
+
+def pair_flops(pair: TensorPair) -> float:
+    """Floating-point operations of filtering one pair: 2·m·n·min(m, n), one GEMM-equivalent pass."""
+    if pair.action != "filter":
+        return 0.0
+    m, n = pair.rows, pair.finetuned.shape[1]
+    return 2.0 * m * n * min(m, n)
+
+
+def _matrix_bytes(pair: TensorPair) -> int:
+    """Most memory one worker needs for a matrix: a block in fp32, and three squares of the shorter side in fp64."""
+    m, n = pair.rows, pair.finetuned.shape[1]
+    return 4 * min(m * n, BLOCK_ELEMENTS) + 3 * 8 * min(m, n) ** 2
+
+
+def _flops_per_second(size: int = 768) -> float:
+    """What one core does in an fp32 matrix product, halved: a filter does about two passes' worth of work."""
+    square = np.ones((size, size), dtype=np.float32)
+    with threadpool_limits(1):
+        square @ square  # the first product starts the library
+        started = time.perf_counter()
+        square @ square
+        return size**3 / (time.perf_counter() - started)

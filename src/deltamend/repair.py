@@ -1,0 +1,406 @@
+"""The main job, from two checkpoint folders to a third: plan, run, publish."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from deltamend.checkpoint.dtypes import CONFIG_NAMES, TORCH_DTYPES
+from deltamend.checkpoint.hashing import hash_file, sha256_of
+from deltamend.checkpoint.manifest import (
+    FileRecord,
+    InputRecord,
+    LeftOutRecord,
+    Manifest,
+    MatrixRepair,
+    RunRecord,
+    TensorRecord,
+    decode_manifest,
+    encode_manifest,
+)
+from deltamend.checkpoint.model_card import license_of_card, render_model_card
+from deltamend.checkpoint.open import CONFIG_FILE, INDEX_FILE, Checkpoint, StoredTensor
+from deltamend.checkpoint.pairing import TensorPair
+from deltamend.checkpoint.sidecars import CARD_FILE, FINETUNED_CARD_FILE, MANIFEST_FILE
+from deltamend.checkpoint.work_folder import ShardWriter, WorkFolder, check_output
+from deltamend.delta import Buffers, StoredMatrix, bytes_of
+from deltamend.matrix_repair import copy_rows, repair_matrix
+from deltamend.methods.method import Method, TensorContext
+from deltamend.plan import RepairOptions, RepairPlan, out_dtype_name, pair_flops, plan_repair
+from deltamend.threads import one_thread_each
+
+Progress = Callable[[str, float], None]
+"""Called when a piece of work ends, from any thread: its name, and the share of all work that is now done, 0 to 1."""
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """What a repair did.
+
+    Attributes:
+        out: the folder that was written.
+        manifest: the content of its `deltamend.json`.
+    """
+
+    out: Path
+    manifest: Manifest
+
+    @property
+    def tensors(self) -> tuple[TensorRecord, ...]:
+        """One record for each tensor, in the order of the output's files."""
+        return self.manifest.tensors
+
+    @property
+    def kept_energy(self) -> float:
+        """Σ‖Δ*‖² / Σ‖Δ‖² over all matrices; 1 where every delta is zero."""
+        return self.manifest.kept_energy
+
+    @property
+    def realised_error(self) -> float:
+        """‖cast(W*) − W_base − Δ*‖ / ‖Δ*‖ over all matrices; 0 where Δ* is zero."""
+        return self.manifest.realised_error
+
+
+def repair(
+    base: str | os.PathLike[str],
+    finetuned: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    method: str | Method = "dg-hard",
+    parameters: Mapping[str, object] | None = None,
+    include: str | None = None,
+    exclude: str | None = None,
+    out_dtype: str | None = None,
+    max_shard_size: int | str | None = None,
+    device: str = "cpu",
+    workers: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> RepairReport:
+    """Repair FINETUNED against BASE and write the result to OUT.
+
+    OUT appears whole or not at all. Memory does not grow with the model: each worker holds at most one delta of
+    `delta.BLOCK_ELEMENTS` entries and a few squares of a matrix's shorter side.
+
+    Args:
+        base: folder of the checkpoint fine-tuning started from.
+        finetuned: folder of its descendant.
+        out: folder to write; it must not exist or be empty, unless `overwrite`.
+        method: name of a method, or one made with `get_method`.
+        parameters: the method's parameters, when `method` is a name.
+        include: regular expression; matrices whose name it does not find are kept as fine-tuned.
+        exclude: regular expression; matrices whose name it finds are kept as fine-tuned.
+        out_dtype: "bf16", "fp16" or "fp32" for every floating-point tensor; None keeps each tensor's own.
+        max_shard_size: bytes, or text such as "5GB"; None keeps the shards of FINETUNED.
+        device: where spectral filters run, "cpu" or a torch device such as "cuda".
+        workers: tensors worked on at a time, with one BLAS thread each; None for one a core. The result is the same.
+        overwrite: replace what is in OUT, once the new output is whole.
+        resume: go on with an unfinished run of the same plan, or do nothing when OUT is already its result.
+        progress: called as work ends.
+
+    Returns:
+        The report; the same numbers are in OUT/deltamend.json.
+
+    Raises:
+        CheckpointError: an input cannot be read, or is quantised.
+        PairingError: the inputs do not belong together.
+        MethodError: unknown method or wrong parameter.
+        FilterError: NaN or Inf in a tensor, or a filter failed; nothing is passed through.
+        OutputError: OUT cannot be written.
+    """
+    options = RepairOptions(include, exclude, out_dtype, max_shard_size)
+    plan = plan_repair(
+        base, finetuned, out, method=method, parameters=parameters, options=options, overwrite=overwrite or resume
+    )
+    try:
+        if resume and (manifest := _published_manifest(plan)) is not None:
+            return RepairReport(plan.out, manifest)
+        check_output(plan.out, [plan.base.folder, plan.finetuned.folder], overwrite=overwrite)
+        return run_plan(plan, device=device, workers=workers, resume=resume, progress=progress)
+    finally:
+        plan.close()
+
+
+def run_plan(
+    plan: RepairPlan,
+    *,
+    device: str = "cpu",
+    workers: int | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> RepairReport:
+    """Carry out a plan; arguments and errors as in `repair`.
+
+    A run that fails removes what it had made. One that is interrupted or killed leaves its work folder for `resume`.
+    """
+    count = workers or len(os.sched_getaffinity(0))
+    started = time.perf_counter()
+    with WorkFolder(plan.out, plan.resume_key, resume=resume) as work:
+        try:
+            with _Run(plan, work, device, count, progress) as run:
+                inputs = run.hash_inputs()
+                tensors = run.repair_tensors()
+                shards = run.hash_shards()
+            manifest = Manifest(
+                deltamend=version("deltamend"),
+                plan_sha256=plan.sha256,
+                method=plan.method.name,
+                parameters=plan.method.model_dump(mode="json"),
+                options=plan.described_options,
+                base=inputs[0],
+                finetuned=inputs[1],
+                only_in_base=plan.pairing.only_in_base,
+                left_out=tuple(LeftOutRecord(name=file.name, reason=file.reason) for file in plan.left_out),
+                tensors=tensors,
+                files=(),
+                run=RunRecord(seconds=time.perf_counter() - started, workers=count, versions=_versions()),
+            )
+            sidecars = _write_sidecars(plan, work, manifest)
+            files = sorted([*shards, *sidecars], key=lambda file: file.name)
+            text = encode_manifest(manifest.model_copy(update={"files": tuple(files)}))
+            work.write_file(MANIFEST_FILE, text)
+            for checkpoint in (plan.base, plan.finetuned):
+                checkpoint.check_unchanged()
+            work.publish()
+            manifest = decode_manifest(text)
+        except Exception:
+            work.discard()
+            raise
+    return RepairReport(plan.out, manifest)
+
+
+class _Run:
+    """The workers of one run, and the files they read and write."""
+
+    def __init__(
+        self, plan: RepairPlan, work: WorkFolder, device: str, workers: int, progress: Progress | None
+    ) -> None:
+        self._plan, self._work, self._device, self._progress = plan, work, device, progress
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._local = threading.local()
+        self._finished_cost = 0.0
+        self._total_cost = sum(_cost(pair) for pair in plan.pairing.pairs)
+        self._targets = {tensor.name: tensor for shard in plan.layout.shards for tensor in shard.tensors}
+        self._writers: dict[str, ShardWriter] = {}
+        with ExitStack() as opening:
+            for shard in plan.layout.shards:
+                writer = self._writers[shard.file] = ShardWriter(work.staged, shard)
+                opening.callback(writer.close)
+            opening.enter_context(one_thread_each())
+            self._executor = opening.enter_context(
+                ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+            )
+            self._resources = opening.pop_all()
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._resources.close()
+
+    def hash_inputs(self) -> tuple[InputRecord, InputRecord]:
+        """Hash the weight files of both sides as they are now; `check_unchanged` sees to it that they stay so."""
+        base, finetuned = (_input_files(checkpoint) for checkpoint in (self._plan.base, self._plan.finetuned))
+        records = self._map(_hash, [*base, *finetuned])
+        return (
+            InputRecord(name=_folder_name(self._plan.base), files=tuple(records[: len(base)])),
+            InputRecord(name=_folder_name(self._plan.finetuned), files=tuple(records[len(base) :])),
+        )
+
+    def repair_tensors(self) -> tuple[TensorRecord, ...]:
+        """Repair or copy every tensor that is not finished yet, the costliest first."""
+        pairs = sorted(self._plan.pairing.pairs, key=lambda pair: (-_cost(pair), pair.name))
+        records = self._map(self._repair_one, pairs)
+        by_name = {record.name: record for record in records}
+        return tuple(by_name[tensor.name] for shard in self._plan.layout.shards for tensor in shard.tensors)
+
+    def hash_shards(self) -> list[FileRecord]:
+        """Hash the finished weight files."""
+        return self._map(_hash, [(self._work.staged / shard.file, shard.file) for shard in self._plan.layout.shards])
+
+    def _map(self, function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> list[_Result]:
+        """Results in the order of the tasks; the first failure stops the rest."""
+
+        def work(task: _Task) -> _Result:
+            if self._stopped.is_set():
+                raise CancelledError
+            return function(task)
+
+        futures = [self._executor.submit(work, task) for task in tasks]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+            failures = [future.exception() for future in futures if future.done()]
+            for failure in failures:
+                if failure is not None:
+                    raise failure
+        except BaseException:
+            self._stopped.set()
+            raise
+        return [future.result() for future in futures]
+
+    def _repair_one(self, pair: TensorPair) -> TensorRecord:
+        started = time.perf_counter()
+        target = self._targets[pair.name]
+        writer = self._writers[target.file]
+        record = self._work.finished.get(pair.name)
+        if record is None or record.sha256 != sha256_of(writer.read(target)):
+            sink = _FileSink(writer, target, self._stopped)
+            done = self._apply(pair, sink)
+            record = _tensor_record(pair, target, done, sink.sha256(), time.perf_counter() - started)
+            self._work.record(record)
+        self._report(pair)
+        return record
+
+    def _apply(self, pair: TensorPair, sink: _FileSink) -> MatrixRepair:
+        """Write one tensor to the sink."""
+        if not hasattr(self._local, "buffers"):
+            self._local.buffers = Buffers()
+        buffers: Buffers = self._local.buffers
+        finetuned = StoredMatrix(self._plan.finetuned, pair.finetuned, buffers, "finetuned")
+        if pair.action == "keep" or pair.base is None:
+            copy_rows(finetuned, (0, finetuned.shape[0]), sink, pair.name)
+            return MatrixRepair(outcome="kept", reason="")
+        base = StoredMatrix(self._plan.base, pair.base, buffers, "base")
+        context = TensorContext(pair.name, self._device)
+        return repair_matrix(base, finetuned, pair.rows, self._plan.method, context, sink, buffers)
+
+    def _report(self, pair: TensorPair) -> None:
+        with self._lock:
+            self._finished_cost += _cost(pair)
+            share = self._finished_cost / self._total_cost if self._total_cost else 1.0
+        if self._progress is not None:
+            self._progress(pair.name, min(1.0, share))
+
+
+class _FileSink:
+    """Writes one tensor to its place and hashes what it writes."""
+
+    def __init__(self, writer: ShardWriter, tensor: StoredTensor, stopped: threading.Event) -> None:
+        self.dtype = TORCH_DTYPES[tensor.dtype]
+        self._writer, self._tensor, self._stopped = writer, tensor, stopped
+        self._columns = StoredMatrix.view_shape(tensor)[1]
+        self._hash = hashlib.sha256()
+        self._in_order = True
+
+    def write_rows(self, start: int, values: torch.Tensor) -> None:
+        """See `Sink.write_rows`."""
+        if self._stopped.is_set():
+            raise CancelledError
+        data = bytes_of(values)
+        self._writer.write(self._tensor, start * self._columns * self.dtype.itemsize, data)
+        self._hash.update(data)
+
+    def write_columns(self, start: int, values: torch.Tensor) -> None:
+        """See `Sink.write_columns`; one short write for each row."""
+        if self._stopped.is_set():
+            raise CancelledError
+        self._in_order = False
+        for row, part in enumerate(values):
+            self._writer.write(self._tensor, (row * self._columns + start) * self.dtype.itemsize, bytes_of(part))
+
+    def sha256(self) -> str:
+        """Hash of the tensor's bytes; read back where they were not written in order."""
+        return self._hash.hexdigest() if self._in_order else sha256_of(self._writer.read(self._tensor))
+
+
+def _cost(pair: TensorPair) -> float:
+    """Rough time of one tensor, in flops; a byte that is only copied takes about as long as 100 flops."""
+    return pair_flops(pair) + 100.0 * pair.finetuned.nbytes
+
+
+def _tensor_record(
+    pair: TensorPair, target: StoredTensor, done: MatrixRepair, sha256: str, seconds: float
+) -> TensorRecord:
+    reason = "; ".join(text for text in (pair.reason, done.reason) if text)
+    return TensorRecord(
+        **done.model_dump(exclude={"reason"}),
+        reason=reason,
+        name=pair.name,
+        file=target.file,
+        shape=target.shape,
+        dtype=target.dtype,
+        finetuned_dtype=pair.finetuned.dtype,
+        base_dtype=None if pair.base is None else pair.base.dtype,
+        action=pair.action,
+        rows=pair.rows if pair.action == "filter" else 0,
+        sha256=sha256,
+        seconds=seconds,
+    )
+
+
+def _write_sidecars(plan: RepairPlan, work: WorkFolder, manifest: Manifest) -> list[FileRecord]:
+    """Write every file of the output that is not weights, but for the manifest itself."""
+    own_card, license_name = None, None
+    for sidecar in plan.sidecars:
+        if sidecar.name == CONFIG_FILE and (dtype := out_dtype_name(plan.options.out_dtype)) is not None:
+            work.write_file(CONFIG_FILE, _config_with_dtype(plan.finetuned.config, CONFIG_NAMES[dtype]))
+        else:
+            work.copy_file(sidecar.source, sidecar.name)
+        if sidecar.name == FINETUNED_CARD_FILE:
+            own_card = sidecar.name
+            license_name = license_of_card(sidecar.source.read_text(encoding="utf-8", errors="replace"))
+    if plan.layout.index is not None:
+        work.write_file(INDEX_FILE, plan.layout.index.encode())
+    work.write_file(CARD_FILE, render_model_card(manifest, own_card=own_card, license_name=license_name).encode())
+    weights = {shard.file for shard in plan.layout.shards}
+    staged = sorted(path for path in work.staged.rglob("*") if path.is_file())
+    names = [path.relative_to(work.staged).as_posix() for path in staged]
+    return [
+        hash_file(path, name) for path, name in zip(staged, names, strict=True) if name not in {*weights, MANIFEST_FILE}
+    ]
+
+
+def _config_with_dtype(config: Mapping[str, object], dtype: str) -> bytes:
+    """config.json with the dtype the weights now have; transformers wrote `torch_dtype` before version 5."""
+    field = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+    return (json.dumps({**config, field: dtype}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _published_manifest(plan: RepairPlan) -> Manifest | None:
+    """The manifest of OUT when OUT is already the result of this plan on these very inputs."""
+    try:
+        manifest = decode_manifest((plan.out / MANIFEST_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    if manifest.plan_sha256 != plan.sha256:
+        return None
+    stated = [*manifest.base.files, *manifest.finetuned.files]
+    found = [hash_file(*file) for file in [*_input_files(plan.base), *_input_files(plan.finetuned)]]
+    return manifest if stated == found else None
+
+
+def _input_files(checkpoint: Checkpoint) -> list[tuple[Path, str]]:
+    return [(checkpoint.folder / file, file) for file in checkpoint.headers]
+
+
+def _hash(file: tuple[Path, str]) -> FileRecord:
+    return hash_file(*file)
+
+
+def _folder_name(checkpoint: Checkpoint) -> str:
+    """The folder's own name: the manifest holds no path of anybody's machine."""
+    return Path(os.path.abspath(checkpoint.folder)).name  # noqa: PTH100 - resolve() would name a link's target
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("deltamend", "numpy", "scipy", "torch")}
+    return {"python": platform.python_version(), **packages}
