@@ -6,9 +6,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from deltamend.spectrum.blocks import FloatArray
 from deltamend.spectrum.marchenko_pastur import aspect_ratio, check_beta, median
 from deltamend.spectrum.noise import FixedNoise, MedianNoise, NoiseEstimator
+from deltamend.spectrum.screenot import screenot_threshold
+from deltamend.spectrum.tracy_widom import largest_singular_value, quantile
 
 
 class Spectrum(Protocol):
@@ -119,3 +123,143 @@ class KnownNoise:
     def threshold(self, spectrum: Spectrum) -> Threshold:
         """The threshold, and the noise that was given."""
         return GavishDonoho(FixedNoise(self.noise)).threshold(spectrum)
+
+
+@dataclass(frozen=True)
+class MarchenkoPasturEdge:
+    """The edge of the bulk, τ = s·(√m + √n): what iid noise fills in the limit, and no more (Marchenko & Pastur 1967).
+
+    The largest singular value of noise lies above it in about one matrix of six.
+
+    Args:
+        noise: how the standard deviation s of one entry is found.
+    """
+
+    noise: NoiseEstimator = field(default_factory=MedianNoise)
+
+    def threshold(self, spectrum: Spectrum) -> Threshold:
+        """The threshold and the noise; both 0 where the noise is."""
+        noise = self.noise.noise(spectrum)
+        m, n = spectrum.shape
+        return Threshold(noise * (math.sqrt(m) + math.sqrt(n)), noise)
+
+
+@dataclass(frozen=True)
+class TracyWidomEdge:
+    """The Tracy–Widom quantile of the largest singular value of noise (Johnstone 2001; see `tracy_widom`).
+
+    A matrix of iid noise has a singular value above it with probability 1 − `level`.
+
+    Args:
+        level: in [1e-12, 1 − 1e-12].
+        noise: how the standard deviation of one entry is found.
+
+    Raises:
+        ValueError: `level` is out of range.
+    """
+
+    level: float = 0.99
+    noise: NoiseEstimator = field(default_factory=MedianNoise)
+
+    def __post_init__(self) -> None:
+        quantile(self.level)
+
+    def threshold(self, spectrum: Spectrum) -> Threshold:
+        """The threshold and the noise; both 0 where the noise is."""
+        noise = self.noise.noise(spectrum)
+        return Threshold(largest_singular_value(spectrum.shape, noise, self.level), noise)
+
+
+@dataclass(frozen=True)
+class ScreeNOT:
+    """The optimal hard threshold for correlated noise of unknown law (arXiv 2009.12297; see `screenot`).
+
+    Args:
+        max_rank: upper bound, possibly loose, on the rank of the signal; cut to (p − 1)//2 of the p singular values.
+            None takes p // 4, which covers the ranks seen in fine-tuning and moves the threshold of iid noise up by
+            1 to 2%.
+
+    Raises:
+        ValueError: `max_rank` is negative.
+    """
+
+    max_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_rank is not None:
+            _check_rank(self.max_rank)
+
+    def threshold(self, spectrum: Spectrum) -> Threshold:
+        """The threshold, 0 where the noise is; no single number is its noise."""
+        values = spectrum.values()
+        bound = values.size // 4 if self.max_rank is None else self.max_rank
+        rank = min(bound, (values.size - 1) // 2)
+        return Threshold(screenot_threshold(values, aspect_ratio(spectrum.shape), rank), None)
+
+
+@dataclass(frozen=True)
+class FixedRank:
+    """Keeps the `rank` largest singular values (truncated SVD).
+
+    The threshold lies half way between σ_rank and σ_{rank+1}, so that rounding cannot move either across it. If the two
+    are equal none of the equal ones is kept: the result has at most `rank` and never more.
+
+    Args:
+        rank: at least 0; a rank of min(m, n) or more keeps everything that is not 0.
+
+    Raises:
+        ValueError: `rank` is negative.
+    """
+
+    rank: int
+
+    def __post_init__(self) -> None:
+        _check_rank(self.rank)
+
+    def threshold(self, spectrum: Spectrum) -> Threshold:
+        """The threshold; noise is not estimated."""
+        values = spectrum.values()
+        if self.rank >= values.size:
+            return Threshold(0.0, None)
+        below = float(values[self.rank])
+        if self.rank == 0:
+            return Threshold(below, None)
+        above = float(values[self.rank - 1])
+        middle = below + (above - below) / 2.0
+        return Threshold(middle if middle < above else below, None)
+
+
+@dataclass(frozen=True)
+class EnergyFraction:
+    """Keeps the fewest singular values whose squares sum to at least `fraction` of ‖Δ‖_F².
+
+    The threshold is that of `FixedRank`; equal singular values are kept together, so it never keeps less.
+
+    Args:
+        fraction: in [0, 1]; 0 keeps nothing, 1 everything that is not 0.
+
+    Raises:
+        ValueError: `fraction` is out of range.
+    """
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.fraction <= 1.0:
+            raise ValueError(f"fraction is {self.fraction}; pass a number from 0 to 1, such as 0.9")
+
+    def threshold(self, spectrum: Spectrum) -> Threshold:
+        """The threshold; noise is not estimated."""
+        # Summed from the smallest up, so that small values are not lost against the large ones.
+        values = spectrum.values()
+        tails = np.cumsum(np.square(values, dtype=np.float64)[::-1])
+        dropped = int(np.searchsorted(tails, (1.0 - self.fraction) * tails[-1], side="right"))
+        if dropped == tails.size:
+            return FixedRank(0).threshold(spectrum)
+        smallest_kept = values[tails.size - dropped - 1]
+        return FixedRank(int(np.count_nonzero(values >= smallest_kept))).threshold(spectrum)
+
+
+def _check_rank(rank: int) -> None:
+    if rank < 0:
+        raise ValueError(f"rank is {rank}; pass 0 or a positive integer")
