@@ -126,7 +126,8 @@ def test_fixed_rank_keeps_at_most_that_many(values: FloatArray, rank: int) -> No
 def test_fixed_rank_stays_clear_of_both_neighbours() -> None:
     spectrum = NonzeroPart(np.array([4.0, 3.0, 1.0, 1.0]), (4, 6))
     assert FixedRank(2).threshold(spectrum).value == 2.0
-    assert FixedRank(3).threshold(spectrum).value == 1.0
+    assert FixedRank(3).threshold(spectrum).value == 2.0  # σ₃ = σ₄: both are dropped
+    assert FixedRank(0).threshold(spectrum).value == 8.0
     assert FixedRank(9).threshold(spectrum).value == 0.0
     neighbours = NonzeroPart(np.array([np.nextafter(1.0, 2.0), 1.0]), (2, 2))
     assert FixedRank(1).threshold(neighbours).value == 1.0

@@ -201,8 +201,9 @@ class ScreeNOT:
 class FixedRank:
     """Keeps the `rank` largest singular values (truncated SVD).
 
-    The threshold lies half way between σ_rank and σ_{rank+1}, so that rounding cannot move either across it. If the two
-    are equal none of the equal ones is kept: the result has at most `rank` and never more.
+    The threshold lies half way between the smallest value kept and the largest dropped, so that rounding cannot move
+    either across it; at twice σ₁ where none is kept. Equal values stand or fall together: if σ_rank = σ_{rank+1}, all
+    that equal them are dropped, so the result has at most `rank` and never more.
 
     Args:
         rank: at least 0; a rank of min(m, n) or more keeps everything that is not 0.
@@ -222,9 +223,10 @@ class FixedRank:
         if self.rank >= values.size:
             return Threshold(0.0, None)
         below = float(values[self.rank])
-        if self.rank == 0:
-            return Threshold(below, None)
-        above = float(values[self.rank - 1])
+        kept = int(np.count_nonzero(values > below))
+        if kept == 0:
+            return Threshold(2.0 * below, None)
+        above = float(values[kept - 1])
         middle = below + (above - below) / 2.0
         return Threshold(middle if middle < above else below, None)
 
