@@ -10,6 +10,7 @@ from deltamend.errors import (
     MethodError,
     OutputError,
     PairingError,
+    UsageError,
 )
 from deltamend.in_memory import RepairedStateDict, repair_module, repair_state_dict
 from deltamend.methods.method import Method
@@ -31,6 +32,7 @@ __all__ = [
     "RepairedStateDict",
     "SpectrumRecord",
     "TensorRecord",
+    "UsageError",
     "get_method",
     "open_checkpoint",
     "repair",

@@ -147,7 +147,7 @@ class DeltaBlocks:
 
     def _difference(self, start: int, stop: int) -> FloatArray:
         rows, columns = self.shape
-        if rows >= columns:
+        if rows > columns:
             out = self._buffers.get("delta", (stop - start) * columns, self.dtype).view(stop - start, columns)
             for first, last in row_chunks((stop - start, columns)):
                 self._subtract(

@@ -19,7 +19,11 @@ class OutputError(DeltamendError):
     """OUT cannot be written: it exists, lies inside an input, or the disk is full."""
 
 
-class MethodError(DeltamendError):
+class UsageError(DeltamendError):
+    """An option has a value that means nothing; the command line exits 2."""
+
+
+class MethodError(UsageError):
     """A method is unknown, or one of its parameters is wrong."""
 
 

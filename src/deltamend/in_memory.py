@@ -66,9 +66,9 @@ def repair_state_dict(
 
     Raises:
         PairingError: the two do not belong together.
-        MethodError: unknown method or wrong parameter.
+        UsageError: unknown method or wrong parameter.
         FilterError: NaN or Inf in a tensor, or a filter failed.
-        OutputError: `out_dtype` is not one that can be written.
+        UsageError: `out_dtype` is not one that can be written.
     """
     chosen = method if isinstance(method, Method) else get_method(method, parameters)
     dtype_name = out_dtype_name(out_dtype)

@@ -24,7 +24,7 @@ from deltamend.checkpoint.pairing import Pairing, TensorPair, pair_tensors
 from deltamend.checkpoint.sidecars import LeftOut, Sidecar, list_sidecars
 from deltamend.checkpoint.work_folder import check_output
 from deltamend.delta import BLOCK_ELEMENTS
-from deltamend.errors import OutputError
+from deltamend.errors import UsageError
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method
 
@@ -147,10 +147,10 @@ def out_dtype_name(text: str | None) -> str | None:
     """The safetensors name of an `--out-dtype`.
 
     Raises:
-        OutputError: it is none of those that can be written.
+        UsageError: it is none of those that can be written.
     """
     if text is not None and text not in OUT_DTYPES:
-        raise OutputError(f"--out-dtype: no dtype {text!r}; there are {', '.join(OUT_DTYPES)}")
+        raise UsageError(f"--out-dtype: no dtype {text!r}; there are {', '.join(OUT_DTYPES)}")
     return None if text is None else OUT_DTYPES[text]
 
 

@@ -121,7 +121,7 @@ def repair(
     Raises:
         CheckpointError: an input cannot be read, or is quantised.
         PairingError: the inputs do not belong together.
-        MethodError: unknown method or wrong parameter.
+        UsageError: unknown method, or a parameter or option with a value that means nothing.
         FilterError: NaN or Inf in a tensor, or a filter failed; nothing is passed through.
         OutputError: OUT cannot be written.
     """

@@ -11,7 +11,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from deltamend.checkpoint.dtypes import FLOAT_NAMES, itemsize
 from deltamend.checkpoint.open import INDEX_FILE, Checkpoint, StoredTensor
 from deltamend.checkpoint.safetensors_header import encode_header
-from deltamend.errors import OutputError
+from deltamend.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def plan_layout(
         max_shard_size: bytes, or text such as "5GB"; None keeps FINETUNED's shards.
 
     Raises:
-        OutputError: `max_shard_size` is not a size.
+        UsageError: `max_shard_size` is not a size.
     """
     tensors = {name: _planned_dtype(tensor, out_dtype) for name, tensor in finetuned.tensors.items()}
     if max_shard_size is None:
@@ -78,7 +78,7 @@ def _split(
             max_shard_size=max_shard_size,
         )
     except ValueError as error:
-        raise OutputError(f"--max-shard-size: {max_shard_size!r} is not a size; write it like 5GB or 500MB") from error
+        raise UsageError(f"--max-shard-size: {max_shard_size!r} is not a size; write it like 5GB or 500MB") from error
     return {file: list(names) for file, names in split.filename_to_tensors.items()}
 
 

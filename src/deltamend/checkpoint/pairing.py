@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
 from deltamend.checkpoint.open import StoredTensor
-from deltamend.errors import PairingError
+from deltamend.errors import PairingError, UsageError
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def pair_tensors(
 
     Raises:
         PairingError: other architecture, shapes that differ by more than a resized vocabulary, or no matrix in common.
+        UsageError: `include` or `exclude` is not a regular expression.
     """
     for key in ("model_type", "architectures"):
         ours, theirs = (config.get(key) for config in configs)
@@ -95,7 +96,7 @@ def _pattern(text: str | None, option: str) -> re.Pattern[str] | None:
     try:
         return None if text is None else re.compile(text)
     except re.error as error:
-        raise PairingError(f"--{option}: {text!r} is not a regular expression ({error}); mend it") from error
+        raise UsageError(f"--{option}: {text!r} is not a regular expression ({error}); mend it") from error
 
 
 def _vocabulary(config: Mapping[str, Any]) -> int | None:

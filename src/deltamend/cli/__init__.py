@@ -11,7 +11,7 @@ import typer
 from deltamend.cli.methods import methods
 from deltamend.cli.repair import repair
 from deltamend.cli.verify import verify
-from deltamend.errors import DeltamendError
+from deltamend.errors import DeltamendError, UsageError
 
 app = typer.Typer(
     name="deltamend",
@@ -37,5 +37,7 @@ def main() -> None:
         message = "interrupted; the same command with --resume goes on" if interrupted else str(error)
         typer.echo(f"deltamend: {message}", err=True)
         sys.stderr.flush()
+        if isinstance(error, UsageError):
+            sys.exit(2)
         # Threads inside LAPACK cannot be stopped; a second Ctrl-C must not have to wait for them.
         os._exit(1) if interrupted else sys.exit(1)

