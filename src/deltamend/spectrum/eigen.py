@@ -158,6 +158,7 @@ class Tridiagonal:
         d, e, self._tau = lapack.sytrd(self._reflectors, self._work(p))
         self._d, self._e = d.astype(np.float64), e.astype(np.float64)
         self._values: FloatArray | None = None
+        self._bisected: dict[int, float] = {}
 
     @property
     def route(self) -> str:
@@ -177,8 +178,10 @@ class Tridiagonal:
         """One singular value by bisection."""
         if self._values is not None:
             return float(self._values[index])
-        position = self._d.size - 1 - index
-        return math.sqrt(max(0.0, lapack.bisect(self._d, self._e, position)))
+        if index not in self._bisected:
+            square = lapack.bisect(self._d, self._e, self._d.size - 1 - index)
+            self._bisected[index] = math.sqrt(max(0.0, square))
+        return self._bisected[index]
 
     def values(self) -> FloatArray:
         """All of them, by the square-root-free QR iteration."""

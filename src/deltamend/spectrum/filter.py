@@ -479,8 +479,8 @@ def _filtered(job: _Job, spectrum: _LazySpectrum, decomposition: Decomposition, 
         return draft.without_basis("none-kept", tie=tie)
     if rank == p and job.shrinker is None:
         return draft.without_basis("all-kept", tie=tie)
+    _check_rotation(spectrum, decomposition, rank)
     values, basis = decomposition.leading(rank)
-    _check_rotation(decomposition, values, p)
     gains = _gains(job.shrinker, values, draft)
     dtype = np.float32 if job.blocks.roundoff >= _SINGLE else np.float64
     return draft.with_basis(values, gains, np.asfortranarray(basis, dtype=dtype), tie)
@@ -502,21 +502,22 @@ def _near_threshold(decomposition: Decomposition, tau: float, rank: int, p: int)
     return True
 
 
-def _check_rotation(decomposition: Decomposition, values: FloatArray, p: int) -> None:
-    """Refuse a kept subspace that rounding may have turned towards the first dropped vector by too much.
+def _check_rotation(spectrum: _LazySpectrum, decomposition: Decomposition, rank: int) -> None:
+    """Refuse a kept subspace that rounding may turn towards the first dropped vector by too much.
 
     To first order an error E of G turns u_k by u_{k+1}ᵀ·E·u_k/(σ_k² − σ_{k+1}²), and changes Δ* by √2·σ_k times that.
 
     Raises:
         UnsureError: the estimated relative error of Δ* is beyond the limit, in float32.
     """
-    rank = values.size
+    p = min(spectrum.shape)
     if decomposition.precision < _SINGLE or rank == p:
         return
-    last, dropped = float(values[-1]), decomposition.value(rank)
-    error = _GRAM_ERROR / p * decomposition.precision * float(values[0]) ** 2
-    norm = math.sqrt(float(np.sum(values**2)))
-    estimate = math.sqrt(2.0) * last * error / (max(last**2 - dropped**2, 0.0) * norm or math.ulp(0.0))
+    largest, last, dropped = (decomposition.value(index) for index in (0, rank - 1, rank))
+    error = _GRAM_ERROR / p * decomposition.precision * largest**2
+    # ‖Δ*‖² from below: all energy but what the dropped values can hold, or what the kept ones hold at least.
+    kept = max(spectrum.energy - (p - rank) * dropped**2, largest**2 + (rank - 1) * last**2)
+    estimate = math.sqrt(2.0) * last * error / (max(last**2 - dropped**2, 0.0) * math.sqrt(kept) or math.ulp(0.0))
     if estimate > _ROTATION_LIMIT:
         raise UnsureError(f"rounding may change the kept part by {estimate:.1e}")
 
