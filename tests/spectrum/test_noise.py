@@ -1,10 +1,12 @@
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from deltamend.spectrum.blocks import FloatArray
 from deltamend.spectrum.noise import (
@@ -20,6 +22,13 @@ from deltamend.spectrum.noise import (
     rounding_variance,
 )
 from deltamend.spectrum.thresholds import GavishDonoho, KnownNoise
+
+
+@pytest.fixture(autouse=True)
+def _one_blas_thread() -> Iterator[None]:
+    with threadpool_limits(1):
+        yield
+
 
 STORED = {
     "bfloat16": torch.bfloat16,

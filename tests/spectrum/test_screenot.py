@@ -1,15 +1,23 @@
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import screenot
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from deltamend.spectrum.blocks import FloatArray
 from deltamend.spectrum.marchenko_pastur import MarchenkoPasturSingular
 from deltamend.spectrum.screenot import logarithmic_slope, pseudo_noise, screenot_threshold
 from deltamend.spectrum.thresholds import optimal_coefficient
+
+
+@pytest.fixture(autouse=True)
+def _one_blas_thread() -> Iterator[None]:
+    with threadpool_limits(1):
+        yield
 
 
 def noise_matrix(m: int, n: int, correlation: float, seed: int = 0) -> FloatArray:

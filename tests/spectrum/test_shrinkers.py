@@ -1,5 +1,5 @@
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import eigh, qr
 from scipy.optimize import minimize_scalar
+from threadpoolctl import threadpool_limits
 
 from deltamend.spectrum.blocks import FloatArray
 from deltamend.spectrum.shrinkers import (
@@ -20,6 +21,13 @@ from deltamend.spectrum.shrinkers import (
     spike,
 )
 from deltamend.spectrum.thresholds import optimal_coefficient
+
+
+@pytest.fixture(autouse=True)
+def _one_blas_thread() -> Iterator[None]:
+    with threadpool_limits(1):
+        yield
+
 
 Loss = Callable[[FloatArray], float]
 

@@ -1,11 +1,12 @@
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
+from threadpoolctl import threadpool_limits
 
 from deltamend.spectrum.blocks import FloatArray
 from deltamend.spectrum.noise import BulkFitNoise, FixedNoise, MedianNoise, NoiseEstimator, NonzeroPart, QuartileNoise
@@ -21,6 +22,12 @@ from deltamend.spectrum.thresholds import (
     median_coefficient,
     optimal_coefficient,
 )
+
+
+@pytest.fixture(autouse=True)
+def _one_blas_thread() -> Iterator[None]:
+    with threadpool_limits(1):
+        yield
 
 
 def spectrum_of(matrix: FloatArray) -> NonzeroPart:

@@ -1,12 +1,20 @@
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
+from threadpoolctl import threadpool_limits
 
 from deltamend.spectrum import tracy_widom
+
+
+@pytest.fixture(autouse=True)
+def _one_blas_thread() -> Iterator[None]:
+    with threadpool_limits(1):
+        yield
 
 
 def test_published_quantiles() -> None:

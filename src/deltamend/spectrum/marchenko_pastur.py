@@ -82,7 +82,7 @@ class MarchenkoPastur:
 
     def pdf(self, x: npt.ArrayLike) -> Array:
         """Density at `x`, any shape; 0 outside the support."""
-        unit = np.asarray(x, dtype=np.float64) / self.scale
+        unit = _divide(x, self.scale)
         low, high = _unit_edges(self.beta)
         outside = (unit < low**2) | (unit > high**2)
         y = np.sqrt(np.where(outside, high**2, unit))
@@ -106,8 +106,8 @@ class MarchenkoPastur:
         return self.scale * median(self.beta)
 
     def _angle(self, x: npt.ArrayLike) -> Array:
-        unit = np.asarray(x, dtype=np.float64) / self.scale
         low, high = _unit_edges(self.beta)
+        unit = np.clip(_divide(x, self.scale), low**2, high**2)
         return _angle(unit - low**2, high**2 - unit)
 
 
@@ -140,7 +140,7 @@ class MarchenkoPasturSingular:
 
     def pdf(self, x: npt.ArrayLike) -> Array:
         """Density at `x`, any shape; 0 outside the support."""
-        return _singular_pdf(np.asarray(x, dtype=np.float64) / self.scale, self.beta) / self.scale
+        return _singular_pdf(_divide(x, self.scale), self.beta) / self.scale
 
     def cdf(self, x: npt.ArrayLike) -> Array:
         """Probability of a value at most `x`, any shape."""
@@ -159,8 +159,8 @@ class MarchenkoPasturSingular:
         return self.scale * math.sqrt(median(self.beta))
 
     def _angle(self, x: npt.ArrayLike) -> Array:
-        y = np.maximum(np.asarray(x, dtype=np.float64) / self.scale, 0.0)
         low, high = _unit_edges(self.beta)
+        y = np.clip(_divide(x, self.scale), low, high)
         return _angle((y - low) * (y + low), (high - y) * (high + y))
 
 
@@ -182,6 +182,11 @@ def _check_scale(scale: float) -> None:
         raise ValueError(f"scale is {scale}; pass a positive finite number")
 
 
+def _divide(x: npt.ArrayLike, scale: float) -> Array:
+    with np.errstate(over="ignore"):  # infinite is as far outside the support as it gets
+        return np.asarray(np.asarray(x, dtype=np.float64) / scale)
+
+
 def _unit_edges(beta: float) -> tuple[float, float]:
     """1 ∓ √β. The lower one as a quotient, which does not cancel as β nears 1."""
     root = math.sqrt(beta)
@@ -199,7 +204,7 @@ def _singular_pdf(y: Array, beta: float) -> Array:
 
 def _angle(above_low: Array, below_high: Array) -> Array:
     """θ of a point from its distances to the two edges, which keeps the relative accuracy near either."""
-    return 2.0 * np.arctan2(np.sqrt(np.maximum(above_low, 0.0)), np.sqrt(np.maximum(below_high, 0.0)))
+    return 2.0 * np.arctan2(np.sqrt(above_low), np.sqrt(below_high))
 
 
 def _unit_singular(theta: Array, beta: float) -> Array:
