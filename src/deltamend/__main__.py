@@ -1,0 +1,5 @@
+"""`python -m deltamend`."""
+
+from deltamend.cli import main
+
+main()
