@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+
+from deltamend.threads import one_thread_each
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -79,6 +81,13 @@ def gpt2(dtype: torch.dtype = torch.float32) -> GPT2LMHeadModel:
     torch.manual_seed(0)
     config = GPT2Config(n_embd=48, n_layer=2, n_head=4, vocab_size=120, n_positions=32)
     return GPT2LMHeadModel(config).to(dtype)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """One BLAS thread: on small matrices more of them only get in each other's way, ten times over on a busy machine."""
+    with one_thread_each():
+        yield
 
 
 @pytest.fixture(scope="session")
