@@ -429,7 +429,7 @@ def test_the_torch_route_agrees() -> None:
         found = filter_delta(delta, DG_HARD, _route="torch-eigh")
         assert (found.route, found.rank) == ("torch-eigh", 3)
         assert_matches_svd(found, delta)
-    assert [route.name for route in filter_module._routes("cuda")] == ["torch-eigh", "svd-float64"]
+    assert [route.name for route in filter_module._routes((3, 4), "cuda")] == ["torch-eigh", "svd-float64"]
     with pytest.raises(FilterError, match="row 0, column 0"):
         filter_delta(np.full((3, 4), np.nan), DG_HARD, _route="torch-eigh")
 

@@ -57,7 +57,7 @@ _ARGUMENTS = {
     "geqrf": 8,
     "orgqr": 9,
     "larft": 9,
-    "lacpy": 7,
+    "sysv": 11,
 }
 _BLAS = ("gemm", "syrk", "symm", "syr2k", "trmm")
 _ROUTINES = {
@@ -411,3 +411,46 @@ def generate_q(a: FloatArray, tau: FloatArray, work: FloatArray) -> None:
     pa, lda = _matrix(a, writes=True)
     pt, pw = _vector(tau, k), _vector(work, k, writes=True)
     _call_lapack(prefix, "orgqr", p, k, k, _at(pa), lda, _at(pt), _at(pw), min(work.size, _INT_LIMIT))
+
+
+def larft(v: FloatArray, tau: FloatArray) -> FloatArray:
+    """The T of a product of reflectors, I − V·T·Vᵀ.
+
+    Args:
+        v: (p, k), column-major, unit lower trapezoidal, float32 or float64.
+        tau: reflector scales (k,), same dtype.
+
+    Returns:
+        Upper triangular (k, k), column-major, zero below the diagonal.
+    """
+    prefix = _prefix(v, tau)
+    p, k = v.shape
+    t = np.zeros((k, k), v.dtype, order="F")
+    (pv, ldv), pt = _matrix(v), _vector(tau, k)
+    _call(prefix, "larft", b"F", b"C", p, k, _at(pv), ldv, _at(pt), _at(t.ctypes.data), k)
+    return t
+
+
+def sysv(a: FloatArray, b: FloatArray, work: FloatArray) -> int:
+    """Solve a·x = b for a symmetric indefinite `a` (Bunch–Kaufman), and count its positive eigenvalues.
+
+    Args:
+        a: (k, k), column-major, float32 or float64; its lower triangle is replaced by the factors.
+        b: (k, r), column-major, same dtype, replaced by x.
+        work: at least k entries, 64·k for speed, same dtype.
+
+    Returns:
+        How many eigenvalues of `a` are positive, by Sylvester's law from the blocks of D.
+    """
+    prefix = _prefix(a, b, work)
+    k, columns = b.shape
+    _require(a.shape == (k, k), f"shapes do not fit: {a.shape} by {b.shape}")
+    (pa, lda), (pb, ldb), pw = _matrix(a, writes=True), _matrix(b, writes=True), _vector(work, k, writes=True)
+    pivots = np.zeros(k, np.int32)
+    _call_lapack(
+        *(prefix, "sysv", b"L", k, columns, _at(pa), lda, _at(pivots.ctypes.data), _at(pb), ldb),
+        *(_at(pw), min(work.size, _INT_LIMIT)),
+    )
+    # A 2×2 block of D, marked by negative pivots, is always indefinite.
+    singles = a.diagonal()[pivots > 0]
+    return int(np.count_nonzero(singles > 0.0)) + int(np.count_nonzero(pivots < 0)) // 2
