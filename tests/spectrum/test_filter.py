@@ -135,6 +135,15 @@ def test_signal_over_noise_matches_a_float64_svd_in_one_block_or_many(
     assert relative_difference(in_blocks.dense(delta), found.dense(delta)) < 1e-5
 
 
+def test_a_square_delta_is_read_by_columns() -> None:
+    delta = signal_over_noise((50, 50), 4)
+    found = filter_delta(Cut(delta, 11), DG_HARD)
+    assert found.wide
+    parts = [found.apply(block.values.copy()) for block in Cut(delta, 11)]
+    assert relative_difference(np.concatenate(parts, axis=1), found.dense(delta)) < 1e-6
+    assert_matches_svd(found, delta)
+
+
 @property_test
 @given(shape=shapes, rank=st.integers(0, 40), dtype=st.sampled_from([np.float32, np.float64]))
 def test_exactly_low_rank_deltas_are_kept_and_the_reason_given(

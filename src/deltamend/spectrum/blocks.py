@@ -13,7 +13,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 
 class Block(NamedTuple):
-    """Rows `start:stop` of a tall matrix (m ≥ n), or columns `start:stop` of a wide one (m < n).
+    """Rows `start:stop` of a tall matrix (m > n), or columns `start:stop` of a wide or square one (m ≤ n).
 
     `values` has shape (stop − start, n) or (m, stop − start) and dtype float32 or float64. It may be a reused buffer:
     it holds until the next block is asked for.

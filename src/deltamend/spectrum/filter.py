@@ -4,9 +4,10 @@ DG-Hard (arXiv 2605.20296) keeps Δ* = Σ_{σᵢ > τ} σᵢ uᵢ vᵢᵀ. Only 
 of singular values above τ and the vectors of those are needed, and Δ* = U_k(U_kᵀΔ) is a projection that can be done
 block by block. The route and its safeguards are ours:
 
-1. The Gram matrix on the shorter side in float32, reduced to tridiagonal or band form. Squaring costs accuracy, so the
-   answer counts only if ε₃₂·(σ₁/level)² ≤ 2.5e-3·min(1, p/1024), `level` being the median (or τ, where the rule did not ask for the
-   median), if no singular value lies within 1e-5 of τ, and if the estimated rotation of the kept subspace is small.
+1. The Gram matrix on the shorter side p in float32, reduced to tridiagonal or band form. Squaring costs accuracy, so the
+   answer counts only if ε₃₂·(σ₁/level)² ≤ 2.5e-3·min(1, p/1024), `level` being the median (or τ, where the rule did not
+   ask for the median), if no singular value lies within 1e-5 of τ, and if the estimated rotation of the kept subspace is
+   small.
 2. Else the same in float64. A singular value within 1e-6 of τ is a tie there, and reported.
 3. Else, or where LAPACK fails or a check of the vectors fails, a float64 SVD that squares nothing.
 4. A median below ε·σ₁ (ε of the delta's dtype) cannot be measured by any algorithm, because the delta itself is only
@@ -35,8 +36,8 @@ Outcome = Literal["zero", "filtered", "all-kept", "none-kept", "no-noise-floor"]
 
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _SINGLE = float(np.finfo(np.float32).eps)
-# Errors of G in units of ε·σ₁², seen from its eigenvectors, are below 8/p (measured for p from 10 to 2048): the first limit
-# keeps the relative error of σ at the level that decides below 1e-5, the second that of Δ* below 1e-5.
+# Errors of G in units of ε·σ₁², seen from its eigenvectors, are below 8/p (measured for p from 10 to 2048): the first
+# limit keeps the relative error of σ at the level that decides below 1e-5, the second that of Δ* below 1e-5.
 _SQUARING_LIMIT, _FULL_SQUARING_LIMIT_FROM = 2.5e-3, 1024
 _GRAM_ERROR, _ROTATION_LIMIT = 12.0, 3e-6
 _NEAR_TAU_SINGLE, _NEAR_TAU_DOUBLE = 1e-5, 1e-6
@@ -56,10 +57,10 @@ class SpectralFilter:
         outcome: "zero": Δ is exactly 0. "filtered": a part of Δ is kept. "all-kept": every singular value that is not
             zero to rounding is above τ, so Δ* = Δ. "none-kept": Δ ≠ 0 and nothing is above τ, so Δ* = 0.
             "no-noise-floor": the median is too small to be measured, Δ* = Δ.
-        rank: number of singular values kept.
+        rank: number of singular values kept; min(m, n) where Δ is kept whole.
         threshold: τ; 0 where no threshold was found.
         noise: standard deviation of one entry of the noise, or None.
-        median: median singular value if the rule asked for it, else None.
+        median: median singular value, None if the rule did not ask for it.
         largest: σ₁.
         singular_values: the kept ones, float64 (rank,), descending; empty for outcomes without a basis.
         gains: η(σ)/σ, float64 (rank,); ones for hard thresholding.
@@ -89,7 +90,7 @@ class SpectralFilter:
 
     @property
     def wide(self) -> bool:
-        """Whether blocks are columns (m < n) and the basis holds left vectors; for m = n too."""
+        """Whether blocks are columns (m ≤ n) and the basis holds left vectors; else rows, and right vectors."""
         return self.shape[0] <= self.shape[1]
 
     def apply(self, block: FloatArray, out: FloatArray | None = None) -> FloatArray:
