@@ -231,7 +231,7 @@ WORK = np.zeros(1000)
         lambda: lapack.syrk(F8, np.zeros((4, 4), order="C")[::-1]),
         lambda: lapack.symm(F8, np.zeros((3, 2), order="F"), np.zeros((3, 2), order="F")),
         lambda: lapack.syr2k(F8, F8, np.zeros((5, 5), order="F"), alpha=1.0),
-        lambda: lapack.trmm(F8, np.zeros((4, 3), order="F"), transpose=False),
+        lambda: lapack.trmm(F8, np.zeros((4, 3), order="F")),
         lambda: lapack.sytrd(F8[:, :3], WORK),
         lambda: lapack.sytrd(F8.copy(order="F"), np.zeros(3)),
         lambda: lapack.ormtr(F8, np.zeros(2), F8, WORK),

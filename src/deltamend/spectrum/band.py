@@ -28,7 +28,7 @@ from deltamend.spectrum.eigen import Gram, Tridiagonal, UnsureError, Workspace, 
 from deltamend.spectrum.lapack import LapackError
 
 WIDTH = 64
-_LEADING_SIZES = (512, 768, 1152, 1536)  # of the leading submatrix
+_LEADING_SIZES = (640, 1024, 1536)  # of the leading submatrix
 _LEADING_SHARE = 0.4  # of it, how many vectors may be asked for
 _SEARCH_STEPS = 12
 _NEAR = 2.0  # eigenvalues between the shift and the median that inverse iteration is trusted with
@@ -66,7 +66,7 @@ def reduce_to_band(square: FloatArray, workspace: Workspace) -> _Reflectors:
         t = lapack.larft(v, tau)
         # QᵀAQ = A − V·Zᵀ − Z·Vᵀ with Y = A·V·T and Z = Y − ½·V·(Tᵀ·Vᵀ·Y).
         lapack.symm(rest, v, y)
-        lapack.trmm(t, y, transpose=False)
+        lapack.trmm(t, y)
         middle = np.empty((WIDTH, WIDTH), dtype, order="F")
         lapack.gemm(v.T, y, middle)
         lapack.gemm(v, np.asfortranarray(t.T @ middle), y, alpha=-0.5, beta=1.0)

@@ -8,8 +8,9 @@ eigenvalues are σ²; the last resort takes an SVD of the triangular factor of �
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -119,14 +120,11 @@ def gram(blocks: Blocks, dtype: npt.DTypeLike, workspace: Workspace) -> Gram:
     return Gram(square, float(np.sum(square.diagonal(), dtype=np.float64)))
 
 
-def _in_dtype(values: FloatArray, dtype: npt.DTypeLike, workspace: Workspace) -> list[FloatArray] | Any:
+def _in_dtype(values: FloatArray, dtype: npt.DTypeLike, workspace: Workspace) -> Iterator[FloatArray]:
     """`values` (p, length) as it is where SYRK can take it, else converted piece by piece into one small buffer."""
     if values.dtype == dtype and (lapack.column_major(values) or lapack.column_major(values.T)):
-        return [values]
-    return _converted(values, dtype, workspace)
-
-
-def _converted(values: FloatArray, dtype: npt.DTypeLike, workspace: Workspace) -> Any:
+        yield values
+        return
     p, length = values.shape
     step = max(1, min(length, _CHUNK_ENTRIES // p))
     row_major = values.strides[0] > values.strides[1]

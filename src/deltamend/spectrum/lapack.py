@@ -181,21 +181,19 @@ def syrk(a: FloatArray, c: FloatArray, *, beta: float = 0.0) -> None:
     _call(prefix, "syrk", b"L", b"N" if plain else b"T", p, k, 1.0, _at(pa), lda, float(beta), _at(pc), ldc)
 
 
-def symm(a: FloatArray, b: FloatArray, c: FloatArray, *, upper: bool = False) -> None:
-    """Compute c ← a·b for a symmetric `a` of which only one triangle is read.
+def symm(a: FloatArray, b: FloatArray, c: FloatArray) -> None:
+    """Compute c ← a·b for a symmetric `a` of which only the lower triangle is read.
 
     Args:
         a: (p, p), column-major, float32 or float64.
         b: (p, k), column-major, same dtype.
         c: (p, k), column-major, same dtype, written.
-        upper: read the upper triangle and not the lower.
     """
     prefix = _prefix(a, b, c)
     p, k = b.shape
     _require(a.shape == (p, p) and c.shape == (p, k), f"shapes do not fit: {a.shape} by {b.shape} into {c.shape}")
     (pa, lda), (pb, ldb), (pc, ldc) = _matrix(a), _matrix(b), _matrix(c, writes=True)
-    uplo = b"U" if upper else b"L"
-    _call(prefix, "symm", b"L", uplo, p, k, 1.0, _at(pa), lda, _at(pb), ldb, 0.0, _at(pc), ldc)
+    _call(prefix, "symm", b"L", b"L", p, k, 1.0, _at(pa), lda, _at(pb), ldb, 0.0, _at(pc), ldc)
 
 
 def syr2k(a: FloatArray, b: FloatArray, c: FloatArray, *, alpha: float) -> None:
@@ -214,20 +212,18 @@ def syr2k(a: FloatArray, b: FloatArray, c: FloatArray, *, alpha: float) -> None:
     _call(prefix, "syr2k", b"L", b"N", p, k, float(alpha), _at(pa), lda, _at(pb), ldb, 1.0, _at(pc), ldc)
 
 
-def trmm(t: FloatArray, b: FloatArray, *, transpose: bool) -> None:
-    """Compute b ← b·t, or b·tᵀ, for an upper triangular t.
+def trmm(t: FloatArray, b: FloatArray) -> None:
+    """Compute b ← b·t for an upper triangular t.
 
     Args:
         t: (k, k), column-major, float32 or float64.
         b: (p, k), column-major, same dtype, written.
-        transpose: multiply by tᵀ.
     """
     prefix = _prefix(t, b)
     p, k = b.shape
     _require(t.shape == (k, k), f"shapes do not fit: {b.shape} by {t.shape}")
     (pt, ldt), (pb, ldb) = _matrix(t), _matrix(b, writes=True)
-    trans = b"T" if transpose else b"N"
-    _call(prefix, "trmm", b"R", b"U", trans, b"N", p, k, 1.0, _at(pt), ldt, _at(pb), ldb)
+    _call(prefix, "trmm", b"R", b"U", b"N", b"N", p, k, 1.0, _at(pt), ldt, _at(pb), ldb)
 
 
 def sytrd(a: FloatArray, work: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
