@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,12 +13,13 @@ import torch
 from deltamend.checkpoint.dtypes import TORCH_DTYPES
 from deltamend.checkpoint.open import Checkpoint, StoredTensor
 from deltamend.spectrum.blocks import Block, FloatArray
+from deltamend.spectrum.eigen import Workspace
 
 CHUNK_ELEMENTS = 1 << 18
 """Entries handled at a time by elementwise work: 1 MiB in fp32, which stays in a core's second-level cache."""
 
-BLOCK_ELEMENTS = 1 << 26
-"""Entries of a delta held in memory at a time: 256 MiB in fp32. Larger matrices are read in blocks, twice."""
+BLOCK_ELEMENTS = 1 << 24
+"""Entries of a delta held in memory at a time: 64 MiB in fp32. Larger matrices are read in blocks, twice."""
 
 
 class Matrix(Protocol):
@@ -38,10 +40,15 @@ class Matrix(Protocol):
         """Columns start:stop, contiguous, shape (rows, stop − start). May be a buffer that the next call overwrites."""
 
 
+_Part = Callable[[Matrix], torch.Tensor]
+"""Reads the same part of any matrix."""
+
+
 class Buffers:
     """Memory that one thread uses again and again; the first touch of fresh memory costs more than the arithmetic."""
 
     def __init__(self) -> None:
+        self.workspace = Workspace()
         self._held: dict[str, torch.Tensor] = {}
 
     def get(self, use: str, elements: int, dtype: torch.dtype) -> torch.Tensor:
@@ -93,12 +100,12 @@ class StoredMatrix:
 
 
 class MemoryMatrix:
-    """A matrix in memory: a contiguous or strided tensor of shape (rows, columns), on any device."""
+    """A matrix in memory: a contiguous or strided tensor on any device; one that is not a matrix is seen as one column."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.shape = (tensor.shape[0], tensor.shape[1])
+        self._tensor = tensor if tensor.ndim == 2 else tensor.reshape(-1, 1)
+        self.shape = (self._tensor.shape[0], self._tensor.shape[1])
         self.dtype = tensor.dtype
-        self._tensor = tensor
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """See `Matrix.rows`."""
@@ -113,17 +120,26 @@ class DeltaBlocks:
     """Δ = W_ft − W_base over the first `rows` rows, as `spectrum.Blocks`.
 
     Subtracted in fp32, or in fp64 when a side is stored in fp64. A delta of at most `block_elements` entries is read
-    once and held; a larger one is read again at every iteration, in blocks along its longer side. A held block may be
-    overwritten by its reader, once; `Method.apply` only reads.
+    once and held; a larger one is read again at every iteration, in blocks along its longer side, or of whole rows if
+    `whole_rows`. A held block may be overwritten by its reader, once; `Method.apply` only reads.
     """
 
     def __init__(
-        self, base: Matrix, finetuned: Matrix, rows: int, buffers: Buffers, *, block_elements: int = BLOCK_ELEMENTS
+        self,
+        base: Matrix,
+        finetuned: Matrix,
+        rows: int,
+        buffers: Buffers,
+        *,
+        whole_rows: bool = False,
+        block_elements: int = BLOCK_ELEMENTS,
     ) -> None:
         self.shape = (rows, base.shape[1])
         self.dtype = torch.float64 if torch.float64 in (base.dtype, finetuned.dtype) else torch.float32
         self._base, self._finetuned, self._buffers = base, finetuned, buffers
-        self._width = max(1, block_elements // min(self.shape))
+        self._by_rows = whole_rows or rows > base.shape[1]
+        self._length, across = self.shape if self._by_rows else self.shape[::-1]
+        self._width = max(1, block_elements // across)
         self._held: FloatArray | None = None
 
     def is_zero(self) -> bool:
@@ -134,39 +150,56 @@ class DeltaBlocks:
         return all(same_bytes(ours.rows(*span), theirs.rows(*span)) for span in row_chunks(self.shape))
 
     def __iter__(self) -> Iterator[Block]:
-        longer = max(self.shape)
         if self._held is not None:
-            yield Block(0, longer, self._held)
+            yield Block(0, self._length, self._held)
             return
-        for start in range(0, longer, self._width):
-            stop = min(longer, start + self._width)
-            values = self._difference(start, stop)
-            if stop - start == longer:
+        for start in range(0, self._length, self._width):
+            stop = min(self._length, start + self._width)
+            values = self._block(start, stop, "delta", self._subtract)
+            if stop - start == self._length:
                 self._held = values
             yield Block(start, stop, values)
 
-    def _difference(self, start: int, stop: int) -> FloatArray:
+    def base_block(self, start: int, stop: int) -> FloatArray:
+        """W_base where `Block(start, stop, …)` is of Δ, in the dtype of Δ; a buffer that the next call overwrites."""
+        return self._block(start, stop, "base-block", self._copy_base)
+
+    def _block(self, start: int, stop: int, use: str, fill: Callable[[_Part, torch.Tensor], None]) -> FloatArray:
+        """One block, filled a few rows at a time where its rows are whole."""
         rows, columns = self.shape
-        if rows > columns:
-            out = self._buffers.get("delta", (stop - start) * columns, self.dtype).view(stop - start, columns)
-            for first, last in row_chunks((stop - start, columns)):
-                self._subtract(
-                    self._base.rows(start + first, start + last),
-                    self._finetuned.rows(start + first, start + last),
-                    out[first:last],
-                )
-        elif stop - start == columns:
-            out = self._buffers.get("delta", rows * columns, self.dtype).view(rows, columns)
-            for first, last in row_chunks(self.shape):
-                self._subtract(self._base.rows(first, last), self._finetuned.rows(first, last), out[first:last])
+        if self._by_rows or stop - start == columns:
+            first_row, height = (start, stop - start) if self._by_rows else (0, rows)
+            out = self._buffers.get(use, height * columns, self.dtype).view(height, columns)
+            for first, last in row_chunks((height, columns)):
+                span = (first_row + first, first_row + last)
+                fill(lambda matrix, span=span: matrix.rows(*span), out[first:last])  # type: ignore[misc]
         else:
-            out = self._buffers.get("delta", rows * (stop - start), self.dtype).view(rows, stop - start)
-            self._subtract(self._base.columns(start, stop), self._finetuned.columns(start, stop), out)
+            out = self._buffers.get(use, rows * (stop - start), self.dtype).view(rows, stop - start)
+            fill(lambda matrix: matrix.columns(start, stop)[:rows], out)
         array: FloatArray = out.numpy()
         return array
 
-    def _subtract(self, base: torch.Tensor, finetuned: torch.Tensor, out: torch.Tensor) -> None:
-        torch.sub(finetuned.to(self.dtype), base[: finetuned.shape[0]].to(self.dtype), out=out)
+    def _subtract(self, part: _Part, out: torch.Tensor) -> None:
+        torch.sub(part(self._finetuned).to(self.dtype), part(self._base).to(self.dtype), out=out)
+
+    def _copy_base(self, part: _Part, out: torch.Tensor) -> None:
+        out.copy_(part(self._base))
+
+
+@dataclass(frozen=True)
+class BaseBlocks:
+    """The base weights of a delta, as `methods.Weights`."""
+
+    delta: DeltaBlocks
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """That of the delta."""
+        return self.delta.shape
+
+    def read(self, start: int, stop: int) -> FloatArray:
+        """See `Weights.read`."""
+        return self.delta.base_block(start, stop)
 
 
 def row_chunks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
