@@ -1,0 +1,71 @@
+"""The one place where the demo meets transformers: imported late, kept quiet, and never allowed to reach for a hub."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deltamend.errors import DeltamendError
+
+
+def transformers_module() -> Any:
+    """The transformers module, imported on first use because it costs seconds and is an optional extra.
+
+    Raises:
+        DeltamendError: transformers is not installed.
+    """
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise DeltamendError(
+            f"the demo loads models with transformers ({error}): pip install 'deltamend[hf]'"
+        ) from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' own log lines and progress bars, which would tear the demo's; restore them afterwards."""
+    logging = transformers_module().logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_model(folder: Path) -> Any:
+    """The causal language model in `folder`, in fp32 and in evaluation mode."""
+    import torch
+
+    model = transformers_module().AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    )
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder`, with its chat template."""
+    return transformers_module().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def chat_prompt(tokenizer: Any, question: str) -> list[int]:
+    """Token ids of one user message up to where the assistant's answer begins, by the model's own chat template.
+
+    The system message is empty: SmolLM2's template would otherwise add a default one, which doubles the length of a
+    short prompt, and with it the time of everything the demo does.
+    """
+    messages = [{"role": "system", "content": ""}, {"role": "user", "content": question}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def plain_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of `text` with nothing added."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

