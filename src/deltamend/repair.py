@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -17,9 +16,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+import xxhash
 
 from deltamend.checkpoint.dtypes import CONFIG_NAMES, TORCH_DTYPES
-from deltamend.checkpoint.hashing import hash_file, sha256_of
+from deltamend.checkpoint.hashing import hash_alike, hash_file, tensor_hash
+from deltamend.checkpoint.layout import ShardLayout
 from deltamend.checkpoint.manifest import (
     FileRecord,
     InputRecord,
@@ -157,7 +158,7 @@ def run_plan(
             with _Run(plan, work, device, count, progress) as run:
                 inputs = run.hash_inputs()
                 tensors = run.repair_tensors()
-                shards = run.hash_shards()
+                shards = run.hash_shards(tensors, inputs[1])
             manifest = Manifest(
                 deltamend=version("deltamend"),
                 plan_sha256=plan.sha256,
@@ -219,11 +220,13 @@ class _Run:
 
     def hash_inputs(self) -> tuple[InputRecord, InputRecord]:
         """Hash the weight files of both sides as they are now; `check_unchanged` sees to it that they stay so."""
-        base, finetuned = (_input_files(checkpoint) for checkpoint in (self._plan.base, self._plan.finetuned))
-        records = self._map(_hash, [*base, *finetuned])
+        base, finetuned = _weight_files(self._plan.base), _weight_files(self._plan.finetuned)
+        names = sorted(base.keys() | finetuned.keys())
+        hashed = self._map(lambda name: _hash_sides(base.get(name), finetuned.get(name), name), names)
+        sides = [tuple(record for pair in hashed if (record := pair[side]) is not None) for side in (0, 1)]
         return (
-            InputRecord(name=_folder_name(self._plan.base), files=tuple(records[: len(base)])),
-            InputRecord(name=_folder_name(self._plan.finetuned), files=tuple(records[len(base) :])),
+            InputRecord(name=_folder_name(self._plan.base), files=sides[0]),
+            InputRecord(name=_folder_name(self._plan.finetuned), files=sides[1]),
         )
 
     def repair_tensors(self) -> tuple[TensorRecord, ...]:
@@ -233,9 +236,17 @@ class _Run:
         by_name = {record.name: record for record in records}
         return tuple(by_name[tensor.name] for shard in self._plan.layout.shards for tensor in shard.tensors)
 
-    def hash_shards(self) -> list[FileRecord]:
-        """Hash the finished weight files."""
-        return self._map(_hash, [(self._work.staged / shard.file, shard.file) for shard in self._plan.layout.shards])
+    def hash_shards(self, tensors: Sequence[TensorRecord], finetuned: InputRecord) -> list[FileRecord]:
+        """Hash the finished weight files; one that was copied tensor by tensor has the hash of its original."""
+        changed = {record.file for record in tensors if record.outcome in {"filtered", "reverted"}}
+        known = {file.name: file for file in finetuned.files}
+
+        def hash_one(shard: ShardLayout) -> FileRecord:
+            original = self._plan.finetuned.headers.get(shard.file)
+            copied = original is not None and original.text == shard.header and shard.file not in changed
+            return known[shard.file] if copied else hash_file(self._work.staged / shard.file, shard.file)
+
+        return self._map(hash_one, self._plan.layout.shards)
 
     def _map(self, function: Callable[[_Task], _Result], tasks: Sequence[_Task]) -> list[_Result]:
         """Results in the order of the tasks; the first failure stops the rest."""
@@ -262,10 +273,10 @@ class _Run:
         target = self._targets[pair.name]
         writer = self._writers[target.file]
         record = self._work.finished.get(pair.name)
-        if record is None or record.sha256 != sha256_of(writer.read(target)):
+        if record is None or record.xxh3 != tensor_hash(writer.read(target)):
             sink = _FileSink(writer, target, self._stopped)
             done = self._apply(pair, sink)
-            record = _tensor_record(pair, target, done, sink.sha256(), time.perf_counter() - started)
+            record = _tensor_record(pair, target, done, sink.xxh3(), time.perf_counter() - started)
             self._work.record(record)
         self._report(pair)
         return record
@@ -298,7 +309,7 @@ class _FileSink:
         self.dtype = TORCH_DTYPES[tensor.dtype]
         self._writer, self._tensor, self._stopped = writer, tensor, stopped
         self._columns = StoredMatrix.view_shape(tensor)[1]
-        self._hash = hashlib.sha256()
+        self._hash = xxhash.xxh3_128()
         self._in_order = True
 
     def write_rows(self, start: int, values: torch.Tensor) -> None:
@@ -317,9 +328,9 @@ class _FileSink:
         for row, part in enumerate(values):
             self._writer.write(self._tensor, (row * self._columns + start) * self.dtype.itemsize, bytes_of(part))
 
-    def sha256(self) -> str:
-        """Hash of the tensor's bytes; read back where they were not written in order."""
-        return self._hash.hexdigest() if self._in_order else sha256_of(self._writer.read(self._tensor))
+    def xxh3(self) -> str:
+        """XXH3-128 of the tensor's bytes; read back where they were not written in order."""
+        return self._hash.hexdigest() if self._in_order else tensor_hash(self._writer.read(self._tensor))
 
 
 def _cost(pair: TensorPair) -> float:
@@ -328,7 +339,7 @@ def _cost(pair: TensorPair) -> float:
 
 
 def _tensor_record(
-    pair: TensorPair, target: StoredTensor, done: MatrixRepair, sha256: str, seconds: float
+    pair: TensorPair, target: StoredTensor, done: MatrixRepair, xxh3: str, seconds: float
 ) -> TensorRecord:
     reason = "; ".join(text for text in (pair.reason, done.reason) if text)
     return TensorRecord(
@@ -342,7 +353,7 @@ def _tensor_record(
         base_dtype=None if pair.base is None else pair.base.dtype,
         action=pair.action,
         rows=pair.rows if pair.action == "filter" else 0,
-        sha256=sha256,
+        xxh3=xxh3,
         seconds=seconds,
     )
 
@@ -383,17 +394,21 @@ def _published_manifest(plan: RepairPlan) -> Manifest | None:
         return None
     if manifest.plan_sha256 != plan.sha256:
         return None
-    stated = [*manifest.base.files, *manifest.finetuned.files]
-    found = [hash_file(*file) for file in [*_input_files(plan.base), *_input_files(plan.finetuned)]]
-    return manifest if stated == found else None
+    found = [
+        [hash_file(path, name) for name, path in _weight_files(side).items()] for side in (plan.base, plan.finetuned)
+    ]
+    return manifest if [list(manifest.base.files), list(manifest.finetuned.files)] == found else None
 
 
-def _input_files(checkpoint: Checkpoint) -> list[tuple[Path, str]]:
-    return [(checkpoint.folder / file, file) for file in checkpoint.headers]
+def _weight_files(checkpoint: Checkpoint) -> dict[str, Path]:
+    return {file: checkpoint.folder / file for file in sorted(checkpoint.headers)}
 
 
-def _hash(file: tuple[Path, str]) -> FileRecord:
-    return hash_file(*file)
+def _hash_sides(base: Path | None, finetuned: Path | None, name: str) -> tuple[FileRecord | None, FileRecord | None]:
+    """Hash the files of one name; None on a side that has none."""
+    if base is not None and finetuned is not None:
+        return hash_alike(base, finetuned, name)
+    return (hash_file(base, name) if base else None, hash_file(finetuned, name) if finetuned else None)
 
 
 def _folder_name(checkpoint: Checkpoint) -> str:

@@ -67,7 +67,7 @@ class TensorRecord(MatrixRepair):
     rows: int = Field(
         description="Rows (entries of the first axis) that were repaired; the rest is kept as fine-tuned.", ge=0
     )
-    sha256: str = Field(description="Of the tensor's bytes in the output.")
+    xxh3: str = Field(description="XXH3-128 of the tensor's bytes in the output.")
     seconds: float = Field(description="Wall-clock seconds spent on this tensor; differs from run to run.")
 
 

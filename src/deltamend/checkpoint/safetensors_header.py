@@ -38,8 +38,13 @@ class Header:
 
     entries: tuple[HeaderEntry, ...]
     metadata: dict[str, str]
-    size: int
-    """Bytes of the length field and the header together: where the data begins."""
+    text: bytes
+    """The length field and the header, as they are in the file."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the length field and the header together: where the data begins."""
+        return len(self.text)
 
 
 def read_header(path: Path) -> Header:
@@ -51,7 +56,8 @@ def read_header(path: Path) -> Header:
     try:
         with path.open("rb") as file:
             total = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(_exactly(file.read(8), 8, path), "little")
+            prefix = _exactly(file.read(8), 8, path)
+            length = int.from_bytes(prefix, "little")
             if length > min(MAX_HEADER_BYTES, total - 8):
                 raise CheckpointError(
                     f"{path}: truncated or not a safetensors file (its header claims {length} bytes, the file has {total}); download it again"
@@ -61,7 +67,7 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(
             f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
         ) from error
-    return _check(_parse(raw, path), total, 8 + length, path)
+    return _check(_parse(raw, path), total, prefix + raw, path)
 
 
 def encode_header(
@@ -113,7 +119,8 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     return table
 
 
-def _check(table: dict[str, Any], total: int, data_start: int, path: Path) -> Header:
+def _check(table: dict[str, Any], total: int, text: bytes, path: Path) -> Header:
+    data_start = len(text)
     metadata = table.pop("__metadata__", {})
     if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
         raise CheckpointError(f"{path}: corrupt header (metadata must map text to text); download it again")
@@ -132,7 +139,7 @@ def _check(table: dict[str, Any], total: int, data_start: int, path: Path) -> He
         raise CheckpointError(
             f"{path}: truncated or corrupt (its header describes {position} bytes, the file has {total}); download it again"
         )
-    return Header(tuple(entries), metadata, data_start)
+    return Header(tuple(entries), metadata, text)
 
 
 def _entry(name: str, value: Any, data_start: int, path: Path) -> HeaderEntry:

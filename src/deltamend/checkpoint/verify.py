@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from deltamend.checkpoint.hashing import hash_file, sha256_of
+from deltamend.checkpoint.hashing import hash_file, tensor_hash
 from deltamend.checkpoint.manifest import Manifest, decode_manifest
 from deltamend.checkpoint.open import Checkpoint, StoredTensor, open_checkpoint
 from deltamend.checkpoint.sidecars import MANIFEST_FILE
@@ -65,7 +65,7 @@ def _changed_tensors(folder: Path, manifest: Manifest) -> list[str]:
                     faults.append(f"tensor {record.name!r}: missing")
                 elif (tensor.shape, tensor.dtype) != (record.shape, record.dtype):
                     faults.append(f"tensor {record.name!r}: other shape or dtype")
-                elif sha256_of(_pieces(checkpoint, tensor)) != record.sha256:
+                elif tensor_hash(_pieces(checkpoint, tensor)) != record.xxh3:
                     faults.append(f"tensor {record.name!r}: changed")
             return faults
     except CheckpointError as error:
