@@ -8,6 +8,7 @@ import traceback
 
 import typer
 
+from deltamend.cli.demo import demo
 from deltamend.cli.methods import methods
 from deltamend.cli.repair import repair
 from deltamend.cli.verify import verify
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command()(repair)
 app.command()(verify)
 app.command()(methods)
+app.command()(demo)
 
 
 def main() -> None:
