@@ -11,7 +11,12 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from deltamend.cli.demo import demo
+from deltamend.demo.hf import load, quiet_transformers
+from deltamend.demo.measure import Exam, measure
 from deltamend.demo.present import PAGE_FILE, RECORD_FILE
+from deltamend.demo.probes import load_probes
+from deltamend.demo.settings import QUICK
+from deltamend.demo.task import sums
 
 pytestmark = pytest.mark.slow
 
@@ -70,3 +75,17 @@ def test_dg_hard_filtered_matrices_and_says_so(run: tuple[Path, Path, str]) -> N
 def test_no_half_made_folder_is_left(run: tuple[Path, Path, str]) -> None:
     cache, out, _ = run
     assert not [path for folder in (cache, out) for path in folder.iterdir() if path.name.endswith(".part")]
+
+
+def test_a_model_measured_alone_gives_the_numbers_of_the_record(run: tuple[Path, Path, str]) -> None:
+    # The demo measures two models at a time, and loading two at a time once gave random weights.
+    cache, out, _ = run
+    with quiet_transformers():
+        base = load(next(cache.glob("base-toy-*")))
+    _, held_out = sums(*QUICK.operands, held_out=QUICK.held_out, seed=0)
+    exam = Exam(tuple(held_out), load_probes(), QUICK.reply_tokens)
+    alone = measure(base, exam, lambda _items: None)
+    recorded = json.loads((out / RECORD_FILE).read_text())["models"]["Base"]["estimates"]
+    assert {name: estimate.value for name, estimate in alone.estimates.items()} == pytest.approx(
+        {name: estimate["value"] for name, estimate in recorded.items()}, abs=1e-3
+    )

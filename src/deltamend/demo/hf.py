@@ -6,9 +6,16 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from deltamend.errors import DeltamendError
+
+
+class LoadedModel(NamedTuple):
+    """A model in memory and its tokenizer; transformers gives neither a useful static type."""
+
+    model: Any
+    tokenizer: Any
 
 
 def transformers_module() -> Any:
@@ -40,19 +47,13 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_model(folder: Path) -> Any:
-    """The causal language model in `folder`, in fp32 and in evaluation mode."""
+def load(folder: Path) -> LoadedModel:
+    """The causal language model in `folder`, in fp32 and in evaluation mode, with its tokenizer. Not thread-safe."""
     import torch
 
-    model = transformers_module().AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True
-    )
-    return model.eval()
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in `folder`, with its chat template."""
-    return transformers_module().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    transformers = transformers_module()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return LoadedModel(model.eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True))
 
 
 def chat_prompt(tokenizer: Any, question: str) -> list[int]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from deltamend.demo.ask import choose, log_likelihoods, replies
-from deltamend.demo.hf import chat_prompt, load_model, load_tokenizer, plain_tokens
+from deltamend.demo.hf import LoadedModel, chat_prompt, plain_tokens
 from deltamend.demo.probes import Choice, Probes, answered_in_words, mean_interval, wilson_interval
 from deltamend.demo.task import Problem, is_exact
 
@@ -55,18 +54,16 @@ class Measured:
     chat_replies: tuple[str, ...]
 
 
-def measure(folder: Path, exam: Exam, advance: Callable[[int], None]) -> Measured:
-    """Load the checkpoint in `folder` and put it through the exam; `advance` counts `exam_length(exam)` items."""
-    return _measure(load_model(folder), load_tokenizer(folder), exam, advance)
-
-
 def exam_length(exam: Exam) -> int:
     """How many items `measure` reports through its `advance`."""
     probes = exam.probes
     return len(exam.problems) + len(probes.chat) + len(probes.prose) + len(probes.knowledge) + len(probes.completion)
 
 
-def _measure(model: Any, tokenizer: Any, exam: Exam, advance: Callable[[int], None]) -> Measured:
+def measure(loaded: LoadedModel, exam: Exam, advance: Callable[[int], None]) -> Measured:
+    """Put a model through the exam; `advance` counts `exam_length(exam)` items."""
+    model, tokenizer = loaded
+
     def ask(question: str) -> list[int]:
         return chat_prompt(tokenizer, question)
 

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from deltamend.checkpoint.sidecars import MANIFEST_FILE
 from deltamend.demo.base import smollm2_base
 from deltamend.demo.cache import fingerprint, publish
-from deltamend.demo.hf import load_model, load_tokenizer, quiet_transformers
+from deltamend.demo.hf import LoadedModel, load, quiet_transformers
 from deltamend.demo.measure import Exam, Measured, exam_length, measure
 from deltamend.demo.probes import Probes, load_probes
 from deltamend.demo.settings import REPAIRS, DemoSettings, RepairChoice
@@ -129,7 +129,7 @@ def _finetuned(
     with steps.step("Damage it: fine-tune on sums", recipe.steps) as advance:
         if fresh or not folder.exists():
             with publish(folder) as part:
-                model, tokenizer = load_model(base), load_tokenizer(base)
+                model, tokenizer = load(base)
                 examples = [
                     chat_example(tokenizer, p.question, p.answer) for p in problems[: recipe.steps * recipe.batch]
                 ]
@@ -163,15 +163,23 @@ def _repaired(choice: RepairChoice, base: Path, finetuned: Path, out: Path, step
 
 
 def _measured(models: dict[str, Path], exam: Exam, steps: Steps) -> list[Measured]:
-    """Measure two models at a time, with one thread each: faster than one after the other, and calm on a busy machine."""
+    """Measure two models at a time, with one thread each: faster than one after the other, and calm on a busy machine.
 
-    def one(name: str, folder: Path) -> Measured:
+    Models are loaded on this thread, and never while another is being measured: from_pretrained switches off and on again
+    what the whole process uses to initialise weights, and a second one at the same time can come out random.
+    """
+
+    def one(name: str, loaded: LoadedModel) -> Measured:
         torch.set_num_threads(1)  # this thread's own setting
         with steps.step(f"Measure: {name}", exam_length(exam)) as advance:
-            return measure(folder, exam, advance)
+            return measure(loaded, exam, advance)
 
+    measured: list[Measured] = []
+    names = list(models)
     with one_thread_each(), ThreadPoolExecutor(2) as pool:
-        return list(pool.map(one, models.keys(), models.values()))
+        for pair in (names[start : start + 2] for start in range(0, len(names), 2)):
+            measured += pool.map(one, pair, [load(models[name]) for name in pair])
+    return measured
 
 
 def _progress(console: Console) -> Progress:
