@@ -1,8 +1,8 @@
 """Does `deltamend.json` agree with a plain float64 SVD: rank, threshold, norm, and Δ* before the cast.
 
-    python benchmarks/agreement.py BASE FINETUNED OUT [--every N]
+    python benchmarks/agreement.py BASE FINETUNED [--every N]
 
-OUT is what `deltamend repair BASE FINETUNED OUT` wrote with dg-hard. The reference shares no code with deltamend: it
+The pair goes through `deltamend repair` with dg-hard. The reference shares no code with deltamend: it
 reads with safetensors, and takes ω(β) from tests/reference.py. Exits 1 when a matrix disagrees.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,10 @@ from safetensors import safe_open
 
 from deltamend.spectrum.filter import filter_delta
 from deltamend.spectrum.thresholds import GavishDonoho
+from measure import DELTAMEND, machine, run
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests are no package of the installed project
+
 from tests.reference import Array, threshold_factor
 
 TOLERANCE = 1e-5
@@ -29,10 +34,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("base", type=Path)
     parser.add_argument("finetuned", type=Path)
-    parser.add_argument("out", type=Path)
     parser.add_argument("--every", type=int, default=10, help="compare every N-th matrix")
     arguments = parser.parse_args()
-    manifest = json.loads((arguments.out / "deltamend.json").read_text())
+    with tempfile.TemporaryDirectory(prefix="deltamend-bench-", dir=arguments.finetuned.parent) as scratch:
+        run((*DELTAMEND, "repair", "--quiet", arguments.base, arguments.finetuned, f"{scratch}/out"))
+        manifest = json.loads((Path(scratch) / "out" / "deltamend.json").read_text())
+    print(f"{machine()}\n")
     filtered = [
         tensor for tensor in manifest["tensors"] if tensor["action"] == "filter" and tensor["outcome"] != "zero"
     ]

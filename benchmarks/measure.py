@@ -61,7 +61,7 @@ def alternate(commands: dict[str, Sequence[str | Path]], outs: Sequence[Path], r
 
 def median(usages: Sequence[Usage], field: str) -> float:
     """Median of one figure of several runs."""
-    return statistics.median(getattr(usage, field) for usage in usages)
+    return float(statistics.median(getattr(usage, field) for usage in usages))
 
 
 def machine() -> str:

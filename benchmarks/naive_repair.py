@@ -21,7 +21,8 @@ def filter_matrix(delta: torch.Tensor) -> torch.Tensor:
     left, values, right = torch.linalg.svd(delta, full_matrices=False)
     threshold = median_coefficient(min(delta.shape) / max(delta.shape)) * values.quantile(0.5)
     kept = values > threshold
-    return (left[:, kept] * values[kept]) @ right[kept]
+    filtered: torch.Tensor = (left[:, kept] * values[kept]) @ right[kept]
+    return filtered
 
 
 def load_folder(folder: Path) -> dict[str, torch.Tensor]:

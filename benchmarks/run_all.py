@@ -1,0 +1,91 @@
+"""Every benchmark, one after another, into RESULTS.md; what `make bench` runs. Takes about an hour on two cores.
+
+    python benchmarks/run_all.py [--only NAME …] [--scratch DIR]
+
+The output of each is kept in benchmarks/output/, so that a run that was cut off goes on: remove a file there to have that
+benchmark run again. The real pair is the one `deltamend demo` leaves in its cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from deltamend.demo.cache import default_cache_dir
+
+HERE = Path(__file__).parent
+OUTPUT = HERE / "output"
+NOTES = HERE / "NOTES.md"
+
+TITLES = {
+    "one_matrix": "One matrix, one thread and two",
+    "whole_command": "The whole command on a real pair",
+    "large_pair": "A pair with the shapes of Llama-3.2-3B",
+    "untouched": "The path on which nothing is filtered",
+    "workers": "Workers and BLAS threads",
+    "agreement": "Agreement with a float64 SVD",
+}
+
+
+def commands(scratch: Path | None) -> dict[str, list[str]]:
+    """What each benchmark is run with, after `python benchmarks/`."""
+    pair = real_pair()
+    where = [] if scratch is None else ["--scratch", str(scratch)]
+    return {
+        "one_matrix": ["one_matrix.py", "--pair", *pair],
+        "whole_command": ["whole_command.py", *pair],
+        "large_pair": ["large_pair.py", *where],
+        "untouched": ["untouched.py", *where],
+        "workers": ["workers.py", *pair],
+        "agreement": ["agreement.py", *pair],
+    }
+
+
+def real_pair() -> list[str]:
+    """Folders of the demo's base and fine-tuned model."""
+    cache = default_cache_dir()
+    found = [sorted(cache.glob(f"{kind}-smollm2*")) for kind in ("base", "finetuned")]
+    if not all(found):
+        raise SystemExit(f"{cache}: the demo's models are not there; run `make demo` first")
+    return [str(folders[-1]) for folders in found]
+
+
+def main() -> None:
+    """Run what has no output yet, then write RESULTS.md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", nargs="*", choices=TITLES, default=list(TITLES))
+    parser.add_argument("--scratch", type=Path, default=None, help="where to make the large pairs; removed afterwards")
+    arguments = parser.parse_args()
+    OUTPUT.mkdir(exist_ok=True)
+    for name, command in commands(arguments.scratch).items():
+        kept = OUTPUT / f"{name}.md"
+        if name in arguments.only and not kept.exists():
+            print(f"{name} …", flush=True)
+            done = subprocess.run(
+                [sys.executable, HERE / command[0], *command[1:]], stdout=subprocess.PIPE, text=True, check=True
+            )
+            kept.write_text(done.stdout)
+    write_results(commands(arguments.scratch))
+
+
+def write_results(commands_run: dict[str, list[str]]) -> None:
+    """Put the outputs together, with the notes on what was missed and why."""
+    parts = [
+        "# What was measured\n\nMade by `make bench`; the notes are written by hand in `NOTES.md`.\n",
+        NOTES.read_text(),
+    ]
+    for name, title in TITLES.items():
+        kept = OUTPUT / f"{name}.md"
+        if kept.exists():
+            shown = " ".join(
+                "BASE" if "base-" in word else "FINETUNED" if "finetuned-" in word else word
+                for word in commands_run[name]
+            )
+            parts.append(f"## {title}\n\n    python benchmarks/{shown}\n\n{kept.read_text()}")
+    (HERE / "RESULTS.md").write_text("\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
