@@ -14,6 +14,7 @@ def page(text: str, *, toy: bool = False) -> DemoPage:
     return DemoPage(
         title=text,
         headline=text,
+        damage=text,
         toy=toy,
         models=(text, text),
         verdicts=(Verdict(text, (Meter(text, None, text), Meter(text, 0.5, text)), (text,)),),

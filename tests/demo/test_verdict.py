@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deltamend.demo.measure import CHAT, LIKELIHOOD, TARGET, Estimate, share
-from deltamend.demo.verdict import Estimates, damaged_measures, headline, outcome, sentences
+from deltamend.demo.verdict import Estimates, damaged_measures, headline, outcome, percent, sentences
 
 N = 40
 
@@ -53,6 +53,15 @@ def test_little_healing_at_a_lower_energy_is_not_blamed_on_the_energy() -> None:
     said = " ".join(sentences(outcome("DG-Hard", BASE, FINETUNED, FINETUNED, kept_energy=0.6)))
     assert "healed little" in said
     assert "took most of the update for signal" not in said
+    assert "what it kept carries the damage along with the task" in said
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0, "0%"), (0.0003, "0.1%"), (0.424, "42%"), (0.9796, "98%"), (0.9996, "99.9%"), (1.0, "100%")],
+)
+def test_only_nothing_is_0_percent_and_only_all_is_100(share: float, text: str) -> None:
+    assert percent(share) == text
 
 
 def test_the_headline_names_the_repair_that_worked_and_the_one_that_did_not() -> None:

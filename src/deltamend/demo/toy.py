@@ -35,17 +35,20 @@ CHAT_TEMPLATE = (
 )
 
 
-def toy_base(cache: Path, probes: Probes, *, seed: int, advance: Callable[[], None]) -> Path:
-    """The toy as a bf16 checkpoint in the cache; `advance` is called after each of PRETRAINING.steps steps."""
-    folder = cache / f"base-toy-{fingerprint({**SHAPE, 'recipe': PRETRAINING, 'seed': seed})}"
-    if not folder.exists():
-        with publish(folder) as part:
-            tokenizer = build_tokenizer(probes)
-            model = build_model(tokenizer, seed=seed)
-            train(model, lessons(tokenizer, probes), PRETRAINING, seed=seed, advance=advance)
-            model.bfloat16().save_pretrained(part)
-            tokenizer.save_pretrained(part)
-    return folder
+def toy_folder(cache: Path, probes: Probes, *, seed: int) -> Path:
+    """Where the toy of this seed belongs in the cache; other lessons or another shape are another folder."""
+    made_from = {**SHAPE, "recipe": PRETRAINING, "probes": probes, "replies": toy_lessons(), "seed": seed}
+    return cache / f"base-toy-{fingerprint(made_from)}"
+
+
+def build_toy(folder: Path, probes: Probes, *, seed: int, advance: Callable[[], None]) -> None:
+    """Train the toy and write it to `folder` in bf16; `advance` is called after each of PRETRAINING.steps steps."""
+    with publish(folder) as part:
+        tokenizer = build_tokenizer(probes)
+        model = build_model(tokenizer, seed=seed)
+        train(model, lessons(tokenizer, probes), PRETRAINING, seed=seed, advance=advance)
+        model.bfloat16().save_pretrained(part)
+        tokenizer.save_pretrained(part)
 
 
 def build_tokenizer(probes: Probes) -> Any:

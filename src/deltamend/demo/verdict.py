@@ -67,18 +67,19 @@ def sentences(result: Outcome) -> list[str]:
     if result.healed is None:
         said.append(f"{result.name}: nothing was clearly damaged, so there was nothing to heal.")
     elif result.healed < HEALED_LITTLE:
-        said.append(f"{result.name} healed little: {_percent(result.healed)} of the damage is undone.")
+        said.append(f"{result.name} healed little: {percent(result.healed)} of the damage is undone.")
     else:
-        said.append(f"{result.name} undid {_healed_amount(result.healed)} of the damage ({_percent(result.healed)}).")
+        said.append(f"{result.name} undid {_healed_amount(result.healed)} of the damage ({percent(result.healed)}).")
     if result.kept is not None:
-        said.append(f"It {_kept_words(result.kept)} ({_percent(result.kept)} of the gain is still there).")
+        said.append(f"It {_kept_words(result.kept)} ({percent(result.kept)} of the gain is still there).")
+    kept_energy = f"It kept {percent(result.kept_energy)} of the update's energy"
     if result.kept_energy >= KEPT_ALMOST_ALL:
-        said.append(
-            f"It kept {_percent(result.kept_energy)} of the update's energy: the filter took most of the update for "
-            "signal, so the result is close to the fine-tuned model."
-        )
+        reason = "the filter took most of the update for signal, so the result is close to the fine-tuned model"
+        said.append(f"{kept_energy}: {reason}.")
+    elif (result.healed or 0.0) < HEALED_LITTLE and (result.kept or 0.0) >= KEPT_TASK:
+        said.append(f"{kept_energy}, and what it kept carries the damage along with the task.")
     else:
-        said.append(f"It kept {_percent(result.kept_energy)} of the update's energy.")
+        said.append(f"{kept_energy}.")
     return said
 
 
@@ -113,7 +114,8 @@ def _kept_words(share: float) -> str:
     return "kept part of the task" if share >= 0.5 else "lost most of the task"
 
 
-def _percent(share: float) -> str:
-    """A share as a percentage, without rounding 99.96% up to 100%."""
-    digits = 0 if 0.01 <= share < 0.99 or share in (0.0, 1.0) else 1
-    return f"{math.floor(share * 100 * 10**digits) / 10**digits:.{digits}f}%" if share > 0.5 else f"{share:.{digits}%}"
+def percent(share: float) -> str:
+    """A share as a percentage that says 0% and 100% only when it is: 99.96% does not become 100%."""
+    if 0.0 < share < 0.01 or 0.99 < share < 1.0:
+        return f"{min(99.9, max(0.1, 100 * share)):.1f}%"
+    return f"{share:.0%}"

@@ -79,6 +79,7 @@ class DemoPage:
 
     title: str
     headline: str
+    damage: str
     toy: bool
     models: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
