@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,10 @@ from deltamend.checkpoint.manifest import MatrixRepair
 from deltamend.checkpoint.open import StoredTensor
 from deltamend.checkpoint.pairing import TensorPair, pair_tensors
 from deltamend.delta import Buffers, MemoryMatrix
-from deltamend.matrix_repair import repair_matrix
-from deltamend.methods.method import Method, TensorContext
-from deltamend.methods.registry import get_method
-from deltamend.plan import out_dtype_name
+from deltamend.matrix_repair import Job, Survey, repair_matrix
+from deltamend.methods.method import Method
+from deltamend.plan import assign_methods, out_dtype_name
+from deltamend.rules import MethodChoice, Rule, Vectors, read_rules
 from deltamend.threads import one_thread_each
 
 
@@ -45,6 +45,8 @@ def repair_state_dict(
     include: str | None = None,
     exclude: str | None = None,
     out_dtype: str | None = None,
+    rules: Sequence[Rule | Mapping[str, object]] = (),
+    vectors: Vectors = "finetuned",
     device: str = "cpu",
     configs: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {}),
 ) -> RepairedStateDict:
@@ -58,6 +60,8 @@ def repair_state_dict(
         include: regular expression; matrices whose name it does not find are kept as fine-tuned.
         exclude: regular expression; matrices whose name it finds are kept as fine-tuned.
         out_dtype: "bf16", "fp16" or "fp32" for the repaired matrices; None keeps each one's own.
+        rules: another method or other parameters for some of the tensors; see `rules.Rule`.
+        vectors: what parameters that are no matrices follow; see `repair`.
         device: where spectral filters run.
         configs: the two models' configs; their `vocab_size` explains a resized vocabulary.
 
@@ -70,19 +74,35 @@ def repair_state_dict(
         FilterError: NaN or Inf in a tensor, or a filter failed.
         UsageError: `out_dtype` is not one that can be written.
     """
-    chosen = method if isinstance(method, Method) else get_method(method, parameters)
     dtype_name = out_dtype_name(out_dtype)
+    choice = MethodChoice(method, parameters, read_rules(rules), vectors)
     pairing = pair_tensors(_described(base), _described(finetuned), configs, include=include, exclude=exclude)
+    pairing, methods = assign_methods(pairing, choice)
     tensors = dict(finetuned)
     records: dict[str, MatrixRepair] = {}
     buffers = Buffers()
+    surveyed: dict[Method, float | None] = {}
+
+    def opened(pair: TensorPair) -> tuple[MemoryMatrix, MemoryMatrix, Job]:
+        ours, theirs = MemoryMatrix(base[pair.name].detach()), MemoryMatrix(finetuned[pair.name].detach())
+        rows = pair.rows if len(pair.finetuned.shape) == 2 else theirs.shape[0]
+        method = methods[pair.name]
+        return ours, theirs, Job(pair.name, rows, method, device, surveyed.get(method))
+
+    def one_by_one(function: Callable[[TensorPair], None], pairs: Sequence[TensorPair]) -> None:
+        for pair in pairs:
+            function(pair)
+
     with one_thread_each():
+        for chosen in set(methods.values()):
+            pairs = [pair for pair in pairing.pairs if methods.get(pair.name) == chosen]
+            surveyed[chosen] = chosen.survey(Survey(pairs, opened, lambda: buffers, one_by_one))
         for pair in pairing.pairs:
-            if pair.action == "filter":
-                dtype = finetuned[pair.name].dtype if dtype_name is None else TORCH_DTYPES[dtype_name]
-                sink = _MemorySink(finetuned[pair.name], dtype)
-                records[pair.name] = _repair(pair, base, finetuned, chosen, device, sink, buffers)
-                tensors[pair.name] = sink.tensor
+            if pair.name in methods:
+                like = finetuned[pair.name]
+                sink = _MemorySink(like, like.dtype if dtype_name is None else TORCH_DTYPES[dtype_name])
+                records[pair.name] = repair_matrix(*opened(pair), sink, buffers)
+                tensors[pair.name] = sink.tensor.view(like.shape)
     return RepairedStateDict(tensors, records, pairing.only_in_base)
 
 
@@ -94,6 +114,8 @@ def repair_module(
     parameters: Mapping[str, object] | None = None,
     include: str | None = None,
     exclude: str | None = None,
+    rules: Sequence[Rule | Mapping[str, object]] = (),
+    vectors: Vectors = "finetuned",
     device: str = "cpu",
 ) -> tuple[torch.nn.Module, dict[str, MatrixRepair]]:
     """Repair a loaded model against its loaded base; neither is modified.
@@ -110,6 +132,8 @@ def repair_module(
         parameters=parameters,
         include=include,
         exclude=exclude,
+        rules=rules,
+        vectors=vectors,
         device=device,
         configs=(_config(base), _config(finetuned)),
     )
@@ -119,11 +143,12 @@ def repair_module(
 
 
 class _MemorySink:
-    """Collects a repaired matrix like `like`, on its device."""
+    """Collects a repaired matrix like `like`, on its device; what is no matrix as one column."""
 
     def __init__(self, like: torch.Tensor, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.tensor = torch.empty(like.shape, dtype=dtype, device=like.device)
+        shape = like.shape if like.ndim == 2 else (like.numel(), 1)
+        self.tensor = torch.empty(shape, dtype=dtype, device=like.device)
 
     def write_rows(self, start: int, values: torch.Tensor) -> None:
         """See `Sink.write_rows`."""
@@ -132,19 +157,6 @@ class _MemorySink:
     def write_columns(self, start: int, values: torch.Tensor) -> None:
         """See `Sink.write_columns`."""
         self.tensor[: values.shape[0], start : start + values.shape[1]] = values
-
-
-def _repair(
-    pair: TensorPair,
-    base: Mapping[str, torch.Tensor],
-    finetuned: Mapping[str, torch.Tensor],
-    method: Method,
-    device: str,
-    sink: _MemorySink,
-    buffers: Buffers,
-) -> MatrixRepair:
-    ours, theirs = MemoryMatrix(base[pair.name].detach()), MemoryMatrix(finetuned[pair.name].detach())
-    return repair_matrix(ours, theirs, pair.rows, method, TensorContext(pair.name, device), sink, buffers)
 
 
 def _described(tensors: Mapping[str, torch.Tensor]) -> dict[str, StoredTensor]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from deltamend.checkpoint.manifest import MatrixRepair, Outcome, SpectrumRecord
-from deltamend.delta import Buffers, DeltaBlocks, Matrix, all_finite, norm_squared, row_chunks
+from deltamend.delta import BaseBlocks, Buffers, DeltaBlocks, Matrix, all_finite, norm_squared, row_chunks
 from deltamend.errors import FilterError
-from deltamend.methods.method import KeptDelta, Method, TensorContext
+from deltamend.methods.method import Counts, KeptDelta, Method, TensorContext
+from deltamend.spectrum.blocks import Block, Blocks
 from deltamend.spectrum.filter import SpectralFilter
+
+Item = TypeVar("Item")
 
 
 class Sink(Protocol):
@@ -40,10 +45,73 @@ class _Norms:
     unmoved: int = 0
 
 
-def repair_matrix(
-    base: Matrix, finetuned: Matrix, rows: int, method: Method, context: TensorContext, sink: Sink, buffers: Buffers
-) -> MatrixRepair:
-    """Repair the first `rows` rows of a matrix and copy the rest from FINETUNED.
+@dataclass(frozen=True)
+class Job:
+    """What is to be done to one matrix.
+
+    Attributes:
+        name: of the tensor.
+        rows: how many rows both sides hold; further rows are kept as fine-tuned.
+        method: decides what of Δ is kept.
+        device: where spectral filters run.
+        surveyed: what the method's survey of the whole model found.
+    """
+
+    name: str
+    rows: int
+    method: Method
+    device: str = "cpu"
+    surveyed: float | None = None
+
+
+def open_delta(base: Matrix, finetuned: Matrix, job: Job, buffers: Buffers) -> tuple[DeltaBlocks, TensorContext]:
+    """The delta of a job and what its method may know besides."""
+    delta = DeltaBlocks(base, finetuned, job.rows, buffers, whole_rows=job.method.whole_rows)
+    stored_dtype = str(finetuned.dtype).removeprefix("torch.")
+    context = TensorContext(
+        job.name, BaseBlocks(delta), stored_dtype, job.device, surveyed=job.surveyed, workspace=buffers.workspace
+    )
+    return delta, context
+
+
+@dataclass(frozen=True)
+class Survey(Generic[Item]):
+    """All deltas of one method, as `methods.Deltas`.
+
+    Args:
+        items: one for each matrix.
+        opened: both sides of an item, and its job.
+        buffers: the memory of the calling thread.
+        run: calls a function for each item, in any order and from any thread.
+    """
+
+    items: Sequence[Item]
+    opened: Callable[[Item], tuple[Matrix, Matrix, Job]]
+    buffers: Callable[[], Buffers]
+    run: Callable[[Callable[[Item], None], Sequence[Item]], object]
+
+    def total(self, count: Callable[[Blocks, TensorContext], Counts]) -> Counts:
+        """See `Deltas.total`."""
+        lock = threading.Lock()
+        totals: list[Counts] = []
+
+        def add(item: Item) -> None:
+            base, finetuned, job = self.opened(item)
+            delta, context = open_delta(base, finetuned, job, self.buffers())
+            try:
+                found = count(delta, context)
+            except FilterError:
+                refuse_damaged((base, finetuned), job.name)
+                raise
+            with lock:
+                totals[:] = [totals[0] + found if totals else found]
+
+        self.run(add, self.items)
+        return totals[0]
+
+
+def repair_matrix(base: Matrix, finetuned: Matrix, job: Job, sink: Sink, buffers: Buffers) -> MatrixRepair:
+    """Repair the first rows of a matrix and copy the rest from FINETUNED.
 
     W* = W_base + Δ*, added in fp32 (fp64 when a side is fp64) and cast to the sink's dtype; where Δ* = Δ or Δ = 0 the
     fine-tuned values themselves are written, so that nothing is lost to the detour.
@@ -51,24 +119,23 @@ def repair_matrix(
     Args:
         base: shape (≥ rows, n).
         finetuned: shape (≥ rows, n).
-        rows: how many rows both sides hold.
-        method: decides what of Δ is kept.
-        context: the tensor's name and the device.
+        job: what to do.
         sink: takes the result.
         buffers: this thread's memory.
 
     Raises:
         FilterError: NaN or Inf in an input or, after a cast to fp16, in the output; or the filter failed.
     """
-    delta = DeltaBlocks(base, finetuned, rows, buffers)
+    rows = job.rows
+    delta, context = open_delta(base, finetuned, job, buffers)
     norms = _Norms()
     if delta.is_zero():
         copy_rows(finetuned, (0, rows), sink, context.name)
         outcome: Outcome = "zero"
-        kept = KeptDelta("identity", "base and fine-tuned are equal", lambda block: block)
+        kept = KeptDelta.identity("base and fine-tuned are equal")
         norms.unmoved = rows * base.shape[1]
     else:
-        kept = _apply(method, delta, context, base, finetuned)
+        kept = apply_method(job.method, delta, context, (base, finetuned))
         outcome = kept.outcome
         _write(delta, kept, base, finetuned, sink, norms, context.name)
     copy_rows(finetuned, (rows, finetuned.shape[0]), sink, context.name)
@@ -99,17 +166,20 @@ def copy_rows(source: Matrix, span: tuple[int, int], sink: Sink, name: str) -> N
         sink.write_rows(start + first, _cast(values, sink.dtype, name))
 
 
-def _apply(method: Method, delta: DeltaBlocks, context: TensorContext, base: Matrix, finetuned: Matrix) -> KeptDelta:
-    """Run the method; when it fails, say in which of the inputs the fault lies."""
+def apply_method(method: Method, delta: DeltaBlocks, context: TensorContext, sides: tuple[Matrix, Matrix]) -> KeptDelta:
+    """Run the method; when it fails, say in which of the inputs (base, finetuned) the fault lies."""
     try:
         return method.apply(delta, context)
     except FilterError as error:
-        for side, matrix in (("BASE", base), ("FINETUNED", finetuned)):
-            if not all(all_finite(matrix.rows(*span)) for span in row_chunks(matrix.shape)):
-                raise FilterError(
-                    f"tensor {context.name!r} holds NaN or Inf in {side}; give an undamaged checkpoint"
-                ) from error
+        refuse_damaged(sides, context.name)
         raise FilterError(f"tensor {context.name!r}: {error}") from error
+
+
+def refuse_damaged(sides: tuple[Matrix, Matrix], name: str) -> None:
+    """Raise FilterError when the base or the fine-tuned matrix holds NaN or Inf."""
+    for side, matrix in zip(("BASE", "FINETUNED"), sides, strict=True):
+        if not all(all_finite(matrix.rows(*span)) for span in row_chunks(matrix.shape)):
+            raise FilterError(f"tensor {name!r} holds NaN or Inf in {side}; give an undamaged checkpoint")
 
 
 def _write(
@@ -122,7 +192,9 @@ def _write(
         height, width = source.shape
         for first, last in row_chunks((height, width)):
             norms.delta += norm_squared(source[first:last])
-        kept_values = torch.from_numpy(kept.block(values))
+        if not math.isfinite(norms.delta):
+            refuse_damaged((base, finetuned), name)
+        kept_values = torch.from_numpy(kept.block(Block(start, stop, values)))
         if width < columns:  # a block of columns of a wide matrix
             base_part, finetuned_part = base.columns(start, stop)[:rows], finetuned.columns(start, stop)[:rows]
             sink.write_columns(start, _merge(base_part, finetuned_part, kept_values, kept.outcome, sink, norms, name))

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from deltamend.checkpoint.dtypes import OUT_DTYPES
+from deltamend.checkpoint.dtypes import FLOAT_NAMES, OUT_DTYPES
 from deltamend.checkpoint.layout import Layout, plan_layout
 from deltamend.checkpoint.open import Checkpoint, open_checkpoint
 from deltamend.checkpoint.pairing import Pairing, TensorPair, pair_tensors
@@ -26,7 +26,7 @@ from deltamend.checkpoint.work_folder import check_output
 from deltamend.delta import BLOCK_ELEMENTS
 from deltamend.errors import UsageError
 from deltamend.methods.method import Method
-from deltamend.methods.registry import get_method
+from deltamend.rules import MethodChoice, Rule, Vectors
 
 _WRITE_BYTES_PER_SECOND = 0.4e9  # to a fresh file on the machine this was measured on
 _RESIDENT_BYTES = 450 << 20  # Python with torch and scipy loaded
@@ -40,6 +40,8 @@ class RepairOptions:
     exclude: str | None = None
     out_dtype: str | None = None
     max_shard_size: int | str | None = None
+    rules: tuple[Rule, ...] = ()
+    vectors: Vectors = "finetuned"
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class RepairPlan:
-    """What will be done. Both checkpoints stay open until `close`."""
+    """What will be done. Both checkpoints stay open until `close`.
+
+    `method` is the default one, `methods` that of each tensor whose action is "filter".
+    """
 
     base: Checkpoint
     finetuned: Checkpoint
     out: Path
     method: Method
+    methods: Mapping[str, Method]
     options: RepairOptions
     pairing: Pairing
     layout: Layout
@@ -70,6 +76,7 @@ class RepairPlan:
         described: dict[str, Any] = {
             "deltamend": version("deltamend"),
             "method": [self.method.name, self.method.model_dump(mode="json")],
+            "methods": sorted((name, method.described()) for name, method in self.methods.items()),
             "options": self.described_options,
             "sidecars": [(sidecar.name, sidecar.size) for sidecar in self.sidecars],
         }
@@ -93,6 +100,8 @@ class RepairPlan:
             "exclude": self.options.exclude,
             "out_dtype": self.options.out_dtype,
             "max_shard_size": None if size is None else str(size),
+            "rules": json.dumps([rule.model_dump(exclude_defaults=True) for rule in self.options.rules]),
+            "vectors": str(self.options.vectors),
         }
 
     @property
@@ -102,7 +111,7 @@ class RepairPlan:
 
     def estimate(self, workers: int) -> Estimate:
         """Expected time and memory with `workers` workers, from a quick measurement of this machine's arithmetic."""
-        matrices = [pair for pair in self.pairing.pairs if pair.action == "filter"]
+        matrices = [pair for pair in self.pairing.pairs if pair.action == "filter" and len(pair.finetuned.shape) == 2]
         seconds = sum(pair_flops(pair) for pair in matrices) / _flops_per_second() / workers
         seconds += self.bytes_to_write / _WRITE_BYTES_PER_SECOND
         largest = max((_matrix_bytes(pair) for pair in matrices), default=0)
@@ -128,8 +137,8 @@ def plan_repair(
 
     Arguments and errors are those of `repair`. The caller closes the plan.
     """
-    chosen = method if isinstance(method, Method) else get_method(method, parameters)
     wanted = options or RepairOptions()
+    choice = MethodChoice(method, parameters, wanted.rules, wanted.vectors)
     check_output(Path(out), [Path(base), Path(finetuned)], overwrite=overwrite)
     with ExitStack() as opened:
         ours = opened.enter_context(open_checkpoint(base))
@@ -140,7 +149,20 @@ def plan_repair(
         layout = plan_layout(theirs, out_dtype=out_dtype_name(wanted.out_dtype), max_shard_size=wanted.max_shard_size)
         sidecars, left_out = list_sidecars(theirs.folder, frozenset(theirs.headers))
         opened.pop_all()
-    return RepairPlan(ours, theirs, Path(out), chosen, wanted, pairing, layout, sidecars, left_out)
+    pairing, methods = assign_methods(pairing, choice)
+    return RepairPlan(ours, theirs, Path(out), choice.default, methods, wanted, pairing, layout, sidecars, left_out)
+
+
+def assign_methods(pairing: Pairing, choice: MethodChoice) -> tuple[Pairing, dict[str, Method]]:
+    """Give every matrix its method, and those of the other tensors that have one; the pairing then says so."""
+    pairs, methods = [], {}
+    for pair in pairing.pairs:
+        matrix = pair.action == "filter"
+        method = choice.method_for(pair.name, matrix=matrix) if matrix or is_shared_vector(pair) else None
+        if method is not None:
+            methods[pair.name] = method
+        pairs.append(pair if method is None else replace(pair, action="filter"))
+    return replace(pairing, pairs=tuple(pairs)), methods
 
 
 def out_dtype_name(text: str | None) -> str | None:
@@ -154,9 +176,16 @@ def out_dtype_name(text: str | None) -> str | None:
     return None if text is None else OUT_DTYPES[text]
 
 
+def is_shared_vector(pair: TensorPair) -> bool:
+    """Whether it is a tensor of both sides that is no matrix but can be added to."""
+    if pair.base is None or len(pair.finetuned.shape) == 2 or pair.finetuned.shape != pair.base.shape:
+        return False
+    return pair.finetuned.elements > 0 and {pair.finetuned.dtype, pair.base.dtype} <= FLOAT_NAMES
+
+
 def pair_flops(pair: TensorPair) -> float:
     """Floating-point operations of filtering one pair: 2·m·n·min(m, n), one GEMM-equivalent pass."""
-    if pair.action != "filter":
+    if pair.action != "filter" or len(pair.finetuned.shape) != 2:
         return 0.0
     m, n = pair.rows, pair.finetuned.shape[1]
     return 2.0 * m * n * min(m, n)

@@ -38,9 +38,10 @@ from deltamend.checkpoint.pairing import TensorPair
 from deltamend.checkpoint.sidecars import CARD_FILE, FINETUNED_CARD_FILE, MANIFEST_FILE
 from deltamend.checkpoint.work_folder import ShardWriter, WorkFolder, check_output
 from deltamend.delta import Buffers, StoredMatrix, bytes_of
-from deltamend.matrix_repair import copy_rows, repair_matrix
-from deltamend.methods.method import Method, TensorContext
+from deltamend.matrix_repair import Job, Survey, copy_rows, repair_matrix
+from deltamend.methods.method import Method
 from deltamend.plan import RepairOptions, RepairPlan, out_dtype_name, pair_flops, plan_repair
+from deltamend.rules import Rule, Vectors, read_rules
 from deltamend.threads import one_thread_each
 
 Progress = Callable[[str, float], None]
@@ -89,6 +90,8 @@ def repair(
     exclude: str | None = None,
     out_dtype: str | None = None,
     max_shard_size: int | str | None = None,
+    rules: Sequence[Rule | Mapping[str, object]] = (),
+    vectors: Vectors = "finetuned",
     device: str = "cpu",
     workers: int | None = None,
     overwrite: bool = False,
@@ -110,6 +113,8 @@ def repair(
         exclude: regular expression; matrices whose name it finds are kept as fine-tuned.
         out_dtype: "bf16", "fp16" or "fp32" for every floating-point tensor; None keeps each tensor's own.
         max_shard_size: bytes, or text such as "5GB"; None keeps the shards of FINETUNED.
+        rules: another method or other parameters for some of the tensors; see `rules.Rule`.
+        vectors: what parameters that are no matrices follow: "finetuned", "base", or the share of the way to FINETUNED.
         device: where spectral filters run, "cpu" or a torch device such as "cuda".
         workers: tensors worked on at a time, with one BLAS thread each; None for one a core. The result is the same.
         overwrite: replace what is in OUT, once the new output is whole.
@@ -126,7 +131,7 @@ def repair(
         FilterError: NaN or Inf in a tensor, or a filter failed; nothing is passed through.
         OutputError: OUT cannot be written.
     """
-    options = RepairOptions(include, exclude, out_dtype, max_shard_size)
+    options = RepairOptions(include, exclude, out_dtype, max_shard_size, read_rules(rules), vectors)
     plan = plan_repair(
         base, finetuned, out, method=method, parameters=parameters, options=options, overwrite=overwrite or resume
     )
@@ -157,6 +162,7 @@ def run_plan(
         try:
             with _Run(plan, work, device, count, progress) as run:
                 inputs = run.hash_inputs()
+                run.survey()
                 tensors = run.repair_tensors()
                 shards = run.hash_shards(tensors, inputs[1])
             manifest = Manifest(
@@ -197,6 +203,7 @@ class _Run:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._local = threading.local()
+        self._surveyed: dict[Method, float | None] = {}
         self._finished_cost = 0.0
         self._total_cost = sum(_cost(pair) for pair in plan.pairing.pairs)
         self._targets = {tensor.name: tensor for shard in plan.layout.shards for tensor in shard.tensors}
@@ -228,6 +235,12 @@ class _Run:
             InputRecord(name=_folder_name(self._plan.base), files=sides[0]),
             InputRecord(name=_folder_name(self._plan.finetuned), files=sides[1]),
         )
+
+    def survey(self) -> None:
+        """Let every method look at all deltas it is going to be given."""
+        for method in set(self._plan.methods.values()):
+            pairs = [pair for pair in self._plan.pairing.pairs if self._plan.methods.get(pair.name) == method]
+            self._surveyed[method] = method.survey(Survey(pairs, self._open, self._buffers, self._map))
 
     def repair_tensors(self) -> tuple[TensorRecord, ...]:
         """Repair or copy every tensor that is not finished yet, the costliest first."""
@@ -276,23 +289,37 @@ class _Run:
         if record is None or record.xxh3 != tensor_hash(writer.read(target)):
             sink = _FileSink(writer, target, self._stopped)
             done = self._apply(pair, sink)
-            record = _tensor_record(pair, target, done, sink.xxh3(), time.perf_counter() - started)
+            method = self._plan.methods.get(pair.name)
+            record = _tensor_record(pair, target, done, method, sink.xxh3(), time.perf_counter() - started)
             self._work.record(record)
         self._report(pair)
         return record
 
     def _apply(self, pair: TensorPair, sink: _FileSink) -> MatrixRepair:
         """Write one tensor to the sink."""
+        if pair.action == "keep":
+            finetuned = StoredMatrix(self._plan.finetuned, pair.finetuned, self._buffers(), "finetuned")
+            copy_rows(finetuned, (0, finetuned.shape[0]), sink, pair.name)
+            return MatrixRepair(outcome="kept", reason="")
+        return repair_matrix(*self._open(pair), sink, self._buffers())
+
+    def _open(self, pair: TensorPair) -> tuple[StoredMatrix, StoredMatrix, Job]:
+        """Both sides of a tensor that is given to a method, and what is to be done with them."""
+        if pair.base is None:
+            raise AssertionError(f"{pair.name} has no base")
+        buffers = self._buffers()
+        finetuned = StoredMatrix(self._plan.finetuned, pair.finetuned, buffers, "finetuned")
+        base = StoredMatrix(self._plan.base, pair.base, buffers, "base")
+        method = self._plan.methods[pair.name]
+        rows = pair.rows if len(pair.finetuned.shape) == 2 else finetuned.shape[0]
+        return base, finetuned, Job(pair.name, rows, method, self._device, self._surveyed.get(method))
+
+    def _buffers(self) -> Buffers:
+        """The memory of this thread."""
         if not hasattr(self._local, "buffers"):
             self._local.buffers = Buffers()
         buffers: Buffers = self._local.buffers
-        finetuned = StoredMatrix(self._plan.finetuned, pair.finetuned, buffers, "finetuned")
-        if pair.action == "keep" or pair.base is None:
-            copy_rows(finetuned, (0, finetuned.shape[0]), sink, pair.name)
-            return MatrixRepair(outcome="kept", reason="")
-        base = StoredMatrix(self._plan.base, pair.base, buffers, "base")
-        context = TensorContext(pair.name, self._device)
-        return repair_matrix(base, finetuned, pair.rows, self._plan.method, context, sink, buffers)
+        return buffers
 
     def _report(self, pair: TensorPair) -> None:
         with self._lock:
@@ -339,7 +366,7 @@ def _cost(pair: TensorPair) -> float:
 
 
 def _tensor_record(
-    pair: TensorPair, target: StoredTensor, done: MatrixRepair, xxh3: str, seconds: float
+    pair: TensorPair, target: StoredTensor, done: MatrixRepair, method: Method | None, xxh3: str, seconds: float
 ) -> TensorRecord:
     reason = "; ".join(text for text in (pair.reason, done.reason) if text)
     return TensorRecord(
@@ -352,6 +379,7 @@ def _tensor_record(
         finetuned_dtype=pair.finetuned.dtype,
         base_dtype=None if pair.base is None else pair.base.dtype,
         action=pair.action,
+        method=None if method is None else method.described(),
         rows=pair.rows if pair.action == "filter" else 0,
         xxh3=xxh3,
         seconds=seconds,

@@ -64,6 +64,7 @@ class TensorRecord(MatrixRepair):
     finetuned_dtype: str
     base_dtype: str | None = Field(description="None where BASE has no such tensor.")
     action: Literal["filter", "keep"]
+    method: str | None = Field(description="Method and its parameters that are not defaults; none where kept.")
     rows: int = Field(
         description="Rows (entries of the first axis) that were repaired; the rest is kept as fine-tuned.", ge=0
     )

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deltamend.methods.registry import METHODS, method_class
+from deltamend.methods.registry import all_methods, method_class
 
 
 def methods(name: Annotated[str | None, typer.Argument(help="Show one method's parameters.")] = None) -> None:
@@ -16,7 +16,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show one method's p
     console = Console()
     if name is None:
         table = Table("method", "what it does", "source")
-        for method in METHODS.values():
+        for method in all_methods().values():
             table.add_row(method.name, method.summary, method.source)
         console.print(table)
         return

@@ -2,21 +2,79 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
 
-from deltamend.methods.method import KeptDelta, Method, TensorContext, spectral_result
+from pydantic import Field, model_validator
+
+from deltamend.methods.method import KeptDelta, TensorContext, spectral_result
+from deltamend.methods.noise_level import NoiseMethod, NoiseSource
 from deltamend.spectrum.blocks import Blocks
 from deltamend.spectrum.filter import filter_delta
-from deltamend.spectrum.thresholds import GavishDonoho
+from deltamend.spectrum.thresholds import (
+    GavishDonoho,
+    MarchenkoPasturEdge,
+    ScreeNOT,
+    Spectrum,
+    Threshold,
+    ThresholdRule,
+    TracyWidomEdge,
+)
 
 
-class DGHard(Method):
-    """Keep σᵢ > ω(β)·median(σ), for noise of unknown level (arXiv 2605.20296; ω from arXiv 1305.5870, eq. 4)."""
+class DGHard(NoiseMethod):
+    """Δ* = Σ σᵢuᵢvᵢᵀ over σᵢ > τ, τ = ω(β)·median(σ) (Abro & Tahir, arXiv 2605.20296; ω from arXiv 1305.5870, eq. 4).
+
+    The defaults are the paper's. `rule=edge` takes the edge of the Marchenko–Pastur bulk as τ and `rule=tracy-widom`
+    the 99% quantile of the largest singular value of noise; both keep more. `noise=screenot` is the threshold for
+    correlated noise of unknown law (arXiv 2009.12297), which needs no noise level. On a delta of exactly low rank, such
+    as a merged adapter, the median is rounding and nothing can be measured: the delta is kept and the report says so.
+    """
 
     name: ClassVar[str] = "dg-hard"
     source: ClassVar[str] = "arXiv 2605.20296"
     summary: ClassVar[str] = "Hard singular-value threshold at the Gavish–Donoho value; no data, no tuning."
 
+    noise: NoiseSource | Literal["screenot"] = Field(  # type: ignore[assignment]
+        "median",
+        description=f"{NoiseMethod.model_fields['noise'].description} screenot: no level, a threshold for correlated noise.",
+    )
+    rule: Literal["gavish-donoho", "edge", "tracy-widom"] = Field(
+        "gavish-donoho", description="Where the threshold lies for a given noise level."
+    )
+    scale: float = Field(1.0, gt=0.0, le=100.0, description="Factor on the threshold; above 1 it keeps less.")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.noise == "screenot" and self.rule != "gavish-donoho":
+            raise ValueError(f"noise=screenot finds its own threshold; leave out rule={self.rule}")
+        return self
+
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
         """Filter one delta; see `Method.apply`."""
-        return spectral_result(filter_delta(delta, GavishDonoho(), device=context.device))
+        rule = _Scaled(self._rule(delta, context), self.scale)
+        return spectral_result(filter_delta(delta, rule, device=context.device, workspace=context.workspace))
+
+    def _rule(self, delta: Blocks, context: TensorContext) -> ThresholdRule:
+        if self.noise == "screenot":
+            return ScreeNOT()
+        estimator = self.estimator(delta, context)
+        match self.rule:
+            case "edge":
+                return MarchenkoPasturEdge(estimator)
+            case "tracy-widom":
+                return TracyWidomEdge(noise=estimator)
+        return GavishDonoho(estimator)
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """A rule whose threshold is multiplied by a factor."""
+
+    rule: ThresholdRule
+    factor: float
+
+    def threshold(self, spectrum: Spectrum) -> Threshold:
+        """The scaled threshold; the noise is that of the rule."""
+        found = self.rule.threshold(spectrum)
+        return Threshold(found.value * self.factor, found.noise)

@@ -1,4 +1,4 @@
-"""Interpolation between base and fine-tuned weights: WiSE-FT, the same formula as task arithmetic with one task."""
+"""WiSE-FT and task arithmetic: with one fine-tuned model the same formula."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from deltamend.methods.elementwise import Weighted, scale
 from deltamend.methods.method import KeptDelta, Method, TensorContext
-from deltamend.spectrum.blocks import Blocks, FloatArray
+from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
 
 class WiseFT(Method):
-    """W* = (1 − α)·W_base + α·W_ft (Wortsman et al. 2022, arXiv 2109.01903), that is Δ* = α·Δ."""
+    """W* = (1 − α)·W_base + α·W_ft, that is Δ* = α·Δ (Wortsman et al. 2022, section 3).
+
+    With one fine-tuned model it is task arithmetic with weight α.
+    """
 
     name: ClassVar[str] = "wise-ft"
     source: ClassVar[str] = "arXiv 2109.01903"
     summary: ClassVar[str] = "Interpolate: keep the share α of every delta."
+    takes_vectors: ClassVar[bool] = True
 
     alpha: float = Field(
         0.5, ge=0.0, le=1.0, description="Share of the delta that is kept: 0 is the base, 1 the fine-tuned model."
@@ -23,13 +28,35 @@ class WiseFT(Method):
 
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:  # noqa: ARG002 - the same for every tensor
         """Scale one delta; see `Method.apply`."""
-        if self.alpha in (0.0, 1.0):
-            return KeptDelta(
-                "identity" if self.alpha else "reverted", f"alpha = {self.alpha:g}", lambda block: block * self.alpha
-            )
+        return scaled(self.alpha)
 
-        def scale(block: FloatArray) -> FloatArray:
-            block *= self.alpha
-            return block
 
-        return KeptDelta("filtered", "", scale)
+class TaskArithmetic(Weighted):
+    """W* = W_base + λ·Δ (Ilharco et al. 2023, section 2).
+
+    With one fine-tuned model it is WiSE-FT with α = λ; λ may also lie above 1 (further than the fine-tuned model) or
+    below 0 (negation, away from it).
+    """
+
+    name: ClassVar[str] = "task-arithmetic"
+    source: ClassVar[str] = "arXiv 2212.04089"
+    summary: ClassVar[str] = "Scale the delta by λ; with one model the same as wise-ft."
+    takes_vectors: ClassVar[bool] = True
+
+    def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:  # noqa: ARG002 - the same for every tensor
+        """Scale one delta; see `Method.apply`."""
+        return scaled(self.weight)
+
+
+def scaled(factor: float) -> KeptDelta:
+    """Δ* = factor·Δ, exact at 0 and 1."""
+    if factor == 0.0:
+        return KeptDelta.reverted("the factor is 0")
+    if factor == 1.0:
+        return KeptDelta.identity("the factor is 1")
+
+    def scaled_block(block: Block) -> FloatArray:
+        scale(block.values, factor)
+        return block.values
+
+    return KeptDelta("filtered", "", scaled_block)

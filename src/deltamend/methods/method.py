@@ -4,21 +4,53 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from deltamend.spectrum.blocks import Blocks, FloatArray
+from deltamend.spectrum.blocks import Block, Blocks, FloatArray
+from deltamend.spectrum.eigen import Workspace
 from deltamend.spectrum.filter import SpectralFilter
+
+Counts = npt.NDArray[np.int64]
+
+
+class Weights(Protocol):
+    """The base weights, cut into the same blocks as the delta."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n), that of the delta."""
+
+    def read(self, start: int, stop: int) -> FloatArray:
+        """The part that belongs to `Block(start, stop, …)`, in the dtype of the delta.
+
+        A buffer of the caller's to do with as it likes, until the next call.
+        """
 
 
 @dataclass(frozen=True)
 class TensorContext:
-    """What a method may know besides the delta: the tensor's name and the device to compute on."""
+    """What a method may know besides the delta.
+
+    Attributes:
+        name: of the tensor; what is random is seeded by it, so that neither order nor workers matter.
+        base: the base weights.
+        stored_dtype: the dtype FINETUNED is stored in, by its torch name such as "bfloat16".
+        device: where to compute what is expensive, "cpu" or a torch device.
+        surveyed: what `Method.survey` found.
+        workspace: scratch memory of this thread for spectral filters.
+    """
 
     name: str
+    base: Weights
+    stored_dtype: str = "float32"
     device: str = "cpu"
+    surveyed: float | None = None
+    workspace: Workspace = field(default_factory=Workspace)
 
 
 @dataclass(frozen=True)
@@ -26,27 +58,66 @@ class KeptDelta:
     """What a method makes of one delta.
 
     `identity`: Δ* = Δ, so the fine-tuned bytes are written; `reverted`: Δ* = 0, so the base values are written;
-    `filtered`: `block` maps each block of Δ to the same block of Δ*. `no-noise-floor` writes the fine-tuned bytes
-    because the method could not be applied, and `reason` says why. `spectrum` is what a spectral method found.
+    `filtered`: `block` maps each block of Δ to the values of the same block of Δ*. `no-noise-floor` writes the
+    fine-tuned bytes because the method could not be applied, and `reason` says why. `spectrum` is what a spectral
+    method found. `block` may overwrite the values it is given and return them; it gives the same for a block of any
+    size and blocks in any order.
     """
 
     outcome: Literal["identity", "reverted", "filtered", "no-noise-floor"]
     reason: str
-    block: Callable[[FloatArray], FloatArray]
+    block: Callable[[Block], FloatArray]
     spectrum: SpectralFilter | None = None
+
+    @classmethod
+    def identity(cls, reason: str) -> KeptDelta:
+        """Δ* = Δ."""
+        return cls("identity", reason, lambda block: block.values)
+
+    @classmethod
+    def reverted(cls, reason: str) -> KeptDelta:
+        """Δ* = 0."""
+        return cls("reverted", reason, lambda block: np.zeros_like(block.values))
+
+
+class Deltas(Protocol):
+    """All deltas one method is going to be given, for methods that look at the whole model first."""
+
+    def total(self, count: Callable[[Blocks, TensorContext], Counts]) -> Counts:
+        """Sum of `count` over all deltas, in parallel; whole numbers, so that the order does not matter.
+
+        Args:
+            count: called once for each delta, from any thread; always of the same shape.
+        """
 
 
 class Method(BaseModel, ABC):
     """A repair method; its fields are its parameters, with range, unit and help on each.
 
-    Instances are frozen and hold parameters only, so they can be shared between threads.
+    Instances are frozen and hold parameters only, so they can be shared between threads. The docstring of the class is
+    its page in the documentation: the paper, the equation, and what it coincides with when there is one fine-tuned model.
+
+    Attributes:
+        name: what it is called on the command line.
+        aliases: other names, such as those mergekit uses; "_" and "-" are the same in all of them.
+        source: the paper.
+        summary: one sentence.
+        whole_rows: whether it needs whole rows in every block, also of a wide matrix.
+        takes_vectors: whether it means anything for one-dimensional parameters.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
     source: ClassVar[str]
     summary: ClassVar[str]
+    whole_rows: ClassVar[bool] = False
+    takes_vectors: ClassVar[bool] = False
+
+    def survey(self, deltas: Deltas) -> float | None:  # noqa: ARG002 - most methods take each tensor by itself
+        """Look at the whole model before the first tensor; the number that `apply` finds in `context.surveyed`."""
+        return None
 
     @abstractmethod
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
@@ -60,15 +131,20 @@ class Method(BaseModel, ABC):
             FilterError: Δ holds NaN or Inf, or no algorithm gave a checked answer.
         """
 
+    def described(self) -> str:
+        """Name and the parameters that are not at their defaults, such as "wise-ft alpha=0.3"."""
+        given: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
+        return " ".join([self.name, *(f"{key}={value}" for key, value in given.items())])
+
 
 def spectral_result(found: SpectralFilter) -> KeptDelta:
     """What a spectral filter means for the output."""
     match found.outcome:
         case "zero" | "all-kept":
-            return KeptDelta("identity", found.reason, lambda block: block, found)
+            return KeptDelta("identity", found.reason, lambda block: block.values, found)
         case "none-kept":
-            return KeptDelta("reverted", found.reason, found.apply, found)
+            return KeptDelta("reverted", found.reason, lambda block: found.apply(block.values), found)
         case "no-noise-floor":
-            return KeptDelta("no-noise-floor", found.reason, lambda block: block, found)
+            return KeptDelta("no-noise-floor", found.reason, lambda block: block.values, found)
         case "filtered":
-            return KeptDelta("filtered", found.reason, found.apply, found)
+            return KeptDelta("filtered", found.reason, lambda block: found.apply(block.values), found)

@@ -1,0 +1,58 @@
+"""Model breadcrumbs: leave out the outliers and the small entries."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from deltamend.methods.elementwise import Weighted, kth_largest, magnitude, parts, scale
+from deltamend.methods.method import KeptDelta, TensorContext
+from deltamend.methods.trimming import count_magnitudes
+from deltamend.spectrum.blocks import Block, Blocks, FloatArray
+
+
+class Breadcrumbs(Weighted):
+    """Mask out the top γ of each tensor's |Δ| (outliers) and all but the next `density` (Davari & Belilovsky 2024, 3).
+
+    The paper gives the share β of small entries to drop and keeps below a quantile; in those words
+    `density` = 1 − β − γ, as mergekit counts it too. γ = 0 is magnitude pruning.
+    """
+
+    name: ClassVar[str] = "breadcrumbs"
+    aliases: ClassVar[tuple[str, ...]] = ("breadcrumbs-ties",)
+    source: ClassVar[str] = "arXiv 2312.06795"
+    summary: ClassVar[str] = "Drop the largest entries as outliers and the smallest as noise."
+
+    density: float = Field(0.143, ge=0.0, le=1.0, description="Share of the entries that is kept.")
+    gamma: float = Field(
+        0.007,
+        ge=0.0,
+        le=1.0,
+        description="Share of the entries that is dropped as outliers, the largest; equal ones are dropped together.",
+    )
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.density + self.gamma > 1.0 + 1e-9:
+            raise ValueError(f"density and gamma sum to {self.density + self.gamma:g}; they are shares of one whole")
+        return self
+
+    def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:  # noqa: ARG002 - needs the delta only
+        """Mask one delta; see `Method.apply`."""
+        if exact := self.all_or_nothing(self.density):
+            return exact
+        count = partial(count_magnitudes, delta)
+        smallest = kth_largest(count, min(1.0, self.gamma + self.density))
+        outlier = kth_largest(count, self.gamma)
+
+        def masked(block: Block) -> FloatArray:
+            for part in parts(block, delta.shape):
+                size = magnitude(part.values).astype(np.float32, copy=False)
+                part.values[(size < smallest) | (size >= outlier)] = 0.0
+                scale(part.values, self.weight)
+            return block.values
+
+        return KeptDelta("filtered", "", masked)

@@ -1,0 +1,46 @@
+"""DARE: drop at random and rescale."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from deltamend.methods.elementwise import RandomBits, Weighted, parts, scale
+from deltamend.methods.method import KeptDelta, TensorContext
+from deltamend.spectrum.blocks import Block, Blocks, FloatArray
+
+
+class Dare(Weighted):
+    """Drop each entry of Δ with probability p = 1 − density and multiply the rest by 1/(1 − p) (Yu et al. 2024, eq. 1).
+
+    The mean of Δ* over masks is Δ. Which entries are dropped depends on the seed, the tensor's name and the position
+    alone. mergekit's `dare_linear` takes the same density and by default rescales by the ratio of the sums of |Δ|
+    before and after, which is 1/(1 − p) on average only. Its sign election (`dare_ties`) changes nothing with one model.
+    """
+
+    name: ClassVar[str] = "dare"
+    aliases: ClassVar[tuple[str, ...]] = ("dare-linear", "dare-ties")
+    source: ClassVar[str] = "arXiv 2311.03099"
+    summary: ClassVar[str] = "Drop entries at random and rescale the rest."
+
+    density: float = Field(0.5, ge=0.0, le=1.0, description="Probability that an entry is kept, 1 − p in the paper.")
+    rescale: bool = Field(True, description="Multiply what is kept by 1/density.")
+    seed: int = Field(0, ge=0, description="Chooses the mask.")
+
+    def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
+        """Drop entries of one delta; see `Method.apply`."""
+        if exact := self.all_or_nothing(self.density):
+            return exact
+        bits = RandomBits(self.seed, context.name, delta.shape)
+        limit = self.density * 2.0**32
+        factor = self.weight / self.density if self.rescale else self.weight
+
+        def dropped(block: Block) -> FloatArray:
+            for part in parts(block, delta.shape):
+                part.values[bits.at(part) >= np.float64(limit)] = 0.0
+                scale(part.values, factor)
+            return block.values
+
+        return KeptDelta("filtered", "", dropped)

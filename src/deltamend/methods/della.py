@@ -1,0 +1,71 @@
+"""DELLA: drop at random, the small entries of a row more often."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from deltamend.methods.elementwise import RandomBits, Weighted, magnitude, parts
+from deltamend.methods.method import KeptDelta, TensorContext
+from deltamend.spectrum.blocks import Block, Blocks, FloatArray
+
+
+class Della(Weighted):
+    """Keep entries at random, with probabilities that rise with their rank in their row (Deep et al. 2024, MAGPRUNE).
+
+    In each row the smallest |Δ| is kept with probability density − ε and the largest with density + ε, linear in the
+    rank between, and what is kept is divided by its own probability, so the mean over masks is Δ. The paper's ε is the
+    whole range, twice ours; mergekit counts as we do, and rescales the whole tensor by one factor. Its sign election
+    changes nothing with one model. ε = 0 is DARE.
+    """
+
+    name: ClassVar[str] = "della"
+    aliases: ClassVar[tuple[str, ...]] = ("della-linear",)
+    source: ClassVar[str] = "arXiv 2406.11617"
+    summary: ClassVar[str] = "Drop entries at random, small ones more often, and rescale the rest."
+    whole_rows: ClassVar[bool] = True
+
+    density: float = Field(0.5, ge=0.0, le=1.0, description="Mean probability that an entry is kept.")
+    epsilon: float = Field(
+        0.1, ge=0.0, le=0.5, description="How far the probabilities lie above and below the mean at the most."
+    )
+    rescale: bool = Field(True, description="Divide what is kept by the probability with which it was kept.")
+    seed: int = Field(0, ge=0, description="Chooses the mask.")
+
+    @model_validator(mode="after")
+    def _probabilities(self) -> Self:
+        between = self.epsilon < self.density <= 1.0 - self.epsilon
+        if not between and self.density not in (0.0, 1.0):
+            raise ValueError(
+                f"density {self.density:g} ± epsilon {self.epsilon:g} leaves the range from 0 to 1; lower epsilon"
+            )
+        return self
+
+    def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
+        """Drop entries of one delta; see `Method.apply`."""
+        if exact := self.all_or_nothing(self.density):
+            return exact
+        bits = RandomBits(self.seed, context.name, delta.shape)
+        everything = self.density == 1.0
+
+        def dropped(block: Block) -> FloatArray:
+            for part in parts(block, delta.shape):
+                chances = np.ones(part.values.shape) if everything else self._probability(part.values)
+                factors = self.weight / chances if self.rescale else np.full(chances.shape, self.weight)
+                factors[bits.at(part) >= chances * 2.0**32] = 0.0
+                part.values[:] = part.values * factors
+            return block.values
+
+        return KeptDelta("filtered", "", dropped)
+
+    def _probability(self, values: FloatArray) -> npt.NDArray[np.float64]:
+        """With which probability each entry is kept, by its rank in its row; entries of equal size in the order of columns."""
+        order = np.argsort(magnitude(values), axis=1, kind="stable")
+        ranks = np.empty(order.shape)
+        columns = values.shape[1]
+        steps = np.linspace(-1.0, 1.0, columns) if columns > 1 else np.zeros(1)
+        np.put_along_axis(ranks, order, np.broadcast_to(steps, order.shape), axis=1)
+        return self.density + self.epsilon * ranks

@@ -1,0 +1,78 @@
+"""Intruder dimensions: singular directions of the fine-tuned weight that the base does not have."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+from scipy.linalg import eigh
+
+from deltamend.methods.finetuned_blocks import BaseOnly, FinetunedBlocks
+from deltamend.methods.method import KeptDelta, Method, TensorContext
+from deltamend.spectrum.blocks import Block, Blocks, FloatArray
+from deltamend.spectrum.eigen import gram
+from deltamend.spectrum.filter import filter_delta
+from deltamend.spectrum.thresholds import FixedRank
+
+
+class Intruder(Method):
+    """Shrink the leading left singular vectors of W_ft that no left singular vector of W_base resembles.
+
+    A direction among the `top` largest whose largest |cosine| with all of the base's is below ε is an intruder, and
+    W* = W_ft − (1 − λ)·Σ σᵢuᵢvᵢᵀ over the intruders (Shuttleworth et al. 2024). Same as peft's
+    `reduce_intruder_dimension`, which afterwards cuts the update to the rank of its adapter. Left vectors are those of the
+    rows as stored; GPT-2 stores its matrices transposed. Needs one copy of `top` rows of the longer side.
+    """
+
+    name: ClassVar[str] = "intruder"
+    source: ClassVar[str] = "arXiv 2410.21228"
+    summary: ClassVar[str] = "Shrink the leading directions of the fine-tuned weight that are new."
+
+    top: int = Field(10, ge=1, le=1000, description="How many of the leading directions are examined.")
+    epsilon: float = Field(
+        0.5, ge=0.0, le=1.0, description="|cosine| below which a direction is unlike any of the base's."
+    )
+    keep: float = Field(0.75, ge=0.0, le=1.0, description="λ: share of an intruder that is kept.")
+
+    def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
+        """Shrink the intruders of one weight; see `Method.apply`."""
+        if self.keep == 1.0:
+            return KeptDelta.identity("intruders are kept")
+        weights = FinetunedBlocks(delta, context.base)
+        rank = min(self.top, min(delta.shape) - 1)
+        found = filter_delta(weights, FixedRank(rank), device=context.device, workspace=context.workspace)
+        if found.basis is None:
+            return KeptDelta.identity("no leading directions stand out")
+        left, values, right = found.factors(weights)
+        left = left.copy()  # the workspace is used again below
+        foreign = _similarity(left, BaseOnly(delta, context.base), context) < self.epsilon
+        if not foreign.any():
+            return KeptDelta.identity("no intruder dimension")
+        strengths = ((1.0 - self.keep) * values[foreign]).astype(left.dtype)
+        scaled, right = left[:, foreign] * strengths, right[foreign]
+
+        def shrunken(block: Block) -> FloatArray:
+            rows = block.values.shape[1] == delta.shape[1] and delta.shape[0] > delta.shape[1]
+            span = slice(block.start, block.stop)
+            intruders = scaled[span] @ right if rows else scaled @ right[:, span]
+            block.values[:] -= intruders.astype(block.values.dtype, copy=False)
+            return block.values
+
+        return KeptDelta("filtered", f"{int(foreign.sum())} intruder dimension(s)", shrunken)
+
+
+def _similarity(left: FloatArray, base: BaseOnly, context: TensorContext) -> FloatArray:
+    """For each column of `left` (m, k) the largest |cosine| with a left singular vector of the base, shape (k,)."""
+    m, n = base.shape
+    squares, vectors = eigh(gram(base, np.float64, context.workspace).square, lower=True)
+    if m <= n:
+        cosines = vectors.T @ left
+    else:
+        products = np.zeros((n, left.shape[1]))
+        for block in base:
+            products += block.values.T @ left[block.start : block.stop].astype(np.float64)
+        # u_j = W v_j / σ_j; directions that rounding made up have no length to divide by.
+        real = squares > squares[-1] * np.finfo(np.float64).eps * n
+        cosines = (vectors.T @ products)[real] / np.sqrt(squares[real])[:, None]
+    return np.asarray(np.abs(cosines).max(axis=0, initial=0.0))
