@@ -25,7 +25,7 @@ def demo(
     """Damage a small real model by fine-tuning, repair it, and show what came back."""
     # Late, because these import torch, and `deltamend --help` should not wait for it.
     from deltamend.demo.cache import default_cache_dir
-    from deltamend.demo.present import headline_of, results_table, write_page, write_record
+    from deltamend.demo.present import headline_of, next_command, results_table, write_page, write_record
     from deltamend.demo.settings import QUICK, REAL
     from deltamend.demo.story import run_demo
 
@@ -38,3 +38,5 @@ def demo(
     console.print(headline_of(result), style="bold")
     console.print(f"numbers: {record}", soft_wrap=True, markup=False)
     console.print(f"page:    {page}", soft_wrap=True, markup=False)
+    console.print("next, what a repair of this pair would do to every tensor, with nothing written:", markup=False)
+    console.print(f"    {next_command(result)}", soft_wrap=True, markup=False)

@@ -157,6 +157,12 @@ def commands(result: DemoResult) -> tuple[str, ...]:
     return (demo, *repairs)
 
 
+def next_command(result: DemoResult) -> str:
+    """What to try after the demo: a dry run on the same pair, which shows every tensor and costs nothing."""
+    base, finetuned = _shown(result.base_folder), _shown(result.finetuned_folder)
+    return f"deltamend repair {base} {finetuned} {_shown(result.out / 'next')} --dry-run -v"
+
+
 def value_text(estimate: Estimate) -> str:
     """`97%` for a share, `2.81` for nats a token."""
     return f"{estimate.value:.0%}" if estimate.higher_is_better else f"{estimate.value:.2f}"
