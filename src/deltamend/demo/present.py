@@ -248,7 +248,7 @@ def _setup(result: DemoResult) -> tuple[str, ...]:
         "The fine-tuned model was stored in bf16, as most published models are. The update the repairs see is therefore the "
         "rounded one, and their output is rounded to bf16 again.",
         "Changed by rounding: the difference between the update that was written and the one the repair meant, against the "
-        "size of the latter. `--out-dtype fp32` avoids it.",
+        "size of the latter. The option --out-dtype fp32 avoids it.",
         "A repair changes matrices only; norms and biases keep their fine-tuned values.",
         "Healed is the share of the loss won back, averaged over the measures on which the fine-tuned model is worse than "
         "the base beyond chance (95%, compared question by question).",
