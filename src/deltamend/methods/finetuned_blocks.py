@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from deltamend.methods.method import Weights
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
@@ -33,7 +35,8 @@ class FinetunedBlocks:
     def block(self, block: Block) -> FloatArray:
         """The block of W_ft that belongs to a block of Δ; a buffer that the next one overwrites."""
         weights = self.base.read(block.start, block.stop)
-        weights += block.values
+        with np.errstate(invalid="ignore"):  # the filter says what is damaged
+            weights += block.values
         return weights
 
 

@@ -8,6 +8,8 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from deltamend.methods.elementwise import parts
+from deltamend.methods.finetuned_blocks import FinetunedBlocks
 from deltamend.methods.method import Method, TensorContext
 from deltamend.spectrum.blocks import Blocks
 from deltamend.spectrum.noise import (
@@ -55,9 +57,7 @@ def rounding_floor(delta: Blocks, context: TensorContext) -> float:
     """Standard deviation of what rounding to the stored dtype adds to an entry; see `noise.rounding_variance`."""
     m, n = delta.shape
     total = 0.0
-    for block in delta:
-        finetuned = context.base.read(block.start, block.stop)
-        finetuned += block.values
-        for first in range(0, finetuned.shape[0], step := max(1, (1 << 18) // finetuned.shape[1])):
-            total += float(np.sum(rounding_variance(finetuned[first : first + step], context.stored_dtype)))
+    for block in FinetunedBlocks(delta, context.base):
+        for part in parts(block, delta.shape):
+            total += float(np.sum(rounding_variance(part.values, context.stored_dtype)))
     return math.sqrt(total / (m * n))
