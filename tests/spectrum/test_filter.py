@@ -235,6 +235,17 @@ def test_apply_writes_into_out_of_either_order_and_any_float_dtype(
     np.testing.assert_allclose(found.apply(strided), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(40, 9000), (9000, 40)])
+def test_apply_writes_into_the_block_itself(shape: tuple[int, int]) -> None:
+    delta = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    delta += 3 * np.outer(np.ones(shape[0]), np.ones(shape[1])).astype(np.float32)
+    found = filter_delta(delta, GavishDonoho())
+    assert found.outcome == "filtered"
+    expected = found.apply(delta)
+    assert found.apply(delta, out=delta) is delta
+    assert np.array_equal(delta, expected)
+
+
 def test_apply_copies_where_delta_is_kept_and_clears_where_it_is_dropped() -> None:
     delta = signal_over_noise((5, 9), 1)
     kept, dropped = filter_delta(delta, At(0.0)), filter_delta(delta, At(1e9))

@@ -147,4 +147,4 @@ def spectral_result(found: SpectralFilter) -> KeptDelta:
         case "no-noise-floor":
             return KeptDelta("no-noise-floor", found.reason, lambda block: block.values, found)
         case "filtered":
-            return KeptDelta("filtered", found.reason, lambda block: found.apply(block.values), found)
+            return KeptDelta("filtered", found.reason, lambda block: found.apply(block.values, out=block.values), found)

@@ -98,7 +98,7 @@ class SpectralFilter:
 
         Args:
             block: columns (m, any) of Δ where m ≤ n, rows (any, n) where m > n; float32 or float64.
-            out: where to put it, same shape and dtype, row- or column-major; may not overlap `block`.
+            out: where to put it, same shape and dtype, row- or column-major; may be `block` itself.
 
         Returns:
             `out` if given; else `block` itself where Δ* = Δ, else a new array.
@@ -546,7 +546,10 @@ def _gains(shrinker: Shrinker | None, values: FloatArray, shape: tuple[int, int]
 
 
 def _project(basis: FloatArray, gains: FloatArray, block: FloatArray, out: FloatArray) -> None:
-    """Compute out ← U·diag(gains)·Uᵀ·block for block and out of shape (p, length), a piece of the length at a time."""
+    """Compute out ← U·diag(gains)·Uᵀ·block for block and out of shape (p, length), a piece of the length at a time.
+
+    A piece of `out` is written when the same piece of `block` has been read for the last time, so they may be one array.
+    """
     weighted = basis if np.all(gains == 1.0) else basis * gains.astype(basis.dtype)
     for start in range(0, block.shape[1], _PROJECTION_STEP):
         part = slice(start, start + _PROJECTION_STEP)
