@@ -17,8 +17,8 @@ from deltamend.methods.registry import get_method, method_class
 from deltamend.methods.trivial import NoRepair, Revert
 
 Kind = Literal["attention", "mlp", "embedding", "head", "norm", "other"]
-Vectors = Literal["finetuned", "base"] | float
-"""What one-dimensional parameters follow: the fine-tuned model, the base, or the share of the way between them."""
+Vectors = str | float
+"""What parameters that are no matrices follow: "finetuned", "base", or the share of the way from base to fine-tuned."""
 
 # The names that Hugging Face's models give their modules; the first that is found decides.
 _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (

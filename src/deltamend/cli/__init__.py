@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 app.command()(repair)
 app.command()(verify)
-app.command()(methods)
+app.add_typer(methods, name="methods")
 app.command()(demo)
 
 

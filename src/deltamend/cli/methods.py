@@ -2,27 +2,55 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from deltamend.methods.pages import parameter_rows
 from deltamend.methods.registry import all_methods, method_class
 
+methods = typer.Typer(invoke_without_command=True, rich_markup_mode=None, help="List the methods, or show one.")
 
-def methods(name: Annotated[str | None, typer.Argument(help="Show one method's parameters.")] = None) -> None:
-    """List the methods, or the parameters of one."""
-    console = Console()
-    if name is None:
-        table = Table("method", "what it does", "source")
-        for method in all_methods().values():
-            table.add_row(method.name, method.summary, method.source)
-        console.print(table)
+
+@methods.callback()
+def list_methods(
+    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False
+) -> None:
+    """List the methods, or show one."""
+    if context.invoked_subcommand is not None:
         return
+    if as_json:
+        rows = [
+            {"name": method.name, "summary": method.summary, "source": method.source, "aliases": method.aliases}
+            for method in all_methods().values()
+        ]
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    table = Table("method", "what it does", "source")
+    for method in all_methods().values():
+        table.add_row(method.name, method.summary, method.source)
+    Console().print(table)
+
+
+@methods.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Name or alias of a method.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON schema of its parameters.")] = False,
+) -> None:
+    """Show what a method does, its source and its parameters."""
     chosen = method_class(name)
-    console.print(f"{chosen.name}: {chosen.summary} ({chosen.source})", highlight=False)
-    table = Table("parameter", "default", "meaning")
-    for field, info in chosen.model_fields.items():
-        table.add_row(field, str(info.get_default()), info.description or "")
-    console.print(table if chosen.model_fields else "It has no parameters.")
+    if as_json:
+        typer.echo(json.dumps(chosen.model_json_schema(), indent=1, ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    console.print(f"{chosen.name} ({chosen.source}): {chosen.summary}", markup=False, soft_wrap=True)
+    console.print(inspect.getdoc(chosen), markup=False, soft_wrap=True)
+    table = Table("parameter", "default", "range", "meaning")
+    rows = parameter_rows(chosen)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table if rows else "It has no parameters.")

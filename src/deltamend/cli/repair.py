@@ -7,15 +7,18 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 import deltamend
+from deltamend.config import RepairConfig, read_config
 from deltamend.errors import UsageError
 from deltamend.plan import RepairOptions, RepairPlan, plan_repair
 from deltamend.repair import Progress as ProgressCallback
@@ -26,18 +29,25 @@ _LOSS_WORTH_A_WARNING = 0.1
 
 
 def repair(
-    base: Annotated[Path, typer.Argument(help="Folder of the checkpoint fine-tuning started from.")],
-    finetuned: Annotated[Path, typer.Argument(help="Folder of its fine-tuned descendant.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write; appears whole or not at all.")],
-    method: Annotated[str, typer.Option(help="See `deltamend methods`.")] = "dg-hard",
+    base: Annotated[str | None, typer.Argument(help="Folder of the checkpoint fine-tuning started from.")] = None,
+    finetuned: Annotated[str | None, typer.Argument(help="Folder of its fine-tuned descendant.")] = None,
+    out: Annotated[str | None, typer.Argument(help="Folder to write; appears whole or not at all.")] = None,
+    method: Annotated[str | None, typer.Option(help="See `deltamend methods`; default: dg-hard.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the method.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with any of this; options given here win. Then OUT alone is enough.")
     ] = None,
     include: Annotated[
         str | None, typer.Option("-i", "--include", metavar="REGEX", help="Repair only matrices it finds.")
     ] = None,
     exclude: Annotated[
         str | None, typer.Option("-e", "--exclude", metavar="REGEX", help="Keep matrices it finds.")
+    ] = None,
+    vectors: Annotated[
+        str | None,
+        typer.Option(help="What norms and biases follow: finetuned (default), base, or a number between 0 and 1."),
     ] = None,
     out_dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; default: as FINETUNED.")] = None,
     max_shard_size: Annotated[str | None, typer.Option(help="Such as 5GB; default: the shards of FINETUNED.")] = None,
@@ -53,27 +63,31 @@ def repair(
     ] = 0,
 ) -> None:
     """Repair FINETUNED against BASE and write the result to OUT."""
-    parameters = _parameters(set_ or [])
+    given = RepairConfig.model_validate({}) if config is None else read_config(config)
+    folders = _folders(given, [folder for folder in (base, finetuned, out) if folder is not None], config)
+    chosen, parameters = _method(given, method, parameters_of(set_ or []))
+    options = RepairOptions(
+        include=include or given.include,
+        exclude=exclude or given.exclude,
+        out_dtype=out_dtype or given.out_dtype or given.dtype,
+        max_shard_size=max_shard_size or given.max_shard_size,
+        rules=given.rules,
+        vectors=vectors or given.vectors,
+    )
     console = Console(stderr=as_json, quiet=quiet, highlight=False)
     if dry_run:
-        options = RepairOptions(include, exclude, out_dtype, max_shard_size)
         plan = plan_repair(
-            base, finetuned, out, method=method, parameters=parameters, options=options, overwrite=overwrite or resume
+            *folders, method=chosen, parameters=parameters, options=options, overwrite=overwrite or resume
         )
         _print_plan(console, plan, workers or len(os.sched_getaffinity(0)), verbose)
         plan.close()
         return
-    with _progress_bar(quiet) as progress:
+    with progress_bar(quiet, "repairing") as progress:
         report = deltamend.repair(
-            base,
-            finetuned,
-            out,
-            method=method,
+            *folders,
+            method=chosen,
             parameters=parameters,
-            include=include,
-            exclude=exclude,
-            out_dtype=out_dtype,
-            max_shard_size=max_shard_size,
+            **{option.name: getattr(options, option.name) for option in fields(options)},
             device=device,
             workers=workers,
             overwrite=overwrite,
@@ -85,20 +99,45 @@ def repair(
         sys.stdout.write(report.manifest.model_dump_json(indent=1) + "\n")
 
 
-def _parameters(settings: list[str]) -> dict[str, object]:
+def _folders(given: RepairConfig, named: list[str], config: Path | None) -> tuple[str, str, str]:
+    """BASE, FINETUNED and OUT: three on the command line, or with a config OUT alone or none."""
+    if len(named) == 3:
+        return named[0], named[1], named[2]
+    if config is None or len(named) == 2:
+        raise UsageError("give BASE, FINETUNED and OUT, or --config FILE with base_model, finetuned_model and out")
+    out = named[0] if named else given.out
+    for key, value in (("base_model", given.base_model), ("finetuned_model", given.finetuned), ("out", out)):
+        if value is None:
+            raise UsageError(f"{config}: {key} is missing; add it, or give it on the command line")
+    return str(given.base_model), str(given.finetuned), str(out)
+
+
+def _method(given: RepairConfig, method: str | None, parameters: dict[str, object]) -> tuple[str, dict[str, object]]:
+    """The method and its parameters; a method on the command line leaves those of the config behind."""
+    if method is not None:
+        return method, parameters
+    return given.method, {**given.method_parameters, **parameters}
+
+
+def parameters_of(settings: list[str]) -> dict[str, object]:
+    """The parameters that `--set` gives; a value in [ ] or { } is read as YAML."""
     parameters: dict[str, object] = {}
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator:
             raise UsageError(f"--set: {setting!r} is not KEY=VALUE; write it like --set alpha=0.5")
-        parameters[key] = value
+        try:
+            parameters[key] = yaml.safe_load(value) if value[:1] in ("[", "{") else value
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set: {value!r} is not YAML ({' '.join(str(error).split())}); mend it") from error
     return parameters
 
 
 @contextmanager
-def _progress_bar(quiet: bool) -> Iterator[ProgressCallback]:
+def progress_bar(quiet: bool, doing: str) -> Iterator[ProgressCallback]:
+    """A progress bar on a terminal, nothing elsewhere."""
     columns = (
-        TextColumn("repairing"),
+        TextColumn(doing),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),

@@ -15,7 +15,7 @@ from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
 
 class Breadcrumbs(Weighted):
-    """Mask out the top γ of each tensor's |Δ| (outliers) and all but the next `density` (Davari & Belilovsky 2024, 3).
+    """Mask out the top γ of each tensor's |Δ| (outliers) and all but the next `density` (Davari & Belilovsky 2024).
 
     The paper gives the share β of small entries to drop and keeps below a quantile; in those words
     `density` = 1 − β − γ, as mergekit counts it too. γ = 0 is magnitude pruning.

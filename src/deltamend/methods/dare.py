@@ -13,7 +13,7 @@ from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
 
 class Dare(Weighted):
-    """Drop each entry of Δ with probability p = 1 − density and multiply the rest by 1/(1 − p) (Yu et al. 2024, eq. 1).
+    """Drop each entry of Δ with probability p = 1 − density and multiply the rest by 1/(1 − p) (Yu et al. 2024).
 
     The mean of Δ* over masks is Δ. Which entries are dropped depends on the seed, the tensor's name and the position
     alone. mergekit's `dare_linear` takes the same density and by default rescales by the ratio of the sums of |Δ|

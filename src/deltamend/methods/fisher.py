@@ -21,7 +21,7 @@ from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
 
 class Fisher(Method):
-    """Δ* = Δ·αF/(αF + (1 − α)F₀), entry by entry: Fisher merging of fine-tuned and base (Matena & Raffel 2022, eq. 5).
+    """Δ* = Δ·αF/(αF + (1 − α)F₀), entry by entry: Fisher merging of fine-tuned and base (Matena & Raffel 2022).
 
     F is the diagonal of the Fisher information at the fine-tuned weights and F₀ that at the base, as safetensors files
     with one tensor of mean squared gradients under each weight's name. Without a file for the base F₀ is the mean of F

@@ -10,7 +10,7 @@ from deltamend.methods.trimming import Trimmed
 
 
 class Graft(Trimmed):
-    """W* = W_base + γ ⊙ Δ with a sparse mask γ (Panigrahi et al. 2023, eq. 1).
+    """W* = W_base + γ ⊙ Δ with a sparse mask γ (Panigrahi et al. 2023).
 
     The paper learns γ on the task's data, starting from the entries of the largest |Δ| in the whole model. Here is that
     starting point, which needs no data; it is magnitude pruning over the whole model. The learned mask needs the task's

@@ -12,7 +12,7 @@ from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
 
 class WiseFT(Method):
-    """W* = (1 − α)·W_base + α·W_ft, that is Δ* = α·Δ (Wortsman et al. 2022, section 3).
+    """W* = (1 − α)·W_base + α·W_ft, that is Δ* = α·Δ (Wortsman et al. 2022).
 
     With one fine-tuned model it is task arithmetic with weight α.
     """
@@ -32,7 +32,7 @@ class WiseFT(Method):
 
 
 class TaskArithmetic(Weighted):
-    """W* = W_base + λ·Δ (Ilharco et al. 2023, section 2).
+    """W* = W_base + λ·Δ (Ilharco et al. 2023).
 
     With one fine-tuned model it is WiSE-FT with α = λ; λ may also lie above 1 (further than the fine-tuned model) or
     below 0 (negation, away from it).

@@ -14,7 +14,7 @@ from deltamend.spectrum.thresholds import FixedRank
 
 
 class Laser(Method):
-    """W* = the best approximation of W_ft of rank ρ·min(m, n) (Sharma et al. 2024, section 3).
+    """W* = the best approximation of W_ft of rank ρ·min(m, n) (Sharma et al. 2024).
 
     Alone among the methods here it filters the weight, not the update: what it drops may be what the base model knew.
     The paper reduces one chosen matrix; choose with `--include` or a rule, such as the MLP of late layers. ρ = 1 is the

@@ -8,7 +8,7 @@ from deltamend.methods.trimming import Trimmed
 
 
 class Ties(Trimmed):
-    """Keep the top share of Δ by magnitude, elect a sign for each entry, add λ times what agrees (Yadav et al. 2023, 3).
+    """Keep the top share of Δ by magnitude, elect a sign for each entry, add λ times what agrees (Yadav et al. 2023).
 
     With one fine-tuned model the election has one voter and changes nothing, and the mean over models is the model: it
     is magnitude pruning with a factor. The paper trims the task vector of the whole model (`scope=model`), mergekit
