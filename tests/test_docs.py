@@ -1,0 +1,59 @@
+"""The commands and code of README and the docs run as printed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Pair, Printed, fine_tune, llama
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("**/*.md")])
+COMMAND = re.compile(r"^    (deltamend (?:repair|verify|methods|compare) .*|deltamend methods)$", re.MULTILINE)
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command) of every printed command that needs no real model."""
+    found = []
+    for page in PAGES:
+        for line in COMMAND.findall(page.read_text(encoding="utf-8")):
+            command = line.partition("  #")[0].strip()
+            found.append((page.name, command))
+    return found
+
+
+def test_the_pages_have_commands() -> None:
+    assert len(commands()) >= 6
+
+
+@pytest.mark.parametrize(("page", "command"), commands(), ids=lambda text: text)
+def test_commands_run_as_printed(
+    page: str, command: str, llama_pair: Pair, tmp_path: Path, deltamend_cli: Callable[..., Printed]
+) -> None:
+    out = tmp_path / "out"
+    words = {"BASE": llama_pair.base, "FINETUNED": llama_pair.finetuned, "OUT": out}
+    if command.startswith("deltamend verify"):
+        assert deltamend_cli("repair", llama_pair.base, llama_pair.finetuned, out).code == 0
+    printed = deltamend_cli(*(words.get(word, word) for word in shlex.split(command)[1:]))
+    assert printed.code == 0, f"{page}: {command}: {printed.err}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_python_of_the_readme_runs(llama_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "base").symlink_to(llama_pair.base)
+    (tmp_path / "finetuned").symlink_to(llama_pair.finetuned)
+    monkeypatch.chdir(tmp_path)
+    base_model, model = llama(), llama()
+    fine_tune(model)
+    exec(code, {"base_model": base_model, "model": model})  # noqa: S102 - our own page
+    assert (tmp_path / "out" / "deltamend.json").exists()
