@@ -142,6 +142,11 @@ class DeltaBlocks:
         self._width = max(1, block_elements // across)
         self._held: FloatArray | None = None
 
+    @property
+    def in_one_block(self) -> bool:
+        """Whether it is read once and held."""
+        return self._width >= self._length
+
     def is_zero(self) -> bool:
         """Whether both sides hold the same bytes; ends at the first difference."""
         if self._base.dtype != self._finetuned.dtype:

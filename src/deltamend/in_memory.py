@@ -81,7 +81,7 @@ def repair_state_dict(
     tensors = dict(finetuned)
     records: dict[str, MatrixRepair] = {}
     buffers = Buffers()
-    surveyed: dict[Method, float | None] = {}
+    surveyed: dict[Method, Any] = {}
 
     def opened(pair: TensorPair) -> tuple[MemoryMatrix, MemoryMatrix, Job]:
         ours, theirs = MemoryMatrix(base[pair.name].detach()), MemoryMatrix(finetuned[pair.name].detach())

@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -61,7 +61,7 @@ class Job:
     rows: int
     method: Method
     device: str = "cpu"
-    surveyed: float | None = None
+    surveyed: Any = None
 
 
 def open_delta(base: Matrix, finetuned: Matrix, job: Job, buffers: Buffers) -> tuple[DeltaBlocks, TensorContext]:

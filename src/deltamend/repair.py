@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import xxhash
@@ -203,7 +203,7 @@ class _Run:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._local = threading.local()
-        self._surveyed: dict[Method, float | None] = {}
+        self._surveyed: dict[Method, Any] = {}
         self._finished_cost = 0.0
         self._total_cost = sum(_cost(pair) for pair in plan.pairing.pairs)
         self._targets = {tensor.name: tensor for shard in plan.layout.shards for tensor in shard.tensors}

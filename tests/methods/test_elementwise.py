@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import deltamend
-from deltamend.methods.elementwise import Part, RandomBits, kth_largest
+from deltamend.methods.elementwise import Part, RandomBits, cut_at
 from deltamend.methods.fapm import fapm_score
 from deltamend.methods.method import Counts
 from deltamend.spectrum.blocks import FloatArray
@@ -46,14 +46,18 @@ def test_selection_is_exact_however_the_scores_are_cut(scores: FloatArray, share
         return sum((count(part) for part in np.array_split(scores, pieces)), start=np.zeros(1 << 16, np.int64))
 
     wanted = round(share * scores.size)
-    expected = math.inf if wanted == 0 else float(np.sort(scores)[::-1][wanted - 1])
-    assert kth_largest(total, share) == expected
+    cut = cut_at(total, share)
+    if wanted == 0:
+        assert cut == (math.inf, 0.0)
+    else:
+        assert cut.score == float(np.sort(scores)[::-1][wanted - 1])
+        assert np.sum(scores > cut.score) + cut.ties * np.sum(scores == cut.score) == pytest.approx(wanted)
 
 
 def test_selection_takes_infinite_scores() -> None:
     scores = np.array([-np.inf, 1.0, np.inf, -3.0])
     for rank, expected in enumerate([np.inf, 1.0, -3.0, -np.inf], start=1):
-        assert kth_largest(lambda count: count(scores), rank / 4) == expected
+        assert cut_at(lambda count: count(scores), rank / 4) == (expected, 1.0)
 
 
 def test_random_bits_depend_on_seed_name_and_position_alone() -> None:
@@ -101,11 +105,18 @@ def test_trimming_the_model_weighs_tensors_against_each_other() -> None:
         deltamend.repair_state_dict(base, damaged, method="ties", parameters={"scope": "model"})
 
 
-def test_entries_of_equal_size_stay_together() -> None:
-    base = torch.zeros(4, 5)
-    update = torch.tensor([[1.0, -1.0, 1.0, 0.0, 2.0]] * 4)
-    out = kept("magnitude", base, update, density=0.3)  # 4 entries of size 2, and 2 of the 12 of size 1
-    assert np.array_equal(out, np.array([[1.0, -1.0, 1.0, 0.0, 2.0]] * 4))
+@pytest.mark.parametrize("method", ["magnitude", "ties", "graft", "breadcrumbs", "fapm"])
+def test_as_many_are_kept_as_asked_for_where_sizes_are_equal(method: str) -> None:
+    base = torch.ones(200, 300)
+    generator = torch.Generator().manual_seed(0)
+    update = torch.randint(1, 4, base.shape, generator=generator) * torch.where(
+        torch.rand(base.shape, generator=generator) < 0.5, 1.0, -1.0
+    )
+    base[::2] = 2.0  # so that fapm has scores other than 0
+    out = kept(method, base, update, density=0.2)
+    assert np.count_nonzero(out) / out.size == pytest.approx(0.2, abs=0.01)
+    columns = np.count_nonzero(out, axis=0)
+    assert columns.min() > 15  # of 40 on average: not the first rows or columns
 
 
 def test_breadcrumbs_drops_both_ends() -> None:

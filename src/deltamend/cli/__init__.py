@@ -8,6 +8,7 @@ import traceback
 
 import typer
 
+from deltamend.cli.compare import compare
 from deltamend.cli.demo import demo
 from deltamend.cli.methods import methods
 from deltamend.cli.repair import repair
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(repair)
 app.command()(verify)
 app.add_typer(methods, name="methods")
+app.command()(compare)
 app.command()(demo)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
-from deltamend.methods.elementwise import Weighted, kth_largest, magnitude, parts, scale
+from deltamend.methods.elementwise import Weighted, cut_at, magnitude, parts, scale, tie_breaker
 from deltamend.methods.method import KeptDelta, TensorContext
 from deltamend.methods.trimming import count_magnitudes
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
@@ -31,7 +30,7 @@ class Breadcrumbs(Weighted):
         0.007,
         ge=0.0,
         le=1.0,
-        description="Share of the entries that is dropped as outliers, the largest; equal ones are dropped together.",
+        description="Share of the entries that is dropped as outliers, the largest.",
     )
 
     @model_validator(mode="after")
@@ -40,18 +39,19 @@ class Breadcrumbs(Weighted):
             raise ValueError(f"density and gamma sum to {self.density + self.gamma:g}; they are shares of one whole")
         return self
 
-    def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:  # noqa: ARG002 - needs the delta only
+    def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
         """Mask one delta; see `Method.apply`."""
         if exact := self.all_or_nothing(self.density):
             return exact
         count = partial(count_magnitudes, delta)
-        smallest = kth_largest(count, min(1.0, self.gamma + self.density))
-        outlier = kth_largest(count, self.gamma)
+        kept, outliers = cut_at(count, min(1.0, self.gamma + self.density)), cut_at(count, self.gamma)
+        breaker = tie_breaker(context.name, delta.shape)
 
         def masked(block: Block) -> FloatArray:
             for part in parts(block, delta.shape):
-                size = magnitude(part.values).astype(np.float32, copy=False)
-                part.values[(size < smallest) | (size >= outlier)] = 0.0
+                size = magnitude(part.values)
+                mask = kept.selects(size, part, breaker) & ~outliers.selects(size, part, breaker)
+                part.values[~mask] = 0.0
                 scale(part.values, self.weight)
             return block.values
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from deltamend.methods.elementwise import Weighted, kth_largest, magnitude, parts_with, scale, summed
+from deltamend.methods.elementwise import Weighted, cut_at, magnitude, parts_with, scale, summed, tie_breaker
 from deltamend.methods.method import Counts, KeptDelta, TensorContext
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
@@ -25,9 +25,7 @@ class Fapm(Weighted):
     source: ClassVar[str] = "arXiv 2509.08255"
     summary: ClassVar[str] = "Keep entries that changed much, but not in proportion to their weight."
 
-    density: float = Field(
-        0.1, ge=0.0, le=1.0, description="Share of the entries of each tensor that is kept; equal scores stay together."
-    )
+    density: float = Field(0.1, ge=0.0, le=1.0, description="Share of the entries of each tensor that is kept.")
 
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
         """Prune one delta; see `Method.apply`."""
@@ -42,11 +40,12 @@ class Fapm(Weighted):
                 for part, base in parts_with(context.base.read(block.start, block.stop), block, delta.shape)
             )
 
-        lowest = kth_largest(total, self.density)
+        cut = cut_at(total, self.density)
+        breaker = tie_breaker(context.name, delta.shape)
 
         def pruned(block: Block) -> FloatArray:
             for part, base in parts_with(context.base.read(block.start, block.stop), block, delta.shape):
-                part.values[fapm_score(part.values, base, mean).astype(np.float32, copy=False) < lowest] = 0.0
+                part.values[~cut.selects(fapm_score(part.values, base, mean), part, breaker)] = 0.0
                 scale(part.values, self.weight)
             return block.values
 

@@ -49,7 +49,7 @@ class TensorContext:
     base: Weights
     stored_dtype: str = "float32"
     device: str = "cpu"
-    surveyed: float | None = None
+    surveyed: Any = None
     workspace: Workspace = field(default_factory=Workspace)
 
 
@@ -115,8 +115,8 @@ class Method(BaseModel, ABC):
     whole_rows: ClassVar[bool] = False
     takes_vectors: ClassVar[bool] = False
 
-    def survey(self, deltas: Deltas) -> float | None:  # noqa: ARG002 - most methods take each tensor by itself
-        """Look at the whole model before the first tensor; the number that `apply` finds in `context.surveyed`."""
+    def survey(self, deltas: Deltas) -> Any:  # noqa: ARG002 - most methods take each tensor by itself
+        """Look at the whole model before the first tensor; `apply` finds what this returns in `context.surveyed`."""
         return None
 
     @abstractmethod

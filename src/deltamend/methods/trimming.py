@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from deltamend.methods.elementwise import Weighted, kth_largest, magnitude, parts, scale, summed
+from deltamend.methods.elementwise import Cut, Weighted, cut_at, magnitude, parts, scale, summed, tie_breaker
 from deltamend.methods.method import Counts, Deltas, KeptDelta, TensorContext
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
@@ -23,32 +23,31 @@ class Trimmed(Weighted):
     """Δ* = λ·Δ where |Δ| is among the largest, else 0."""
 
     density: float = Field(
-        0.2, ge=0.0, le=1.0, description="Share of the entries that is kept; entries of equal magnitude stay together."
+        0.2, ge=0.0, le=1.0, description="Share of the entries that is kept, those of the largest magnitude."
     )
     scope: Literal["tensor", "model"] = Field(
         "tensor",
         description="Whether the share is kept of each tensor or of the whole model, which is read two times more.",
     )
 
-    def survey(self, deltas: Deltas) -> float | None:
-        """The smallest magnitude that is kept anywhere, for the scope of the whole model."""
+    def survey(self, deltas: Deltas) -> Cut | None:
+        """The cut through the magnitudes of the whole model, for that scope."""
         if self.scope == "tensor" or self.all_or_nothing(self.density):
             return None
-        return kth_largest(lambda count: deltas.total(lambda delta, _: count_magnitudes(delta, count)), self.density)
+        return cut_at(lambda count: deltas.total(lambda delta, _: count_magnitudes(delta, count)), self.density)
 
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
         """Trim one delta; see `Method.apply`."""
         if exact := self.all_or_nothing(self.density):
             return exact
-        smallest = context.surveyed
-        if smallest is None:
-            smallest = kth_largest(partial(count_magnitudes, delta), self.density)
-        if smallest == 0.0 and self.weight == 1.0:
+        cut: Cut = context.surveyed or cut_at(partial(count_magnitudes, delta), self.density)
+        if cut.score == 0.0 and self.weight == 1.0:
             return KeptDelta.identity("fewer entries changed than may be kept")
+        breaker = tie_breaker(context.name, delta.shape)
 
         def trimmed(block: Block) -> FloatArray:
             for part in parts(block, delta.shape):
-                part.values[np.abs(part.values).astype(np.float32, copy=False) < smallest] = 0.0
+                part.values[~cut.selects(np.abs(part.values), part, breaker)] = 0.0
                 scale(part.values, self.weight)
             return block.values
 

@@ -1,0 +1,96 @@
+"""`deltamend compare`: what each method keeps of the same update."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+import deltamend
+from deltamend.cli.repair import progress_bar
+from deltamend.compare import Comparison, choose_methods
+from deltamend.compare import compare as compare_methods
+from deltamend.errors import OutputError, UsageError
+from deltamend.report.compare_page import COLUMNS, compare_csv, compare_page, method_row
+
+
+def compare(
+    base: Annotated[str, typer.Argument(help="Folder of the checkpoint fine-tuning started from.")],
+    finetuned: Annotated[str, typer.Argument(help="Folder of its fine-tuned descendant.")],
+    methods: Annotated[str, typer.Option(help="Names with commas between, or all.")] = "all",
+    include: Annotated[
+        str | None, typer.Option("-i", "--include", metavar="REGEX", help="Only matrices it finds.")
+    ] = None,
+    exclude: Annotated[
+        str | None, typer.Option("-e", "--exclude", metavar="REGEX", help="No matrices it finds.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write a line for each method and matrix.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with both tables.")] = None,
+    write: Annotated[str | None, typer.Option(help="Names of methods whose checkpoint to write, into --out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for --write; each method gets one of its own in it.")] = None,
+    device: Annotated[str, typer.Option(help="Where filters run: cpu, or cuda.")] = "cpu",
+    workers: Annotated[int | None, typer.Option(min=1, help="Matrices at a time; default: one a core.")] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+) -> None:
+    """Compare methods on one update, in one pass over the weights, without writing checkpoints."""
+    wanted = _names(write)
+    if bool(wanted) != (out is not None):
+        raise UsageError("--write and --out belong together: --write dg-hard,ties --out FOLDER")
+    choose_methods(wanted)
+    with progress_bar(quiet, "comparing") as progress:
+        found = compare_methods(
+            base,
+            finetuned,
+            methods=_names(methods),
+            include=include,
+            exclude=exclude,
+            device=device,
+            workers=workers,
+            progress=progress,
+        )
+    if as_json:
+        content = {"methods": [row.model_dump() for row in found.methods], **found.model_dump()}
+        typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
+    else:
+        _print(Console(quiet=quiet, highlight=False), found)
+    for path, text in ((csv, compare_csv), (html, compare_page)):
+        if path is not None:
+            _write(path, text(found))
+    for name in wanted:
+        with progress_bar(quiet, f"writing {name}") as progress:
+            deltamend.repair(
+                base,
+                finetuned,
+                Path(str(out)) / name,
+                method=name,
+                include=include,
+                exclude=exclude,
+                device=device,
+                workers=workers,
+                progress=progress,
+            )
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def _print(console: Console, found: Comparison) -> None:
+    table = Table(Column(COLUMNS[0], no_wrap=True), *(Column(name, justify="right") for name in COLUMNS[1:]))
+    for row in found.methods:
+        table.add_row(*method_row(row))
+    console.print(table, markup=False)
+    for name, reason in found.left_out.items():
+        console.print(f"not compared: {name}, which {reason}", markup=False)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); check the folder") from error

@@ -1,0 +1,48 @@
+"""A comparison as CSV and as an HTML page: one file, no script, no network, light and dark."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from deltamend.compare import Comparison, MethodComparison, TensorComparison
+
+
+def compare_csv(comparison: Comparison) -> str:
+    """One line for each method and matrix."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(TensorComparison.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.model_dump() for row in comparison.tensors)
+    return out.getvalue()
+
+
+def compare_page(comparison: Comparison) -> str:
+    """Two tables: each method over all matrices, and the energy every method keeps of every matrix."""
+    environment = Environment(
+        loader=PackageLoader("deltamend.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    by_tensor: dict[str, list[TensorComparison]] = {}
+    for row in comparison.tensors:
+        by_tensor.setdefault(row.tensor, []).append(row)
+    template = environment.get_template("compare.html.j2")
+    return template.render(
+        comparison=comparison, head=COLUMNS, rows=[method_row(row) for row in comparison.methods], by_tensor=by_tensor
+    )
+
+
+COLUMNS = ("method", "energy", "changed", "rank", "to base", "to tuned", "s")
+
+
+def method_row(row: MethodComparison) -> tuple[str, ...]:
+    """One method as text, in the order of `COLUMNS`."""
+    rank = "" if row.rank is None else percent(row.rank)
+    norms = f"{row.to_base:.4g}", f"{row.to_finetuned:.4g}"
+    return row.method, percent(row.energy), percent(row.density), rank, *norms, f"{row.seconds:.1f}"
+
+
+def percent(share: float) -> str:
+    """A share as text."""
+    return f"{100 * share:.2f} %"
