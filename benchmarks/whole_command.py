@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("base", type=Path)
     parser.add_argument("finetuned", type=Path)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     naive = Path(__file__).with_name("naive_repair.py")
     with tempfile.TemporaryDirectory(prefix="deltamend-bench-", dir=arguments.finetuned.parent) as scratch:
