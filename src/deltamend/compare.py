@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from deltamend.checkpoint.open import Checkpoint, open_checkpoint
@@ -226,13 +226,13 @@ def _measured(
     """Apply what a method decided to a copy of every block, and measure it."""
     sums = _Sums()
     for start, stop, values in delta:
-        source, result = torch.from_numpy(values), torch.from_numpy(kept.block(Block(start, stop, values.copy())))
-        for first, last in row_chunks((source.shape[0], source.shape[1])):
-            before, after = source[first:last], result[first:last]
+        result = kept.block(Block(start, stop, values.copy()))
+        for first, last in row_chunks((values.shape[0], values.shape[1])):
+            before, after = values[first:last], result[first:last]
             sums.delta += norm_squared(before)
             sums.kept += norm_squared(after)
             sums.lost += norm_squared(after - before)
-            sums.changed += int(torch.count_nonzero(after))
+            sums.changed += int(np.count_nonzero(after))
     return TensorComparison(
         method=method.described(),
         tensor=pair.name,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 
-from deltamend.checkpoint.dtypes import TORCH_DTYPES
+from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.checkpoint.open import Checkpoint, StoredTensor
 from deltamend.spectrum.blocks import Block, FloatArray
 from deltamend.spectrum.eigen import Workspace
@@ -22,6 +21,11 @@ BLOCK_ELEMENTS = 1 << 24
 """Entries of a delta held in memory at a time: 64 MiB in fp32. Larger matrices are read in blocks, twice."""
 
 
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_LINE = 64
+
+
 class Matrix(Protocol):
     """A matrix that can be read in part, in its stored dtype."""
 
@@ -30,17 +34,17 @@ class Matrix(Protocol):
         """(rows, columns)."""
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The stored dtype."""
+    def dtype(self) -> np.dtype[Any]:
+        """The stored dtype, one of `dtypes.NUMPY_DTYPES`."""
 
-    def rows(self, start: int, stop: int) -> torch.Tensor:
+    def rows(self, start: int, stop: int) -> Array:
         """Rows start:stop, contiguous, shape (stop − start, columns). May be a buffer that the next call overwrites."""
 
-    def columns(self, start: int, stop: int) -> torch.Tensor:
+    def columns(self, start: int, stop: int) -> Array:
         """Columns start:stop, contiguous, shape (rows, stop − start). May be a buffer that the next call overwrites."""
 
 
-_Part = Callable[[Matrix], torch.Tensor]
+_Part = Callable[[Matrix], Array]
 """Reads the same part of any matrix."""
 
 
@@ -49,15 +53,20 @@ class Buffers:
 
     def __init__(self) -> None:
         self.workspace = Workspace()
-        self._held: dict[str, torch.Tensor] = {}
+        self._held: dict[str, Array] = {}
 
-    def get(self, use: str, elements: int, dtype: torch.dtype) -> torch.Tensor:
-        """A flat tensor of `elements` entries with undefined content, valid until `use` is asked for again."""
-        nbytes = elements * dtype.itemsize
+    def get(self, use: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """A contiguous array with undefined content, valid until `use` is asked for again.
+
+        It begins on a cache line, so that vectorised sums add up in the same order in every run.
+        """
+        nbytes = math.prod(shape) * dtype.itemsize
         held = self._held.get(use)
-        if held is None or held.numel() < nbytes:
-            held = self._held[use] = torch.empty(nbytes, dtype=torch.uint8)
-        return held[:nbytes].view(dtype)
+        if held is None or held.size < nbytes:
+            fresh = np.empty(nbytes + _LINE, np.uint8)
+            start = -fresh.ctypes.data % _LINE
+            held = self._held[use] = fresh[start : start + nbytes]
+        return held[:nbytes].view(dtype).reshape(shape)
 
 
 class StoredMatrix:
@@ -72,7 +81,7 @@ class StoredMatrix:
 
     def __init__(self, checkpoint: Checkpoint, tensor: StoredTensor, buffers: Buffers, use: str) -> None:
         self.shape = self.view_shape(tensor)
-        self.dtype = TORCH_DTYPES[tensor.dtype]
+        self.dtype = NUMPY_DTYPES[tensor.dtype]
         self._checkpoint, self._tensor, self._buffers, self._use = checkpoint, tensor, buffers, use
 
     @staticmethod
@@ -80,40 +89,40 @@ class StoredMatrix:
         """(rows, columns) a stored tensor is read as: a matrix as it is, anything else as one column."""
         return (tensor.shape[0], tensor.shape[1]) if len(tensor.shape) == 2 else (tensor.elements, 1)
 
-    def rows(self, start: int, stop: int) -> torch.Tensor:
+    def rows(self, start: int, stop: int) -> Array:
         """See `Matrix.rows`."""
         columns = self.shape[1]
-        out = self._buffers.get(self._use, (stop - start) * columns, self.dtype)
+        out = self._buffers.get(self._use, (stop - start, columns), self.dtype)
         self._read(start * columns, out)
-        return out.view(stop - start, columns)
+        return out
 
-    def columns(self, start: int, stop: int) -> torch.Tensor:
+    def columns(self, start: int, stop: int) -> Array:
         """See `Matrix.columns`; one short read for each row."""
         rows, columns = self.shape
-        out = self._buffers.get(self._use, rows * (stop - start), self.dtype).view(rows, stop - start)
+        out = self._buffers.get(self._use, (rows, stop - start), self.dtype)
         for row in range(rows):
             self._read(row * columns + start, out[row])
         return out
 
-    def _read(self, element: int, out: torch.Tensor) -> None:
+    def _read(self, element: int, out: Array) -> None:
         self._checkpoint.read_into(self._tensor, element * self.dtype.itemsize, bytes_of(out))
 
 
 class MemoryMatrix:
-    """A matrix in memory: a contiguous or strided tensor on any device; one that is not a matrix is seen as one column."""
+    """A matrix in memory; an array that is not two-dimensional is seen as one column."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._tensor = tensor if tensor.ndim == 2 else tensor.reshape(-1, 1)
-        self.shape = (self._tensor.shape[0], self._tensor.shape[1])
-        self.dtype = tensor.dtype
+    def __init__(self, array: Array) -> None:
+        self._array = array if array.ndim == 2 else array.reshape(-1, 1)
+        self.shape = (self._array.shape[0], self._array.shape[1])
+        self.dtype = array.dtype
 
-    def rows(self, start: int, stop: int) -> torch.Tensor:
+    def rows(self, start: int, stop: int) -> Array:
         """See `Matrix.rows`."""
-        return self._tensor[start:stop].contiguous().cpu()
+        return np.ascontiguousarray(self._array[start:stop])
 
-    def columns(self, start: int, stop: int) -> torch.Tensor:
+    def columns(self, start: int, stop: int) -> Array:
         """See `Matrix.columns`."""
-        return self._tensor[:, start:stop].contiguous().cpu()
+        return np.ascontiguousarray(self._array[:, start:stop])
 
 
 class DeltaBlocks:
@@ -135,7 +144,9 @@ class DeltaBlocks:
         block_elements: int = BLOCK_ELEMENTS,
     ) -> None:
         self.shape = (rows, base.shape[1])
-        self.dtype = torch.float64 if torch.float64 in (base.dtype, finetuned.dtype) else torch.float32
+        self.dtype: np.dtype[Any] = np.result_type(
+            np.float32, *(dtype for dtype in (base.dtype, finetuned.dtype) if dtype == np.float64)
+        )
         self._base, self._finetuned, self._buffers = base, finetuned, buffers
         self._by_rows = whole_rows or rows > base.shape[1]
         self._length, across = self.shape if self._by_rows else self.shape[::-1]
@@ -169,26 +180,28 @@ class DeltaBlocks:
         """W_base where `Block(start, stop, …)` is of Δ, in the dtype of Δ; a buffer that the next call overwrites."""
         return self._block(start, stop, "base-block", self._copy_base)
 
-    def _block(self, start: int, stop: int, use: str, fill: Callable[[_Part, torch.Tensor], None]) -> FloatArray:
+    def _block(self, start: int, stop: int, use: str, fill: Callable[[_Part, Array], None]) -> FloatArray:
         """One block, filled a few rows at a time where its rows are whole."""
         rows, columns = self.shape
         if self._by_rows or stop - start == columns:
             first_row, height = (start, stop - start) if self._by_rows else (0, rows)
-            out = self._buffers.get(use, height * columns, self.dtype).view(height, columns)
+            out = self._buffers.get(use, (height, columns), self.dtype)
             for first, last in row_chunks((height, columns)):
                 span = (first_row + first, first_row + last)
                 fill(lambda matrix, span=span: matrix.rows(*span), out[first:last])  # type: ignore[misc]
         else:
-            out = self._buffers.get(use, rows * (stop - start), self.dtype).view(rows, stop - start)
+            out = self._buffers.get(use, (rows, stop - start), self.dtype)
             fill(lambda matrix: matrix.columns(start, stop)[:rows], out)
-        array: FloatArray = out.numpy()
-        return array
+        return out
 
-    def _subtract(self, part: _Part, out: torch.Tensor) -> None:
-        torch.sub(part(self._finetuned).to(self.dtype), part(self._base).to(self.dtype), out=out)
+    def _subtract(self, part: _Part, out: Array) -> None:
+        np.copyto(out, part(self._finetuned))
+        base = self._buffers.get("subtrahend", out.shape, self.dtype)
+        np.copyto(base, part(self._base))
+        out -= base
 
-    def _copy_base(self, part: _Part, out: torch.Tensor) -> None:
-        out.copy_(part(self._base))
+    def _copy_base(self, part: _Part, out: Array) -> None:
+        np.copyto(out, part(self._base))
 
 
 @dataclass(frozen=True)
@@ -215,26 +228,18 @@ def row_chunks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
         yield start, min(rows, start + step)
 
 
-def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, without a copy."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+def bytes_of(array: Array) -> memoryview:
+    """The bytes of a contiguous array, without a copy."""
+    return array.reshape(-1).view(np.uint8).data
 
 
-def same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two contiguous tensors of one dtype hold the same bytes; NaN equals itself, and 0 differs from −0."""
-    # numpy compares bytes 30 times faster than memoryview does, and 3 times faster than torch.equal.
-    return np.array_equal(first.reshape(-1).view(torch.uint8).numpy(), second.reshape(-1).view(torch.uint8).numpy())
+def same_bytes(first: Array, second: Array) -> bool:
+    """Whether two contiguous arrays of one dtype hold the same bytes; NaN equals itself, and 0 differs from −0."""
+    # 30 times faster than comparing memoryviews.
+    return np.array_equal(first.reshape(-1).view(np.uint8), second.reshape(-1).view(np.uint8))
 
 
-def all_finite(values: torch.Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor Inf; integers always do."""
-    if not values.is_floating_point() or values.numel() == 0:
-        return True
-    # 20 times faster than isfinite().all(): the extremes are NaN when any entry is, and infinite when any entry is.
-    return all(math.isfinite(float(extreme)) for extreme in torch.aminmax(values))
-
-
-def norm_squared(values: torch.Tensor) -> float:
+def norm_squared(values: FloatArray) -> float:
     """Sum of squares of a chunk in its own precision; good to about 1e-6 up to CHUNK_ELEMENTS entries in fp32."""
     flat = values.reshape(-1)
-    return float(torch.dot(flat, flat))
+    return float(np.dot(flat, flat))

@@ -5,20 +5,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
-from deltamend.checkpoint.dtypes import NAMES, TORCH_DTYPES
+from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.checkpoint.manifest import MatrixRepair
 from deltamend.checkpoint.open import StoredTensor
 from deltamend.checkpoint.pairing import TensorPair, pair_tensors
-from deltamend.delta import Buffers, MemoryMatrix
+from deltamend.delta import Array, Buffers, MemoryMatrix, StoredMatrix
 from deltamend.matrix_repair import Job, Survey, repair_matrix
 from deltamend.methods.method import Method
 from deltamend.plan import assign_methods, out_dtype_name
 from deltamend.rules import MethodChoice, Rule, Vectors, read_rules
 from deltamend.threads import one_thread_each
+
+if TYPE_CHECKING:
+    # Whoever has tensors has torch; whoever repairs folders need not wait for its import.
+    import torch
+
+_FLOATS = {"torch.bfloat16": "BF16", "torch.float16": "F16", "torch.float32": "F32", "torch.float64": "F64"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def repair_state_dict(
     surveyed: dict[Method, Any] = {}
 
     def opened(pair: TensorPair) -> tuple[MemoryMatrix, MemoryMatrix, Job]:
-        ours, theirs = MemoryMatrix(base[pair.name].detach()), MemoryMatrix(finetuned[pair.name].detach())
+        ours, theirs = MemoryMatrix(_array(base[pair.name])), MemoryMatrix(_array(finetuned[pair.name]))
         rows = pair.rows if len(pair.finetuned.shape) == 2 else theirs.shape[0]
         method = methods[pair.name]
         return ours, theirs, Job(pair.name, rows, method, device, surveyed.get(method))
@@ -100,9 +106,9 @@ def repair_state_dict(
         for pair in pairing.pairs:
             if pair.name in methods:
                 like = finetuned[pair.name]
-                sink = _MemorySink(like, like.dtype if dtype_name is None else TORCH_DTYPES[dtype_name])
+                sink = _MemorySink(pair.finetuned, dtype_name or pair.finetuned.dtype)
                 records[pair.name] = repair_matrix(*opened(pair), sink, buffers)
-                tensors[pair.name] = sink.tensor.view(like.shape)
+                tensors[pair.name] = _tensor(sink.array).view(like.shape).to(like.device)
     return RepairedStateDict(tensors, records, pairing.only_in_base)
 
 
@@ -143,26 +149,46 @@ def repair_module(
 
 
 class _MemorySink:
-    """Collects a repaired matrix like `like`, on its device; what is no matrix as one column."""
+    """Collects a repaired matrix; what is no matrix as one column."""
 
-    def __init__(self, like: torch.Tensor, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        shape = like.shape if like.ndim == 2 else (like.numel(), 1)
-        self.tensor = torch.empty(shape, dtype=dtype, device=like.device)
+    def __init__(self, like: StoredTensor, dtype_name: str) -> None:
+        self.dtype = NUMPY_DTYPES[dtype_name]
+        self.array = np.empty(StoredMatrix.view_shape(like), self.dtype)
 
-    def write_rows(self, start: int, values: torch.Tensor) -> None:
+    def write_rows(self, start: int, values: Array) -> None:
         """See `Sink.write_rows`."""
-        self.tensor[start : start + values.shape[0]] = values
+        self.array[start : start + values.shape[0]] = values
 
-    def write_columns(self, start: int, values: torch.Tensor) -> None:
+    def write_columns(self, start: int, values: Array) -> None:
         """See `Sink.write_columns`."""
-        self.tensor[: values.shape[0], start : start + values.shape[1]] = values
+        self.array[: values.shape[0], start : start + values.shape[1]] = values
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    """The same values as numpy sees them; numpy has no bfloat16 of its own, so its bits are passed on."""
+    import torch
+
+    plain = tensor.detach().cpu().contiguous()
+    if plain.dtype == torch.bfloat16:
+        return plain.view(torch.uint16).numpy().view(NUMPY_DTYPES["BF16"])
+    return plain.numpy()
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    """The inverse of `_array`, on the CPU."""
+    import torch
+
+    if array.dtype == NUMPY_DTYPES["BF16"]:
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def _described(tensors: Mapping[str, torch.Tensor]) -> dict[str, StoredTensor]:
-    """The tensors as pairing sees them; dtypes a file cannot name are seen as not floating point."""
+    """The tensors as pairing sees them; dtypes other than the floating-point ones are all the same to it."""
     return {
-        name: StoredTensor(name, NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), "", 0, tensor.nbytes)
+        name: StoredTensor(
+            name, _FLOATS.get(str(tensor.dtype), str(tensor.dtype)), tuple(tensor.shape), "", 0, tensor.nbytes
+        )
         for name, tensor in tensors.items()
     }
 

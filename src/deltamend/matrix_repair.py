@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-import torch
+import numpy as np
 
+from deltamend.checkpoint.dtypes import all_finite, is_float
 from deltamend.checkpoint.manifest import MatrixRepair, Outcome, SpectrumRecord
-from deltamend.delta import BaseBlocks, Buffers, DeltaBlocks, Matrix, all_finite, norm_squared, row_chunks
+from deltamend.delta import Array, BaseBlocks, Buffers, DeltaBlocks, Matrix, norm_squared, row_chunks
 from deltamend.errors import FilterError
 from deltamend.methods.method import Counts, KeptDelta, Method, TensorContext
-from deltamend.spectrum.blocks import Block, Blocks
+from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 from deltamend.spectrum.filter import SpectralFilter
 
 Item = TypeVar("Item")
@@ -24,13 +25,13 @@ class Sink(Protocol):
     """Where the repaired matrix goes, in its output dtype; rows come in order, or columns do."""
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> np.dtype[Any]:
         """The output dtype."""
 
-    def write_rows(self, start: int, values: torch.Tensor) -> None:
+    def write_rows(self, start: int, values: Array) -> None:
         """Take rows from `start` on, contiguous, in the output dtype."""
 
-    def write_columns(self, start: int, values: torch.Tensor) -> None:
+    def write_columns(self, start: int, values: Array) -> None:
         """Take columns from `start` on, contiguous, in the output dtype."""
 
 
@@ -67,9 +68,13 @@ class Job:
 def open_delta(base: Matrix, finetuned: Matrix, job: Job, buffers: Buffers) -> tuple[DeltaBlocks, TensorContext]:
     """The delta of a job and what its method may know besides."""
     delta = DeltaBlocks(base, finetuned, job.rows, buffers, whole_rows=job.method.whole_rows)
-    stored_dtype = str(finetuned.dtype).removeprefix("torch.")
     context = TensorContext(
-        job.name, BaseBlocks(delta), stored_dtype, job.device, surveyed=job.surveyed, workspace=buffers.workspace
+        job.name,
+        BaseBlocks(delta),
+        str(finetuned.dtype),
+        job.device,
+        surveyed=job.surveyed,
+        workspace=buffers.workspace,
     )
     return delta, context
 
@@ -130,15 +135,15 @@ def repair_matrix(base: Matrix, finetuned: Matrix, job: Job, sink: Sink, buffers
     delta, context = open_delta(base, finetuned, job, buffers)
     norms = _Norms()
     if delta.is_zero():
-        copy_rows(finetuned, (0, rows), sink, context.name)
+        copy_rows(finetuned, (0, rows), sink, context.name, buffers)
         outcome: Outcome = "zero"
         kept = KeptDelta.identity("base and fine-tuned are equal")
         norms.unmoved = rows * base.shape[1]
     else:
         kept = apply_method(job.method, delta, context, (base, finetuned))
         outcome = kept.outcome
-        _write(delta, kept, base, finetuned, sink, norms, context.name)
-    copy_rows(finetuned, (rows, finetuned.shape[0]), sink, context.name)
+        _write(delta, kept, (base, finetuned), sink, norms, buffers, context.name)
+    copy_rows(finetuned, (rows, finetuned.shape[0]), sink, context.name, buffers)
     return MatrixRepair(
         outcome=outcome,
         reason=kept.reason,
@@ -152,7 +157,7 @@ def repair_matrix(base: Matrix, finetuned: Matrix, job: Job, sink: Sink, buffers
     )
 
 
-def copy_rows(source: Matrix, span: tuple[int, int], sink: Sink, name: str) -> None:
+def copy_rows(source: Matrix, span: tuple[int, int], sink: Sink, name: str, buffers: Buffers) -> None:
     """Copy rows of FINETUNED to the output, bit for bit where the dtypes agree.
 
     Raises:
@@ -163,7 +168,9 @@ def copy_rows(source: Matrix, span: tuple[int, int], sink: Sink, name: str) -> N
         values = source.rows(start + first, start + last)
         if not all_finite(values):
             raise FilterError(f"tensor {name!r} holds NaN or Inf in FINETUNED; give an undamaged checkpoint")
-        sink.write_rows(start + first, _cast(values, sink.dtype, name))
+        sink.write_rows(
+            start + first, _cast(values, sink.dtype, name, buffers) if sink.dtype != values.dtype else values
+        )
 
 
 def apply_method(method: Method, delta: DeltaBlocks, context: TensorContext, sides: tuple[Matrix, Matrix]) -> KeptDelta:
@@ -183,61 +190,78 @@ def refuse_damaged(sides: tuple[Matrix, Matrix], name: str) -> None:
 
 
 def _write(
-    delta: DeltaBlocks, kept: KeptDelta, base: Matrix, finetuned: Matrix, sink: Sink, norms: _Norms, name: str
+    delta: DeltaBlocks,
+    kept: KeptDelta,
+    sides: tuple[Matrix, Matrix],
+    sink: Sink,
+    norms: _Norms,
+    buffers: Buffers,
+    name: str,
 ) -> None:
     """Write W_base + Δ* block by block and add up the norms."""
     rows, columns = delta.shape
     for start, stop, values in delta:
-        source = torch.from_numpy(values)
-        height, width = source.shape
+        height, width = values.shape
         for first, last in row_chunks((height, width)):
-            norms.delta += norm_squared(source[first:last])
+            norms.delta += norm_squared(values[first:last])
         if not math.isfinite(norms.delta):
-            refuse_damaged((base, finetuned), name)
-        kept_values = torch.from_numpy(kept.block(Block(start, stop, values)))
+            refuse_damaged(sides, name)
+        kept_values = kept.block(Block(start, stop, values))
         if width < columns:  # a block of columns of a wide matrix
-            base_part, finetuned_part = base.columns(start, stop)[:rows], finetuned.columns(start, stop)[:rows]
-            sink.write_columns(start, _merge(base_part, finetuned_part, kept_values, kept.outcome, sink, norms, name))
+            parts = [side.columns(start, stop)[:rows] for side in sides]
+            sink.write_columns(start, _merge(parts, kept_values, kept.outcome, sink.dtype, norms, buffers, name))
             continue
         offset = start if height < rows else 0
         for first, last in row_chunks((height, width)):
-            base_part, finetuned_part = (
-                base.rows(offset + first, offset + last),
-                finetuned.rows(offset + first, offset + last),
-            )
-            written = _merge(base_part, finetuned_part, kept_values[first:last], kept.outcome, sink, norms, name)
+            parts = [side.rows(offset + first, offset + last) for side in sides]
+            written = _merge(parts, kept_values[first:last], kept.outcome, sink.dtype, norms, buffers, name)
             sink.write_rows(offset + first, written)
 
 
 def _merge(
-    base: torch.Tensor,
-    finetuned: torch.Tensor,
-    kept: torch.Tensor,
+    parts: list[Array],
+    kept: FloatArray,
     outcome: Outcome,
-    sink: Sink,
+    dtype: np.dtype[Any],
     norms: _Norms,
+    buffers: Buffers,
     name: str,
-) -> torch.Tensor:
+) -> Array:
     """The values to write for one part of the matrix, in the output dtype; measures the realised delta."""
-    base_values = base.to(kept.dtype)
+    base, finetuned = parts
+    base_values = buffers.get("base-values", kept.shape, kept.dtype)
+    np.copyto(base_values, base)
+    realised = buffers.get("realised", kept.shape, kept.dtype)
     match outcome:
         case "filtered":
-            written = _cast(base_values + kept, sink.dtype, name)
+            np.add(base_values, kept, out=realised)
+            written = _cast(realised, dtype, name, buffers)
         case "reverted":
-            written = _cast(base, sink.dtype, name)
+            written = _cast(base, dtype, name, buffers)
         case _:
-            written = _cast(finetuned, sink.dtype, name)
-    realised = written.to(kept.dtype) - base_values
+            written = _cast(finetuned, dtype, name, buffers)
+    np.copyto(realised, written)
+    realised -= base_values
     norms.kept += norm_squared(kept)
     norms.realised += norm_squared(realised)
-    norms.unmoved += realised.numel() - int(torch.count_nonzero(realised))
-    norms.lost += norm_squared(realised.sub_(kept))
+    norms.unmoved += realised.size - int(np.count_nonzero(realised))
+    realised -= kept
+    norms.lost += norm_squared(realised)
     return written
 
 
-def _cast(values: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
-    cast = values.to(dtype) if values.is_floating_point() else values
-    if cast.dtype != values.dtype and not all_finite(cast):
+def _cast(values: Array, dtype: np.dtype[Any], name: str, buffers: Buffers) -> Array:
+    """The values in the output dtype, rounded to nearest, in a buffer; what is not floating point stays as it is.
+
+    Raises:
+        FilterError: a value is too large for the dtype.
+    """
+    if not is_float(values.dtype):
+        return values
+    cast = buffers.get("cast", values.shape, dtype)
+    with np.errstate(over="ignore"):  # seen below, and said in our own words
+        np.copyto(cast, values, casting="unsafe")
+    if dtype != values.dtype and not all_finite(cast):
         raise FilterError(f"tensor {name!r} overflows in {dtype}; write it with --out-dtype fp32")
     return cast
 

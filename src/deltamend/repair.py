@@ -15,10 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import xxhash
 
-from deltamend.checkpoint.dtypes import CONFIG_NAMES, TORCH_DTYPES
+from deltamend.checkpoint.dtypes import CONFIG_NAMES, NUMPY_DTYPES
 from deltamend.checkpoint.hashing import hash_alike, hash_file, tensor_hash
 from deltamend.checkpoint.layout import ShardLayout
 from deltamend.checkpoint.manifest import (
@@ -37,7 +36,7 @@ from deltamend.checkpoint.open import CONFIG_FILE, INDEX_FILE, Checkpoint, Store
 from deltamend.checkpoint.pairing import TensorPair
 from deltamend.checkpoint.sidecars import CARD_FILE, FINETUNED_CARD_FILE, MANIFEST_FILE
 from deltamend.checkpoint.work_folder import ShardWriter, WorkFolder, check_output
-from deltamend.delta import Buffers, StoredMatrix, bytes_of
+from deltamend.delta import Array, Buffers, StoredMatrix, bytes_of
 from deltamend.matrix_repair import Job, Survey, copy_rows, repair_matrix
 from deltamend.methods.method import Method
 from deltamend.plan import RepairOptions, RepairPlan, out_dtype_name, pair_flops, plan_repair
@@ -213,9 +212,7 @@ class _Run:
                 writer = self._writers[shard.file] = ShardWriter(work.staged, shard)
                 opening.callback(writer.close)
             opening.enter_context(one_thread_each())
-            self._executor = opening.enter_context(
-                ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-            )
+            self._executor = opening.enter_context(ThreadPoolExecutor(workers))
             self._resources = opening.pop_all()
 
     def __enter__(self) -> _Run:
@@ -299,7 +296,7 @@ class _Run:
         """Write one tensor to the sink."""
         if pair.action == "keep":
             finetuned = StoredMatrix(self._plan.finetuned, pair.finetuned, self._buffers(), "finetuned")
-            copy_rows(finetuned, (0, finetuned.shape[0]), sink, pair.name)
+            copy_rows(finetuned, (0, finetuned.shape[0]), sink, pair.name, self._buffers())
             return MatrixRepair(outcome="kept", reason="")
         return repair_matrix(*self._open(pair), sink, self._buffers())
 
@@ -333,13 +330,13 @@ class _FileSink:
     """Writes one tensor to its place and hashes what it writes."""
 
     def __init__(self, writer: ShardWriter, tensor: StoredTensor, stopped: threading.Event) -> None:
-        self.dtype = TORCH_DTYPES[tensor.dtype]
+        self.dtype = NUMPY_DTYPES[tensor.dtype]
         self._writer, self._tensor, self._stopped = writer, tensor, stopped
         self._columns = StoredMatrix.view_shape(tensor)[1]
         self._hash = xxhash.xxh3_128()
         self._in_order = True
 
-    def write_rows(self, start: int, values: torch.Tensor) -> None:
+    def write_rows(self, start: int, values: Array) -> None:
         """See `Sink.write_rows`."""
         if self._stopped.is_set():
             raise CancelledError
@@ -347,7 +344,7 @@ class _FileSink:
         self._writer.write(self._tensor, start * self._columns * self.dtype.itemsize, data)
         self._hash.update(data)
 
-    def write_columns(self, start: int, values: torch.Tensor) -> None:
+    def write_columns(self, start: int, values: Array) -> None:
         """See `Sink.write_columns`; one short write for each row."""
         if self._stopped.is_set():
             raise CancelledError
@@ -445,5 +442,5 @@ def _folder_name(checkpoint: Checkpoint) -> str:
 
 
 def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("deltamend", "numpy", "scipy", "torch")}
+    packages = {name: version(name) for name in ("deltamend", "ml_dtypes", "numpy", "scipy")}
     return {"python": platform.python_version(), **packages}

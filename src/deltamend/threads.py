@@ -1,11 +1,11 @@
-"""One BLAS and torch thread for each worker."""
+"""One BLAS thread for each worker, and one torch thread where torch is in use."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from threadpoolctl import threadpool_limits
 
 
@@ -15,10 +15,13 @@ def one_thread_each() -> Iterator[None]:
 
     Two BLAS threads on a busy core get in each other's way, and sums split over threads differ in their last bits.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch = sys.modules.get("torch")  # not imported for this: a repair does without it
+    before = torch.get_num_threads() if torch else 1
+    if torch:
+        torch.set_num_threads(1)
     try:
         with threadpool_limits(1):
             yield
     finally:
-        torch.set_num_threads(before)
+        if torch:
+            torch.set_num_threads(before)

@@ -10,13 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from deltamend.checkpoint.dtypes import TORCH_DTYPES, itemsize
+from deltamend.checkpoint.dtypes import NUMPY_DTYPES, itemsize
 from deltamend.checkpoint.safetensors_header import encode_header, read_header
 from deltamend.errors import CheckpointError
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 TENSORS = st.dictionaries(
-    st.text(min_size=1, max_size=8), st.tuples(st.sampled_from(sorted(TORCH_DTYPES)), SHAPES), max_size=6
+    st.text(min_size=1, max_size=8), st.tuples(st.sampled_from(sorted(NUMPY_DTYPES)), SHAPES), max_size=6
 )
 in_one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deltamend.checkpoint.dtypes import TORCH_DTYPES, itemsize
+from deltamend.checkpoint.dtypes import NUMPY_DTYPES, itemsize
 from deltamend.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
@@ -152,7 +152,7 @@ def _entry(name: str, value: Any, data_start: int, path: Path) -> HeaderEntry:
         raise CheckpointError(fault + "shape is not a list of sizes); download it again")
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(_is_size(offset) for offset in offsets)):
         raise CheckpointError(fault + "data_offsets are not two positions); download it again")
-    if not isinstance(dtype, str) or dtype not in TORCH_DTYPES:
+    if not isinstance(dtype, str) or dtype not in NUMPY_DTYPES:
         raise CheckpointError(
             f"{path}: tensor {name!r} has dtype {dtype!r}, which deltamend cannot read; give it unquantised weights"
         )

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
 from pydantic import Field, field_serializer
 
-from deltamend.checkpoint.dtypes import FLOAT_NAMES, TORCH_DTYPES
+from deltamend.checkpoint.dtypes import FLOAT_NAMES, NUMPY_DTYPES
 from deltamend.checkpoint.safetensors_header import Header, HeaderEntry, read_header
 from deltamend.errors import CheckpointError, FilterError, MethodError
 from deltamend.methods.elementwise import parts
@@ -75,20 +74,18 @@ class _FisherTensor:
         stored = entry.shape if len(entry.shape) == 2 else (int(np.prod(entry.shape)), 1)
         if entry.dtype not in FLOAT_NAMES or stored[0] < shape[0] or stored[1] != shape[1]:
             raise FilterError(f"{path.name} holds it as {entry.dtype} {list(entry.shape)}; compute it for this model")
-        # Mapped copy-on-write, because torch wants memory that may be written to.
-        data = np.memmap(path, np.uint8, "c", entry.start, (entry.stop - entry.start,))
-        self._values = torch.from_numpy(data).view(TORCH_DTYPES[entry.dtype]).view(*stored)[: shape[0]]
+        self._values = np.memmap(path, NUMPY_DTYPES[entry.dtype], "r", entry.start, stored)[: shape[0]]
 
     def read(self, rows: slice, columns: slice) -> FloatArray:
         """A part as float64; numbers that are no squares are refused."""
-        values: FloatArray = self._values[rows, columns].double().numpy()
+        values: FloatArray = self._values[rows, columns].astype(np.float64)
         if values.size and not (values.min() >= 0.0 and np.isfinite(values.max())):
             raise FilterError(f"{self._path.name} holds numbers that are not squares; compute it again")
         return values
 
     def mean(self) -> float:
         """Mean over all entries."""
-        return sum(self._sums()) / self._values.numel()
+        return sum(self._sums()) / self._values.size
 
     def _sums(self) -> Iterator[float]:
         height, width = self._values.shape

@@ -14,7 +14,6 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from deltamend.spectrum import lapack
 from deltamend.spectrum.blocks import Blocks, FloatArray
@@ -303,6 +302,8 @@ def by_torch(blocks: Blocks, device: str) -> tuple[Decomposed, float]:
     Raises:
         LapackError: the eigenvalue iteration did not converge.
     """
+    import torch  # only here: it takes longer to import than most repairs take
+
     m, n = blocks.shape
     p = min(m, n)
     square = torch.zeros((p, p), dtype=torch.float64, device=device)
