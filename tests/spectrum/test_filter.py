@@ -21,7 +21,8 @@ from deltamend.spectrum.blocks import Block, FloatArray
 from deltamend.spectrum.eigen import Workspace
 from deltamend.spectrum.filter import SpectralFilter, filter_delta
 from deltamend.spectrum.shrinkers import OptimalFrobenius
-from deltamend.spectrum.thresholds import GavishDonoho, KnownNoise, Spectrum, Threshold
+from deltamend.spectrum.singular_values import Spectrum
+from deltamend.spectrum.thresholds import GavishDonoho, KnownNoise, Threshold
 
 DG_HARD = GavishDonoho()
 

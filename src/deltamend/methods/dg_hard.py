@@ -11,11 +11,11 @@ from deltamend.methods.method import KeptDelta, TensorContext, spectral_result
 from deltamend.methods.noise_level import NoiseMethod, NoiseSource
 from deltamend.spectrum.blocks import Blocks
 from deltamend.spectrum.filter import filter_delta
+from deltamend.spectrum.singular_values import Spectrum
 from deltamend.spectrum.thresholds import (
     GavishDonoho,
     MarchenkoPasturEdge,
     ScreeNOT,
-    Spectrum,
     Threshold,
     ThresholdRule,
     TracyWidomEdge,

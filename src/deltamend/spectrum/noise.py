@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from deltamend.spectrum.blocks import FloatArray
 from deltamend.spectrum.marchenko_pastur import MarchenkoPasturSingular, aspect_ratio, median
+from deltamend.spectrum.singular_values import Spectrum
 from deltamend.spectrum.tracy_widom import largest_singular_value
-
-if TYPE_CHECKING:
-    from deltamend.spectrum.thresholds import Spectrum
 
 Array = npt.NDArray[np.float64]
 

@@ -8,32 +8,11 @@ from typing import Protocol
 
 import numpy as np
 
-from deltamend.spectrum.blocks import FloatArray
 from deltamend.spectrum.marchenko_pastur import aspect_ratio, check_beta, median
 from deltamend.spectrum.noise import FixedNoise, MedianNoise, NoiseEstimator
 from deltamend.spectrum.screenot import screenot_threshold
+from deltamend.spectrum.singular_values import Spectrum
 from deltamend.spectrum.tracy_widom import largest_singular_value, quantile
-
-
-class Spectrum(Protocol):
-    """The singular values of one m×n matrix, as far as a rule asks for them."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(m, n) of the matrix."""
-
-    @property
-    def energy(self) -> float:
-        """Sum of the squared singular values, ‖Δ‖_F²."""
-
-    def median(self) -> float:
-        """Median of all min(m, n) singular values; the mean of the middle two when their number is even."""
-
-    def largest(self) -> float:
-        """The largest singular value."""
-
-    def values(self) -> FloatArray:
-        """All min(m, n) singular values, float64, descending. May cost more than the median."""
 
 
 @dataclass(frozen=True)
