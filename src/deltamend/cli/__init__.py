@@ -30,18 +30,24 @@ app.command()(compare)
 app.command()(demo)
 
 
+_INTERRUPTED = 130
+"""The exit code typer gives to a Ctrl-C, which it catches itself."""
+
+
 def main() -> None:
-    """Run the command line: exit 0 when done, 1 when it failed, 2 on wrong usage."""
+    """Run the command line: exit 0 when done, 1 when it failed or was interrupted, 2 on wrong usage."""
     try:
         app()
-    except (DeltamendError, KeyboardInterrupt) as error:
+    except DeltamendError as error:
         if "-vv" in sys.argv:
             traceback.print_exc()
-        interrupted = isinstance(error, KeyboardInterrupt)
-        message = "interrupted; the same command with --resume goes on" if interrupted else str(error)
-        typer.echo(f"deltamend: {message}", err=True)
+        typer.echo(f"deltamend: {error}", err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except SystemExit as ended:
+        if ended.code != _INTERRUPTED:
+            raise
+        hint = "; the same command with --resume goes on" if sys.argv[1:2] == ["repair"] else ""
+        typer.echo(f"deltamend: interrupted{hint}", err=True)
         sys.stderr.flush()
-        if isinstance(error, UsageError):
-            sys.exit(2)
         # Threads inside LAPACK cannot be stopped; a second Ctrl-C must not have to wait for them.
-        os._exit(1) if interrupted else sys.exit(1)
+        os._exit(1)

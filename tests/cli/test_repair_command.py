@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import deltamend
+from tests.conftest import Pair, Printed
+
+Cli = Callable[..., Printed]
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    own_pair: Pair, tmp_path: Path, deltamend_cli: Cli
+) -> None:
+    (own_pair.finetuned / "optimizer.pt").write_bytes(b"state")
+    before = sorted(tmp_path.rglob("*"))
+    printed = deltamend_cli(
+        "repair", own_pair.base, own_pair.finetuned, tmp_path / "out", "--dry-run", "-v", "-e", "mlp"
+    )
+    assert printed.code == 0
+    assert "dg-hard on 10 matrices of 21 tensors; nothing is written" in printed.out
+    assert "6 kept as fine-tuned: matched by --exclude" in printed.out
+    assert "5 kept as fine-tuned: not a matrix" in printed.out
+    assert "file left out (weights in a file that the index does not name): optimizer.pt" in printed.out
+    assert "filter lm_head.weight [200×64]" in printed.out
+    assert "MB in" in printed.out
+    assert "GiB with" in printed.out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_verbose_shows_every_tensor(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
+    printed = deltamend_cli("repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", "-v")
+    assert "2/64" in printed.out
+    assert "16 filtered, 5 kept" in printed.out
+    assert "of the update's energy" in printed.out
+
+
+def test_quiet_prints_nothing(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
+    printed = deltamend_cli("repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", "--quiet")
+    assert (printed.code, printed.out, printed.err) == (0, "", "")
+
+
+def test_json_is_the_manifest(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
+    printed = deltamend_cli("repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", "--json")
+    assert json.loads(printed.out) == json.loads((tmp_path / "out" / "deltamend.json").read_text())
+
+
+def test_a_loss_in_rounding_is_warned_of_with_the_remedy(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
+    # a thousandth of the update is far below the spacing of bf16
+    options = ("--method", "wise-ft", "--set", "alpha=0.001")
+    printed = deltamend_cli("repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", *options)
+    assert "warning" in printed.out
+    assert "--out-dtype fp32" in printed.out
+    printed = deltamend_cli(
+        "repair", llama_pair.base, llama_pair.finetuned, tmp_path / "wide", *options, "--out-dtype", "fp32"
+    )
+    assert "warning" not in printed.out
+
+
+def test_ctrl_c_says_how_to_go_on(
+    llama_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    ended: list[int] = []
+    monkeypatch.setattr(deltamend, "repair", interrupted)
+    monkeypatch.setattr("os._exit", ended.append)  # pytest has to live on
+    monkeypatch.setattr(
+        "sys.argv", ["deltamend", "repair", str(llama_pair.base), str(llama_pair.finetuned), str(tmp_path / "out")]
+    )
+    from deltamend.cli import main
+
+    main()
+    assert ended == [1]
+    assert "--resume goes on" in capfd.readouterr().err
