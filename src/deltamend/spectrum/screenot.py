@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
 
 from deltamend.spectrum.marchenko_pastur import check_beta
 
@@ -30,6 +29,8 @@ def screenot_threshold(singular_values: npt.ArrayLike, beta: float, max_rank: in
     Raises:
         ValueError: an argument is out of range.
     """
+    from scipy.optimize import brentq  # late: a third of all start-up time, and DG-Hard does without it
+
     check_beta(beta)
     noise = pseudo_noise(singular_values, max_rank)
     scale = float(noise.max())

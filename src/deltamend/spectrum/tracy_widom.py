@@ -7,8 +7,6 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
-from scipy.special import airy
 
 Array = npt.NDArray[np.float64]
 
@@ -43,6 +41,8 @@ def quantile(level: float) -> float:
     """
     if not 1e-12 <= level <= 1.0 - 1e-12:
         raise ValueError(f"level is {level}; pass a probability strictly between 0 and 1, such as 0.99")
+    from scipy.optimize import brentq  # late: a third of all start-up time, and DG-Hard does without it
+
     return float(brentq(lambda s: _determinant(s) - level, _LOWEST, _HIGHEST, xtol=1e-12))
 
 
@@ -83,6 +83,8 @@ def largest_singular_value(shape: tuple[int, int], noise: float, level: float) -
 
 
 def _determinant(s: float) -> float:
+    from scipy.special import airy  # late: a third of all start-up time, and DG-Hard does without it
+
     length = _AIRY_END - min(s, _AIRY_END - 1.0)
     x = length / 2.0 * (_NODES + 1.0)
     root = np.sqrt(length / 2.0 * _WEIGHTS)
