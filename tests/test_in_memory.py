@@ -69,7 +69,5 @@ def test_models_that_do_not_belong_together_are_refused() -> None:
 def test_an_overflow_in_fp16_is_refused() -> None:
     base = {"a": torch.zeros(4, 5)}
     finetuned = {"a": torch.full((4, 5), 1e6)}
-    with pytest.raises(
-        deltamend.FilterError, match=r"tensor 'a' overflows in float16; write it with --out-dtype fp32"
-    ):
+    with pytest.raises(deltamend.FilterError, match=r"tensor 'a' overflows in float16; write it with --out-dtype fp32"):
         deltamend.repair_state_dict(base, finetuned, method="wise-ft", out_dtype="fp16")

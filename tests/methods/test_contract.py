@@ -136,7 +136,7 @@ def test_inputs_are_not_mutated_and_shapes_and_dtypes_are_kept(
 def test_applying_leaves_the_delta_alone(method: str, states: tuple[State, State], fisher_file: Path) -> None:
     made = get_method(method, {**parameters_of(TABLE[method].parameters, fisher_file)} | _per_tensor(method))
     name = "model.layers.0.mlp.down_proj.weight"
-    sides = [MemoryMatrix(side[name]) for side in states]
+    sides = [MemoryMatrix(side[name].numpy()) for side in states]
     delta, context = open_delta(sides[0], sides[1], Job(name, 24, made), Buffers())
     before = [block.values.copy() for block in delta]
     made.apply(delta, context)

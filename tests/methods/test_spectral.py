@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import deltamend
+from deltamend.spectrum.eigen import Workspace
 from deltamend.spectrum.noise import rounding_variance
 from deltamend.spectrum.thresholds import optimal_coefficient
 
@@ -232,3 +233,17 @@ def test_what_is_recorded_of_a_fisher_file_is_its_name_and_content(tmp_path: Pat
     text = deltamend.get_method("fisher", {"fisher": tmp_path / "squares.safetensors"}).described()
     assert text.startswith("fisher fisher=squares.safetensors sha256:")
     assert str(tmp_path) not in text
+
+
+def test_intruders_are_found_whatever_scratch_memory_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, update = pair((40, 60))
+    expected = kept("intruder", base, 20 * update, epsilon=0.9)
+    original = Workspace.array
+
+    def poisoned(self: Workspace, *arguments: Any) -> Any:
+        array = original(self, *arguments)
+        array.fill(np.nan)
+        return array
+
+    monkeypatch.setattr(Workspace, "array", poisoned)
+    np.testing.assert_array_equal(kept("intruder", base, 20 * update, epsilon=0.9), expected)

@@ -65,7 +65,8 @@ class Intruder(Method):
 def _similarity(left: FloatArray, base: BaseOnly, context: TensorContext) -> FloatArray:
     """For each column of `left` (m, k) the largest |cosine| with a left singular vector of the base, shape (k,)."""
     m, n = base.shape
-    squares, vectors = eigh(gram(base, np.float64, context.workspace).square, lower=True)
+    # The upper triangle is not initialised, so a check for NaN must not see it; the filter has looked for NaN already.
+    squares, vectors = eigh(gram(base, np.float64, context.workspace).square, lower=True, check_finite=False)
     if m <= n:
         cosines = vectors.T @ left
     else:
