@@ -13,6 +13,8 @@ from deltamend.errors import UsageError
 from deltamend.rules import Rule, Vectors, read_rules
 
 _MEANINGLESS = ("normalize", "int8_mask")
+_NORMALISED = ("ties", "della")
+"""Methods of mergekit that divide by the weights of the models by default, so that the weight of one has no effect."""
 
 
 class ModelEntry(BaseModel):
@@ -72,6 +74,10 @@ class RepairConfig(BaseModel):
         for key in _MEANINGLESS:
             if key in self.method_parameters:
                 raise ValueError(f"{key} means nothing with one fine-tuned model; leave it out")
+        if self.models and self.method in _NORMALISED and self.method_parameters.get("weight", 1) != 1:
+            raise ValueError(
+                f"mergekit divides the weight of one model out of {self.method}, and deltamend would not; write lambda or leave it out"
+            )
         return self
 
     @property

@@ -12,8 +12,8 @@ class Ties(Trimmed):
 
     With one fine-tuned model the election has one voter and changes nothing, and the mean over models is the model: it
     is magnitude pruning with a factor. The paper trims the task vector of the whole model (`scope=model`), mergekit
-    each tensor by itself (`scope=tensor`). mergekit's `normalize: true` divides by the weight of the one model, so its
-    `weight` has no effect there; its `lambda` is ours.
+    each tensor by itself (`scope=tensor`). mergekit divides by the weight of the one model (`normalize`), so its `weight`
+    has no effect there; its `lambda` is ours.
     """
 
     name: ClassVar[str] = "ties"
