@@ -175,6 +175,7 @@ def test_a_config_of_mergekit_is_understood(llama_pair: Pair, tmp_path: Path, de
         ("vectors: 1.5", "nor a number from 0 to 1"),
         ("models: [{model: a}, {model: b}]", "models lists 2 beside the base model"),
         ("parameters: {normalize: true}\nmodels: [{model: a}]", "normalize means nothing with one fine-tuned model"),
+        ("method: ties\nmodels: [{model: a, parameters: {weight: 0.5}}]", "write lambda or leave it out"),
         (
             "method: ties\nparameters: {density: [1, 0.5]}",
             "'ties', parameter 'density': Input should be a valid number",
