@@ -47,8 +47,10 @@ def page(method: type[Method]) -> str:
         lines += [f"| {' | '.join([f'`{row.name}`', *(_cell(text) for text in row[1:])])} |" for row in rows]
     else:
         lines += ["", "It has no parameters."]
-    lines += ["", f"    deltamend repair BASE FINETUNED OUT --method {method.name}", ""]
-    return "\n".join(lines)
+    required = [f" --set {row.name}=FILE" for row in rows if row.default == "required"]
+    command = f"deltamend repair BASE FINETUNED OUT --method {method.name}{''.join(required)}"
+    # Indented commands of the docs are run by a test, which has no file to give.
+    return "\n".join([*lines, "", f"`{command}`" if required else f"    {command}", ""])
 
 
 def index() -> str:
