@@ -20,12 +20,14 @@ OUTPUT = HERE / "output"
 NOTES = HERE / "NOTES.md"
 
 TITLES = {
-    "one_matrix": "One matrix, one thread and two",
+    "one_matrix": "One matrix, one thread",
+    "one_matrix_two_threads": "One matrix, two threads",
     "whole_command": "The whole command on a real pair",
     "large_pair": "A pair with the shapes of Llama-3.2-3B",
     "untouched": "The path on which nothing is filtered",
     "workers": "Workers and BLAS threads",
     "agreement": "Agreement with a float64 SVD",
+    "kill": "Killed at random moments",
 }
 
 
@@ -34,12 +36,14 @@ def commands(scratch: Path | None) -> dict[str, list[str]]:
     pair = real_pair()
     where = [] if scratch is None else ["--scratch", str(scratch)]
     return {
-        "one_matrix": ["one_matrix.py", "--pair", *pair],
+        "one_matrix": ["one_matrix.py", "--threads", "1", "--pair", *pair],
+        "one_matrix_two_threads": ["one_matrix.py", "--threads", "2"],
         "whole_command": ["whole_command.py", *pair],
         "large_pair": ["large_pair.py", *where],
         "untouched": ["untouched.py", *where],
         "workers": ["workers.py", *pair],
         "agreement": ["agreement.py", *pair],
+        "kill": ["kill.py", *pair],
     }
 
 
