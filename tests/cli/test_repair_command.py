@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import deltamend
 from tests.conftest import Pair, Printed
@@ -24,7 +26,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert "dg-hard on 10 matrices of 21 tensors; nothing is written" in printed.out
     assert "6 kept as fine-tuned: matched by --exclude" in printed.out
     assert "5 kept as fine-tuned: not a matrix" in printed.out
-    assert "file left out (weights in a file that the index does not name): optimizer.pt" in printed.out
+    assert "file left out (weights in a file that the index does not name): 'optimizer.pt'" in printed.out
     assert "filter lm_head.weight [200×64]" in printed.out
     assert "MB in" in printed.out
     assert "GiB with" in printed.out
@@ -36,6 +38,20 @@ def test_verbose_shows_every_tensor(llama_pair: Pair, tmp_path: Path, deltamend_
     assert "2/64" in printed.out
     assert "16 filtered, 5 kept" in printed.out
     assert "of the update's energy" in printed.out
+
+
+def test_names_of_tensors_are_only_text(tmp_path: Path, deltamend_cli: Cli) -> None:
+    name = "[/bold]{x}[link=file:///etc]"
+    for side, value in (("base", 0.0), ("finetuned", 1.0)):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "config.json").write_text("{}")
+        save_file({name: torch.full((4, 5), value)}, tmp_path / side / "model.safetensors")
+    folders = (tmp_path / "base", tmp_path / "finetuned", tmp_path / "out")
+    for options in (("-v", "--dry-run"), ("-v",)):
+        printed = deltamend_cli("repair", *folders, *options)
+        assert printed.code == 0
+        assert "[/bold]" in printed.out
+        assert "{x}[link" in printed.out
 
 
 def test_quiet_prints_nothing(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:

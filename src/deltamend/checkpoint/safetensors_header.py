@@ -144,6 +144,8 @@ def _check(table: dict[str, Any], total: int, text: bytes, path: Path) -> Header
 
 def _entry(name: str, value: Any, data_start: int, path: Path) -> HeaderEntry:
     """Check one tensor's entry by itself."""
+    if not name.isprintable():  # they reach terminals and pages
+        raise CheckpointError(f"{path}: tensor name {name!r} holds control characters; do not use this checkpoint")
     fault = f"{path}: corrupt header (tensor {name!r}: "
     if not isinstance(value, dict) or not {"dtype", "shape", "data_offsets"} <= value.keys():
         raise CheckpointError(fault + "dtype, shape or data_offsets missing); download it again")

@@ -80,6 +80,8 @@ def _walk(folder: Path, top: Path) -> Iterator[Path]:
 
 def _reason_to_leave(path: Path, name: str, folder: Path) -> str:
     """Why a file is not copied, or nothing."""
+    if not name.isprintable():
+        return "its name holds control characters"
     if any(part.startswith(".") for part in Path(name).parts):
         return "hidden"
     if path.is_dir():

@@ -15,7 +15,7 @@ import typer
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 import deltamend
 from deltamend.config import RepairConfig, read_config
@@ -74,7 +74,7 @@ def repair(
         rules=given.rules,
         vectors=vectors or given.vectors,
     )
-    console = Console(stderr=as_json, quiet=quiet, highlight=False)
+    console = Console(stderr=as_json, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
     if dry_run:
         plan = plan_repair(
             *folders, method=chosen, parameters=parameters, options=options, overwrite=overwrite or resume
@@ -142,7 +142,7 @@ def progress_bar(quiet: bool, doing: str) -> Iterator[ProgressCallback]:
         TaskProgressColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
@@ -162,7 +162,7 @@ def _print_plan(console: Console, plan: RepairPlan, workers: int, verbose: int) 
     for name in plan.pairing.only_in_base:
         console.print(f"  only in BASE, left out: {name}", markup=False)
     for file in plan.left_out:
-        console.print(f"  file left out ({file.reason}): {file.name}", markup=False)
+        console.print(f"  file left out ({file.reason}): {file.name!r}", markup=False)
     if verbose:
         for pair in plan.pairing.pairs:
             shape = "×".join(str(size) for size in pair.finetuned.shape)
@@ -177,7 +177,7 @@ def _print_plan(console: Console, plan: RepairPlan, workers: int, verbose: int) 
 def _print_report(console: Console, report: RepairReport, verbose: int) -> None:
     manifest = report.manifest
     if verbose:
-        table = Table("tensor", "outcome", "rank", "energy kept", "lost in cast", "s")
+        table = Table(Column("tensor", overflow="fold"), "outcome", "rank", "energy kept", "lost in cast", "s")
         for tensor in report.tensors:
             rank = "" if tensor.spectrum is None else f"{tensor.spectrum.rank}/{tensor.spectrum.full_rank}"
             energy, lost = _percent(tensor.kept_energy), _percent(tensor.realised_error)
