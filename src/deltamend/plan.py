@@ -29,7 +29,7 @@ from deltamend.methods.method import Method
 from deltamend.rules import MethodChoice, Rule, Vectors
 
 _WRITE_BYTES_PER_SECOND = 0.4e9  # to a fresh file on the machine this was measured on
-_RESIDENT_BYTES = 450 << 20  # Python with torch and scipy loaded
+_RESIDENT_BYTES = 100 << 20  # Python with numpy and scipy loaded
 
 
 @dataclass(frozen=True)
