@@ -37,7 +37,7 @@ def commands(scratch: Path | None) -> dict[str, list[str]]:
     where = [] if scratch is None else ["--scratch", str(scratch)]
     return {
         "one_matrix": ["one_matrix.py", "--threads", "1", "--pair", *pair],
-        "one_matrix_two_threads": ["one_matrix.py", "--quick", "--threads", "2"],
+        "one_matrix_two_threads": ["one_matrix.py", "--threads", "2"],
         "whole_command": ["whole_command.py", *pair],
         "large_pair": ["large_pair.py", *where],
         "untouched": ["untouched.py", *where],
