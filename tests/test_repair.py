@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -213,14 +214,14 @@ def test_only_the_files_the_index_names_are_read(own_pair: Pair, tmp_path: Path)
     assert not (tmp_path / "out" / "consolidated.safetensors").exists()
 
 
-def test_a_link_out_of_the_folder_is_not_copied(own_pair: Pair, tmp_path: Path) -> None:
-    (tmp_path / "secret.txt").write_text("a key")
-    (own_pair.finetuned / "notes.txt").symlink_to(tmp_path / "secret.txt")
-    report = deltamend.repair(own_pair.base, own_pair.finetuned, tmp_path / "out")
-    assert [(file.name, file.reason) for file in report.manifest.left_out] == [
-        ("notes.txt", "a link that leads out of the folder")
-    ]
-    assert not (tmp_path / "out" / "notes.txt").exists()
+@pytest.mark.parametrize("name", ["notes.txt", "config.json"])
+def test_a_link_out_of_the_folder_is_refused(own_pair: Pair, tmp_path: Path, name: str) -> None:
+    shutil.copy(own_pair.finetuned / "config.json", tmp_path / "elsewhere")
+    (own_pair.finetuned / name).unlink(missing_ok=True)
+    (own_pair.finetuned / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(deltamend.CheckpointError, match=f"{name}: a link that leads out of the folder"):
+        deltamend.repair(own_pair.base, own_pair.finetuned, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_overwrite_replaces_an_earlier_output(llama_pair: Pair, tmp_path: Path) -> None:

@@ -223,7 +223,9 @@ class BaseBlocks:
 def row_chunks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
     """Spans of rows of about CHUNK_ELEMENTS entries, covering the matrix once."""
     rows, columns = shape
-    step = max(1, CHUNK_ELEMENTS // max(1, columns))
+    if not columns:  # however many rows a header claims for nothing
+        return
+    step = max(1, CHUNK_ELEMENTS // columns)
     for start in range(0, rows, step):
         yield start, min(rows, start + step)
 

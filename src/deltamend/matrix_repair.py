@@ -134,7 +134,8 @@ def repair_matrix(base: Matrix, finetuned: Matrix, job: Job, sink: Sink, buffers
     rows = job.rows
     delta, context = open_delta(base, finetuned, job, buffers)
     norms = _Norms()
-    if delta.is_zero():
+    # A cast may move values that are equal on both sides; the way below measures that.
+    if sink.dtype == finetuned.dtype and delta.is_zero():
         copy_rows(finetuned, (0, rows), sink, context.name, buffers)
         outcome: Outcome = "zero"
         kept = KeptDelta.identity("base and fine-tuned are equal")
@@ -206,6 +207,9 @@ def _write(
             norms.delta += norm_squared(values[first:last])
         if not math.isfinite(norms.delta):
             refuse_damaged(sides, name)
+            raise FilterError(
+                f"tensor {name!r}: the difference of base and fine-tuned overflows; give a base that belongs to it"
+            )
         kept_values = kept.block(Block(start, stop, values))
         if width < columns:  # a block of columns of a wide matrix
             parts = [side.columns(start, stop)[:rows] for side in sides]
@@ -261,7 +265,7 @@ def _cast(values: Array, dtype: np.dtype[Any], name: str, buffers: Buffers) -> A
     cast = buffers.get("cast", values.shape, dtype)
     with np.errstate(over="ignore"):  # seen below, and said in our own words
         np.copyto(cast, values, casting="unsafe")
-    if dtype != values.dtype and not all_finite(cast):
+    if not all_finite(cast):
         raise FilterError(f"tensor {name!r} overflows in {dtype}; write it with --out-dtype fp32")
     return cast
 

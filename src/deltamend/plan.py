@@ -18,6 +18,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from deltamend.checkpoint.dtypes import FLOAT_NAMES, OUT_DTYPES
+from deltamend.checkpoint.hashing import hash_file
 from deltamend.checkpoint.layout import Layout, plan_layout
 from deltamend.checkpoint.open import Checkpoint, open_checkpoint
 from deltamend.checkpoint.pairing import Pairing, TensorPair, pair_tensors
@@ -72,13 +73,13 @@ class RepairPlan:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the options and of all that is known of the inputs without reading weights; the same on any machine."""
+        """Hash of the options, the sidecar files and what is known of the weights without reading them; the same anywhere."""
         described: dict[str, Any] = {
             "deltamend": version("deltamend"),
             "method": [self.method.name, self.method.model_dump(mode="json")],
             "methods": sorted((name, method.described()) for name, method in self.methods.items()),
             "options": self.described_options,
-            "sidecars": [(sidecar.name, sidecar.size) for sidecar in self.sidecars],
+            "sidecars": [hash_file(sidecar.source, sidecar.name).sha256 for sidecar in self.sidecars],
         }
         for side, checkpoint in (("base", self.base), ("finetuned", self.finetuned)):
             tensors = sorted(checkpoint.tensors.values(), key=lambda tensor: tensor.name)

@@ -35,7 +35,8 @@ from deltamend.checkpoint.model_card import license_of_card, render_model_card
 from deltamend.checkpoint.open import CONFIG_FILE, INDEX_FILE, Checkpoint, StoredTensor
 from deltamend.checkpoint.pairing import TensorPair
 from deltamend.checkpoint.sidecars import CARD_FILE, FINETUNED_CARD_FILE, MANIFEST_FILE
-from deltamend.checkpoint.work_folder import ShardWriter, WorkFolder, check_output
+from deltamend.checkpoint.verify import verify
+from deltamend.checkpoint.work_folder import ShardWriter, WorkFolder, check_output, remove_leftovers
 from deltamend.delta import Array, Buffers, StoredMatrix, bytes_of
 from deltamend.matrix_repair import Job, Survey, copy_rows, repair_matrix
 from deltamend.methods.method import Method
@@ -136,9 +137,10 @@ def repair(
     )
     try:
         if resume and (manifest := _published_manifest(plan)) is not None:
+            remove_leftovers(plan.out)
             return RepairReport(plan.out, manifest)
         check_output(plan.out, [plan.base.folder, plan.finetuned.folder], overwrite=overwrite)
-        return run_plan(plan, device=device, workers=workers, resume=resume, progress=progress)
+        return run_plan(plan, device=device, workers=workers, resume=resume, overwrite=overwrite, progress=progress)
     finally:
         plan.close()
 
@@ -149,11 +151,13 @@ def run_plan(
     device: str = "cpu",
     workers: int | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> RepairReport:
     """Carry out a plan; arguments and errors as in `repair`.
 
-    A run that fails removes what it had made. One that is interrupted or killed leaves its work folder for `resume`.
+    A run that fails removes what it had made. One that is interrupted or killed leaves its work folder for `resume`, as
+    does one that was whole but could not be put in place.
     """
     count = workers or len(os.sched_getaffinity(0))
     started = time.perf_counter()
@@ -184,12 +188,11 @@ def run_plan(
             work.write_file(MANIFEST_FILE, text)
             for checkpoint in (plan.base, plan.finetuned):
                 checkpoint.check_unchanged()
-            work.publish()
-            manifest = decode_manifest(text)
         except Exception:
             work.discard()
             raise
-    return RepairReport(plan.out, manifest)
+        work.publish(overwrite=overwrite)
+    return RepairReport(plan.out, decode_manifest(text))
 
 
 class _Run:
@@ -393,7 +396,7 @@ def _write_sidecars(plan: RepairPlan, work: WorkFolder, manifest: Manifest) -> l
             work.copy_file(sidecar.source, sidecar.name)
         if sidecar.name == FINETUNED_CARD_FILE:
             own_card = sidecar.name
-            license_name = license_of_card(sidecar.source.read_text(encoding="utf-8", errors="replace"))
+            license_name = license_of_card((work.staged / sidecar.name).read_text(encoding="utf-8", errors="replace"))
     if plan.layout.index is not None:
         work.write_file(INDEX_FILE, plan.layout.index.encode())
     work.write_file(CARD_FILE, render_model_card(manifest, own_card=own_card, license_name=license_name).encode())
@@ -408,16 +411,16 @@ def _write_sidecars(plan: RepairPlan, work: WorkFolder, manifest: Manifest) -> l
 def _config_with_dtype(config: Mapping[str, object], dtype: str) -> bytes:
     """config.json with the dtype the weights now have; transformers wrote `torch_dtype` before version 5."""
     field = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-    return (json.dumps({**config, field: dtype}, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps({**config, field: dtype}, indent=2) + "\n").encode()
 
 
 def _published_manifest(plan: RepairPlan) -> Manifest | None:
-    """The manifest of OUT when OUT is already the result of this plan on these very inputs."""
+    """The manifest of OUT when OUT is already the result of this plan on these very inputs, and undamaged."""
     try:
         manifest = decode_manifest((plan.out / MANIFEST_FILE).read_bytes())
     except (OSError, ValueError):
         return None
-    if manifest.plan_sha256 != plan.sha256:
+    if manifest.plan_sha256 != plan.sha256 or verify(plan.out):
         return None
     found = [
         [hash_file(path, name) for name, path in _weight_files(side).items()] for side in (plan.base, plan.finetuned)
@@ -438,7 +441,8 @@ def _hash_sides(base: Path | None, finetuned: Path | None, name: str) -> tuple[F
 
 def _folder_name(checkpoint: Checkpoint) -> str:
     """The folder's own name: the manifest holds no path of anybody's machine."""
-    return Path(os.path.abspath(checkpoint.folder)).name  # noqa: PTH100 - resolve() would name a link's target
+    name = Path(os.path.abspath(checkpoint.folder)).name  # noqa: PTH100 - resolve() would name a link's target
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _versions() -> dict[str, str]:

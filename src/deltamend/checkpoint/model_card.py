@@ -21,7 +21,7 @@ tensor, and hashes of inputs and outputs, are in `deltamend.json`; `deltamend ve
 | base | `{{ manifest.base.name }}` |
 | fine-tuned | `{{ manifest.finetuned.name }}` |
 | method | `{{ manifest.method }}`{% for key, value in manifest.parameters.items() %}, `{{ key }}={{ value }}`{% endfor %} |
-| matrices | {{ filtered|length }} of {{ manifest.tensors|length }} tensors were given to the method; the others are as fine-tuned, bit for bit |
+| matrices | {{ filtered|length }} of {{ manifest.tensors|length }} tensors were given to the method; the others are as fine-tuned, {% if manifest.options.out_dtype %}cast to {{ manifest.options.out_dtype }}{% else %}bit for bit{% endif %} |
 | kept energy | {{ "%.2f"|format(100 * manifest.kept_energy) }} % of the squared Frobenius norm of the update |
 | lost in rounding | {{ "%.2f"|format(100 * manifest.realised_error) }} % of the kept update, by Frobenius norm, in casting to the stored dtypes |
 
@@ -63,7 +63,7 @@ def license_of_card(text: str) -> str | None:
     front, separator, _ = text[4:].partition("\n---")
     try:
         fields = yaml.safe_load(front) if separator else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # dates that do not exist, nesting without end
         return None
     found = fields.get("license") if isinstance(fields, dict) else None
     return found if isinstance(found, str) else None

@@ -153,7 +153,7 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
             f"{path}: no such folder; give the folder of a checkpoint with config.json and {WEIGHTS_FILE}"
         )
     config = _read_json(path / CONFIG_FILE)
-    if "quantization_config" in config:
+    if config.get("quantization_config") is not None:
         raise CheckpointError(
             f"{path / CONFIG_FILE}: the weights are quantised (quantization_config); a raw difference of packed values means nothing, "
             "give the unquantised checkpoint"
@@ -236,11 +236,9 @@ def _indexed_headers(folder: Path) -> dict[str, Header]:
 
 
 def _is_plain_name(file: str) -> bool:
-    return (
-        file.endswith(".safetensors")
-        and not any(part in file for part in ("/", "\\", "\0"))
-        and not file.startswith(".")
-    )
+    """Whether a shard's name is one of the folder itself, and fit to be printed."""
+    separated = any(part in file for part in ("/", "\\", "\0"))
+    return file.endswith(".safetensors") and file.isprintable() and not separated and not file.startswith(".")
 
 
 def _refuse_quantised(checkpoint: Checkpoint) -> None:

@@ -124,6 +124,8 @@ def _check(table: dict[str, Any], total: int, text: bytes, path: Path) -> Header
     metadata = table.pop("__metadata__", {})
     if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
         raise CheckpointError(f"{path}: corrupt header (metadata must map text to text); download it again")
+    if not all(_is_unicode(part) for item in metadata.items() for part in item):
+        raise CheckpointError(f"{path}: corrupt header (metadata that is no Unicode text); download it again")
     entries = sorted(
         (_entry(name, value, data_start, path) for name, value in table.items()),
         key=lambda entry: (entry.start, entry.stop),
@@ -161,6 +163,15 @@ def _entry(name: str, value: Any, data_start: int, path: Path) -> HeaderEntry:
     if offsets[1] - offsets[0] != math.prod(shape) * itemsize(dtype):
         raise CheckpointError(fault + "shape and data_offsets disagree); download it again")
     return HeaderEntry(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written down: JSON can name half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_size(value: Any) -> bool:

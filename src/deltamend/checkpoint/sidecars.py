@@ -46,7 +46,7 @@ def list_sidecars(folder: Path, weight_files: frozenset[str]) -> tuple[tuple[Sid
         weight_files: the names of the weight files that are read; they are in neither list.
 
     Raises:
-        CheckpointError: the folder cannot be listed.
+        CheckpointError: the folder cannot be listed, or a file to copy is a link that leads out of it.
     """
     copied: list[Sidecar] = []
     left_out: list[LeftOut] = []
@@ -55,7 +55,7 @@ def list_sidecars(folder: Path, weight_files: frozenset[str]) -> tuple[tuple[Sid
         if name in weight_files or name == INDEX_FILE:
             continue
         if reason := _reason_to_leave(path, name, folder):
-            left_out.append(LeftOut(name, reason))
+            left_out.append(LeftOut(name if name.isprintable() else ascii(name), reason))
         else:
             renamed = FINETUNED_CARD_FILE if name == CARD_FILE else name
             copied.append(Sidecar(path, renamed, path.stat().st_size))
@@ -81,21 +81,24 @@ def _walk(folder: Path, top: Path) -> Iterator[Path]:
 def _reason_to_leave(path: Path, name: str, folder: Path) -> str:
     """Why a file is not copied, or nothing."""
     if not name.isprintable():
-        return "its name holds control characters"
+        return "its name cannot be printed"
     if any(part.startswith(".") for part in Path(name).parts):
         return "hidden"
     if path.is_dir():
         return "a folder of training checkpoints or logs, or a link to a folder"
     if not path.is_file():
         return "not a regular file"
-    if not _stays_inside(path, folder):
-        return "a link that leads out of the folder"
     if path.suffix.lower() in _WEIGHT_SUFFIXES or name.endswith(_INDEX_SUFFIX):
         return "weights in a file that the index does not name"
     if name in _TRAINER_FILES:
         return "state of the training run"
     if name in {MANIFEST_FILE, FINETUNED_CARD_FILE}:
         return "belongs to an earlier repair"
+    if not _stays_inside(path, folder):
+        # Neither copied, since it may be anything on this machine, nor left out, since the model may not load without it.
+        raise CheckpointError(
+            f"{path}: a link that leads out of the folder; put a copy of the file there, or remove the link"
+        )
     return ""
 
 

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from deltamend.checkpoint.layout import ShardLayout
 from deltamend.checkpoint.manifest import TensorRecord
 from deltamend.checkpoint.open import StoredTensor
-from deltamend.errors import OutputError
+from deltamend.errors import CheckpointError, OutputError
 
 _RENAME_EXCHANGE = 2  # renameat2(2), Linux 3.15
 
@@ -35,39 +35,53 @@ class WorkFolder:
 
     Args:
         out: the folder that will appear.
-        plan_sha256: what identifies the plan; a journal of another plan is not taken up.
+        key: what identifies the plan and its inputs; a journal with another key is not taken up.
         resume: take up the journal where there is one, instead of starting again.
 
     Raises:
         OutputError: the folder cannot be made, another run is using it, or `resume` finds the journal of another plan.
     """
 
-    def __init__(self, out: Path, plan_sha256: str, *, resume: bool) -> None:
+    def __init__(self, out: Path, key: str, *, resume: bool) -> None:
         self.out = out
-        self.folder = out.with_name(f".{out.name}.deltamend-partial")
+        self.folder = work_folder_of(out)
         self.staged = self.folder / "out"
+        self._replaced = self.folder / "replaced"
         self._journal_path = self.folder / "journal.jsonl"
         self._journal_lock = threading.Lock()
         with _output_errors(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            self.folder.mkdir(exist_ok=True)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.folder, out)
         try:
-            self.finished = self._take_up(plan_sha256) if resume else {}
+            with _output_errors(out):
+                self._put_back()
+            self.finished = self._take_up(key) if resume else {}
             if not self.finished:
-                self._start(plan_sha256)
-        except BaseException:
+                self._start(key)
+        except BaseException as error:
+            if isinstance(error, OutputError) and not resume:
+                self.discard()
             os.close(self._lock)
             raise
 
-    def _take_up(self, plan_sha256: str) -> dict[str, TensorRecord]:
+    def _put_back(self) -> None:
+        """Undo a publication that was killed between its two renames; remove what a finished one replaced."""
+        if self._replaced.exists():
+            if self.out.exists():
+                shutil.rmtree(self._replaced)
+            else:
+                self._replaced.rename(self.out)
+
+    def _take_up(self, key: str) -> dict[str, TensorRecord]:
         """Records of the tensors an interrupted run of the same plan had finished."""
+        if not self.staged.is_dir():
+            return {}
         try:
             first, *lines = self._journal_path.read_text(encoding="utf-8").splitlines()
-            plan = json.loads(first)["plan_sha256"]
+            found = json.loads(first)["key"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return {}
-        if plan != plan_sha256:
+        if found != key:
             raise OutputError(
                 f"{self.out}: the unfinished run beside it had other inputs or options; repeat those, or start again without --resume"
             )
@@ -76,13 +90,17 @@ class WorkFolder:
             with suppress(ValidationError):  # a line cut off by the kill
                 record = TensorRecord.model_validate_json(line)
                 finished[record.name] = record
+        with _output_errors(self.out):
+            for path in self.staged.rglob("*"):
+                if path.is_file() and path.suffix != ".safetensors":
+                    path.unlink()  # written again, from the sources as they are now
         return finished
 
-    def _start(self, plan_sha256: str) -> None:
+    def _start(self, key: str) -> None:
         with _output_errors(self.out):
             shutil.rmtree(self.staged, ignore_errors=True)
             self.staged.mkdir()
-            self._journal_path.write_text(json.dumps({"plan_sha256": plan_sha256}) + "\n", encoding="utf-8")
+            self._journal_path.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
 
     def record(self, record: TensorRecord) -> None:
         """Note a tensor as finished; its bytes must already be written."""
@@ -97,22 +115,63 @@ class WorkFolder:
             path.write_bytes(data)
 
     def copy_file(self, source: Path, name: str) -> None:
-        """Copy a file's content into the staged output."""
-        path = self.staged / name
-        with _output_errors(self.out):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, path)
+        """Copy a file's content into the staged output.
 
-    def publish(self) -> None:
-        """Let the staged output appear as OUT in one step, replacing what was there, and remove the work folder."""
+        Raises:
+            CheckpointError: the source cannot be read.
+            OutputError: the copy cannot be written.
+        """
+        try:
+            opened = source.open("rb")
+        except OSError as error:
+            raise CheckpointError(
+                f"{source}: cannot be read ({error.strerror}); check that it is still there"
+            ) from error
+        path = self.staged / name
+        with opened, _output_errors(self.out):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as copy:
+                shutil.copyfileobj(opened, copy)
+
+    def publish(self, *, overwrite: bool) -> None:
+        """Let the staged output appear as OUT in one step and remove the work folder.
+
+        An error here leaves the finished work for `--resume`, and OUT as it was; from the rename on there is none.
+
+        Args:
+            overwrite: whether OUT may be replaced when there is something in it.
+
+        Raises:
+            OutputError: OUT is no longer empty and may not be replaced, or it cannot be renamed to.
+        """
         with _output_errors(self.out):
             _sync(self.staged)
-            if self.out.exists():
-                _exchange(self.staged, self.out)
-            else:
-                self.staged.rename(self.out)
-            _sync_folder(self.out.parent)
+            parent = os.open(self.folder.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with _output_errors(self.out):
+                if overwrite and self.out.exists():
+                    # What is exchanged lands where the staged output was: without a journal nobody takes it for that.
+                    self._journal_path.unlink(missing_ok=True)
+                    _sync_path(self.folder)
+                    _exchange(self.staged, self.out, self._replaced)
+                else:
+                    self._rename()
+            with suppress(OSError):  # some file systems cannot sync a folder, and OUT is there
+                os.fsync(parent)
+        finally:
+            os.close(parent)
         self.discard()
+
+    def _rename(self) -> None:
+        try:
+            self.staged.rename(self.out)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
+            raise OutputError(
+                f"{self.out}: something was put there during the run; the work is kept, repeat the command with "
+                "--resume --overwrite to replace it, or empty it and use --resume"
+            ) from error
 
     def discard(self) -> None:
         """Remove the work folder and all that was made in it."""
@@ -140,17 +199,20 @@ class ShardWriter:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 _reserve(self._descriptor, shard.size)
-                os.pwrite(self._descriptor, shard.header, 0)
+                self._write_at(0, memoryview(shard.header))
             except BaseException:
                 os.close(self._descriptor)
                 raise
 
     def write(self, tensor: StoredTensor, offset: int, data: memoryview) -> None:
         """Write `data` at byte `offset` of the tensor's bytes."""
-        position, done = tensor.start + offset, 0
         with _output_errors(self.path):
-            while done < len(data):
-                done += os.pwrite(self._descriptor, data[done:], position + done)
+            self._write_at(tensor.start + offset, data)
+
+    def _write_at(self, position: int, data: memoryview) -> None:
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._descriptor, data[done:], position + done)
 
     def read(self, tensor: StoredTensor, chunk: int = 1 << 22) -> Iterator[bytes]:
         """The tensor's bytes as they are on disk, piece by piece."""
@@ -162,17 +224,43 @@ class ShardWriter:
         os.close(self._descriptor)
 
 
+def work_folder_of(out: Path) -> Path:
+    """The work folder beside OUT."""
+    whole = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that OUT is
+    return whole.with_name(f".{whole.name}.deltamend-partial")
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove the work folder of a run that was killed when OUT was already whole.
+
+    Raises:
+        OutputError: another run is using it.
+    """
+    folder = work_folder_of(out)
+    if folder.exists():
+        with _output_errors(out):
+            lock = _lock(folder, out)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
 def check_output(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
     """Refuse an OUT that would harm an input or something that is already there.
 
     Raises:
-        OutputError: OUT is or lies inside an input, holds an input, is a file, or is not empty without `overwrite`.
+        OutputError: OUT or its work folder is, lies inside or holds an input; OUT is a file, the root, a mount point, or
+            not empty without `overwrite`.
     """
-    real = Path(os.path.realpath(out))
-    for source in inputs:
-        other = Path(os.path.realpath(source))
-        if real.is_relative_to(other) or other.is_relative_to(real):
-            raise OutputError(f"{out}: is, lies inside or holds the input {source}; give a folder outside the inputs")
+    if not Path(os.path.abspath(out)).name or os.path.ismount(out):  # noqa: PTH100 - see work_folder_of
+        raise OutputError(f"{out}: cannot be put in place by a rename; give a folder inside it")
+    for place in (Path(os.path.realpath(out)), Path(os.path.realpath(work_folder_of(out)))):
+        for source in inputs:
+            other = Path(os.path.realpath(source))
+            if place.is_relative_to(other) or other.is_relative_to(place):
+                raise OutputError(
+                    f"{out}: is, lies inside or holds the input {source} (or its work folder {place.name} does); "
+                    "give a folder outside the inputs"
+                )
     with _output_errors(out):
         if out.is_symlink() or (out.exists() and not out.is_dir()):
             raise OutputError(f"{out}: exists and is not a folder; give another OUT")
@@ -196,14 +284,19 @@ def _output_errors(path: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path, out: Path) -> int:
-    """Lock a folder for this process; the lock ends with the process, also when it is killed."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    """Make and lock a folder for this process; the lock ends with the process, also when it is killed."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise OutputError(f"{out}: another run is writing it; wait for it or give another OUT") from error
+        # Between opening and locking, the run that held the lock may have ended and removed the folder.
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
         os.close(descriptor)
-        raise OutputError(f"{out}: another run is writing it; wait for it or give another OUT") from error
-    return descriptor
 
 
 def _reserve(descriptor: int, size: int) -> None:
@@ -216,14 +309,13 @@ def _reserve(descriptor: int, size: int) -> None:
             raise
 
 
-def _exchange(staged: Path, out: Path) -> None:
-    """Put `staged` in the place of the existing folder `out`, which takes the place of `staged`."""
+def _exchange(staged: Path, out: Path, aside: Path) -> None:
+    """Put `staged` in the place of the existing folder `out`, which takes the place of `staged`, or goes to `aside`."""
     library = ctypes.CDLL(None, use_errno=True)
     names = (os.fsencode(staged), os.fsencode(out))
     if hasattr(library, "renameat2") and library.renameat2(-100, names[0], -100, names[1], _RENAME_EXCHANGE) == 0:
         return
-    # A file system without the exchange: two renames, the first taken back when the second fails.
-    aside = staged.with_name("replaced")
+    # A file system without the exchange: two renames, the first taken back when the second fails, or by the next run.
     out.rename(aside)
     try:
         staged.rename(out)
@@ -238,7 +330,7 @@ def _sync(folder: Path) -> None:
         if path.is_file():
             _sync_path(path)
     for path in [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]:
-        _sync_folder(path)
+        _sync_path(path)
 
 
 def _sync_path(path: Path) -> None:
@@ -247,6 +339,3 @@ def _sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-_sync_folder = _sync_path
