@@ -198,7 +198,8 @@ class DeltaBlocks:
         np.copyto(out, part(self._finetuned))
         base = self._buffers.get("subtrahend", out.shape, self.dtype)
         np.copyto(base, part(self._base))
-        out -= base
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever sums it up sees it, and says it in our own words
+            np.subtract(out, base, out=out)
 
     def _copy_base(self, part: _Part, out: Array) -> None:
         np.copyto(out, part(self._base))

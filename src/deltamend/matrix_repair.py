@@ -238,7 +238,8 @@ def _merge(
     realised = buffers.get("realised", kept.shape, kept.dtype)
     match outcome:
         case "filtered":
-            np.add(base_values, kept, out=realised)
+            with np.errstate(over="ignore", invalid="ignore"):  # seen in the cast
+                np.add(base_values, kept, out=realised)
             written = _cast(realised, dtype, name, buffers)
         case "reverted":
             written = _cast(base, dtype, name, buffers)

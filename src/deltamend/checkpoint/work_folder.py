@@ -43,7 +43,7 @@ class WorkFolder:
     """
 
     def __init__(self, out: Path, key: str, *, resume: bool) -> None:
-        self.out = out
+        self.out = Path(os.path.abspath(out))  # noqa: PTH100 - "." cannot be renamed to
         self.folder = work_folder_of(out)
         self.staged = self.folder / "out"
         self._replaced = self.folder / "replaced"

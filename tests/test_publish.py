@@ -1,0 +1,224 @@
+"""What can go wrong around the rename that lets OUT appear."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import deltamend
+from deltamend.checkpoint import work_folder
+from tests.conftest import Pair, Printed
+from tests.test_repair import without_seconds
+
+PARTIAL = ".out.deltamend-partial"
+
+
+def fill(out: Path) -> None:
+    out.mkdir(exist_ok=True)
+    (out / "mine.txt").write_text("mine")
+
+
+def test_files_that_appear_in_out_during_the_run_are_not_destroyed(llama_pair: Pair, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(deltamend.OutputError, match="something was put there during the run; the work is kept"):
+        deltamend.repair(llama_pair.base, llama_pair.finetuned, out, progress=lambda *_: fill(out))
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    deltamend.repair(llama_pair.base, llama_pair.finetuned, out, resume=True, overwrite=True)
+    assert deltamend.verify(out) == []
+    assert not (tmp_path / PARTIAL).exists()
+
+
+def test_a_folder_that_cannot_be_synced_after_the_rename_is_no_failure(
+    llama_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = os.fsync
+    parent = tmp_path.stat().st_ino
+
+    def refuse_parent(descriptor: int) -> None:
+        if os.fstat(descriptor).st_ino == parent:
+            raise OSError(22, "Invalid argument")
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_parent)
+    fill(tmp_path / "out")
+    deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "out", overwrite=True)
+    assert deltamend.verify(tmp_path / "out") == []
+
+
+def half_published(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that is killed between the two renames of a file system without an exchange."""
+
+    def killed_half_way(_staged: Path, out: Path, aside: Path) -> None:
+        out.rename(aside)
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    fill(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(work_folder, "_exchange", killed_half_way)
+        with pytest.raises(KeyboardInterrupt):
+            deltamend.repair(pair.base, pair.finetuned, out, overwrite=True)
+    assert not out.exists()
+    return out
+
+
+def test_the_next_run_puts_back_what_a_killed_publication_moved(
+    own_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = half_published(own_pair, tmp_path, monkeypatch)
+    first = min(own_pair.finetuned.glob("model-*.safetensors"))
+    with first.open("r+b") as file:  # so that the next run fails
+        file.seek(-2, os.SEEK_END)
+        file.write(b"\xc0\x7f")
+    with pytest.raises(deltamend.FilterError, match="NaN"):
+        deltamend.repair(own_pair.base, own_pair.finetuned, out, overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two-renames"])
+def test_a_kill_after_the_rename_leaves_nothing_that_is_taken_for_output(
+    llama_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    out = tmp_path / "out"
+    deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "whole")
+    fill(out)
+
+    def killed(_work: work_folder.WorkFolder) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work_folder.WorkFolder, "discard", killed)
+        if not exchange:
+            patch.setattr(work_folder, "_RENAME_EXCHANGE", 1 << 20)  # refused by the kernel
+        with pytest.raises(KeyboardInterrupt):
+            deltamend.repair(llama_pair.base, llama_pair.finetuned, out, overwrite=True)
+    assert deltamend.verify(out) == []
+    deltamend.repair(llama_pair.base, llama_pair.finetuned, out, resume=True)
+    assert not (tmp_path / PARTIAL).exists()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work_folder.WorkFolder, "discard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            deltamend.repair(llama_pair.base, llama_pair.finetuned, out, overwrite=True)
+    shutil.rmtree(out)
+    deltamend.repair(llama_pair.base, llama_pair.finetuned, out, resume=True)
+    assert without_seconds(out) == without_seconds(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("side", ["base", "finetuned"])
+def test_an_input_may_not_be_the_work_folder(llama_pair: Pair, tmp_path: Path, side: str) -> None:
+    place = tmp_path / PARTIAL / "out" if side == "finetuned" else tmp_path / PARTIAL
+    shutil.copytree(getattr(llama_pair, side), place)
+    before = sorted(tmp_path.rglob("*"))
+    sides = {"base": llama_pair.base, "finetuned": llama_pair.finetuned, side: place}
+    with pytest.raises(deltamend.OutputError, match="its work folder"):
+        deltamend.repair(sides["base"], sides["finetuned"], tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_resume_does_not_call_a_damaged_out_finished(own_pair: Pair, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    deltamend.repair(own_pair.base, own_pair.finetuned, out)
+    (out / "tokenizer.json").unlink()
+    with pytest.raises(deltamend.OutputError, match="not empty"):
+        deltamend.repair(own_pair.base, own_pair.finetuned, out, resume=True)
+    deltamend.repair(own_pair.base, own_pair.finetuned, out, resume=True, overwrite=True)
+    assert deltamend.verify(out) == []
+    (own_pair.finetuned / "tokenizer.json").write_text('{"version": "2.0"}')  # of the same size
+    deltamend.repair(own_pair.base, own_pair.finetuned, out, resume=True, overwrite=True)
+    assert (out / "tokenizer.json").read_text() == '{"version": "2.0"}'
+
+
+def test_out_may_be_named_from_inside(llama_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    deltamend.repair(llama_pair.base, llama_pair.finetuned, ".")
+    assert deltamend.verify(tmp_path / "out") == []
+
+
+def write(folder: Path, config: str = "{}", **tensors: torch.Tensor) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(config)
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_overflow_of_the_difference_is_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    base = write(tmp_path / "base", a=torch.full((3, 4), -largest, dtype=dtype))
+    finetuned = write(tmp_path / "finetuned", a=torch.full((3, 4), largest, dtype=dtype))
+    for method in ("wise-ft", "dg-hard"):
+        with pytest.raises(deltamend.FilterError, match="tensor 'a'"):
+            deltamend.repair(base, finetuned, tmp_path / "out", method=method)
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "finetuned"}
+
+
+def test_a_cast_of_equal_weights_is_measured(tmp_path: Path) -> None:
+    weights = torch.linspace(-1, 1, 300).view(15, 20)
+    base, finetuned = write(tmp_path / "base", a=weights), write(tmp_path / "finetuned", a=weights)
+    (record,) = deltamend.repair(base, finetuned, tmp_path / "out", out_dtype="bf16").tensors
+    lost = weights.bfloat16().float() - weights
+    assert record.realised_norm == pytest.approx(float(lost.norm()), rel=1e-5)
+    assert record.unmoved == pytest.approx(float((lost == 0).float().mean()))
+
+
+def test_a_tensor_of_many_rows_of_nothing_does_not_hang(tmp_path: Path) -> None:
+    base, finetuned = write(tmp_path / "base", a=torch.ones(2, 3)), write(tmp_path / "finetuned", a=torch.ones(2, 3))
+    header = b'{"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"F32","shape":[4611686018427387904,0],"data_offsets":[24,24]}}'
+    (finetuned / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(24))
+    report = deltamend.repair(base, finetuned, tmp_path / "out")
+    assert len(report.tensors) == 2
+
+
+CARDS = {"date": "---\ndate: 2024-02-30\n---\n", "nested": "---\na: " + "[" * 3000 + "\n---\n"}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_a_card_that_is_no_yaml_is_no_failure(own_pair: Pair, tmp_path: Path, card: str) -> None:
+    (own_pair.finetuned / "README.md").write_text(CARDS[card])
+    deltamend.repair(own_pair.base, own_pair.finetuned, tmp_path / "out")
+    assert (tmp_path / "out" / "README.finetuned.md").read_text() == CARDS[card]
+
+
+def test_names_that_are_no_utf_8_are_left_out_and_said(own_pair: Pair, tmp_path: Path) -> None:
+    (own_pair.finetuned / os.fsdecode(b"caf\xe9.txt")).write_text("")
+    odd = own_pair.finetuned.rename(tmp_path / os.fsdecode(b"fin\xe9"))
+    report = deltamend.repair(own_pair.base, odd, tmp_path / "out")
+    assert [file.name for file in report.manifest.left_out] == ["'caf\\udce9.txt'"]
+    assert deltamend.verify(tmp_path / "out") == []
+
+
+def test_half_a_surrogate_in_the_config_can_be_written(tmp_path: Path) -> None:
+    base = write(tmp_path / "base", a=torch.ones(2, 3))
+    finetuned = write(tmp_path / "finetuned", config='{"x": "\\ud800"}', a=torch.zeros(2, 3))
+    deltamend.repair(base, finetuned, tmp_path / "out", out_dtype="bf16")
+    assert '"\\ud800"' in (tmp_path / "out" / "config.json").read_text()
+
+
+def test_shard_names_that_cannot_be_printed_are_refused(
+    own_pair: Pair, tmp_path: Path, deltamend_cli: Callable[..., Printed]
+) -> None:
+    index = own_pair.finetuned / "model.safetensors.index.json"
+    shard = min(own_pair.finetuned.glob("model-*.safetensors"))
+    shard.rename(own_pair.finetuned / "m\x1b[31m\n.safetensors")
+    index.write_text(index.read_text().replace(shard.name, "m\\u001b[31m\\n.safetensors"))
+    printed = deltamend_cli("repair", own_pair.base, own_pair.finetuned, tmp_path / "out")
+    assert printed.code == 1
+    assert len(printed.err.splitlines()) == 1
+    assert "\x1b" not in printed.err
+
+
+def test_a_sidecar_that_goes_away_is_named(own_pair: Pair, tmp_path: Path) -> None:
+    def remove(_name: str, _share: float) -> None:
+        (own_pair.finetuned / "tokenizer.json").unlink(missing_ok=True)
+
+    with pytest.raises(deltamend.CheckpointError, match=r"finetuned/tokenizer.json: cannot be read"):
+        deltamend.repair(own_pair.base, own_pair.finetuned, tmp_path / "out", progress=remove)
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "finetuned"}
