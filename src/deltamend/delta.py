@@ -196,10 +196,12 @@ class DeltaBlocks:
 
     def _subtract(self, part: _Part, out: Array) -> None:
         np.copyto(out, part(self._finetuned))
-        base = self._buffers.get("subtrahend", out.shape, self.dtype)
-        np.copyto(base, part(self._base))
-        with np.errstate(over="ignore", invalid="ignore"):  # whoever sums it up sees it, and says it in our own words
-            np.subtract(out, base, out=out)
+        base = part(self._base)
+        for first, last in row_chunks((out.shape[0], out.shape[1])):
+            subtrahend = self._buffers.get("subtrahend", (last - first, out.shape[1]), self.dtype)
+            np.copyto(subtrahend, base[first:last])
+            with np.errstate(over="ignore", invalid="ignore"):  # whoever sums it up sees it, and says it in our words
+                out[first:last] -= subtrahend
 
     def _copy_base(self, part: _Part, out: Array) -> None:
         np.copyto(out, part(self._base))

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deltamend.checkpoint.dtypes import NUMPY_DTYPES
+from deltamend.checkpoint.dtypes import NUMPY_DTYPES, all_finite
 from deltamend.checkpoint.manifest import MatrixRepair
-from deltamend.checkpoint.open import StoredTensor
+from deltamend.checkpoint.open import StoredTensor, refuse_quantised
 from deltamend.checkpoint.pairing import TensorPair, pair_tensors
 from deltamend.delta import Array, Buffers, MemoryMatrix, StoredMatrix
+from deltamend.errors import FilterError, UsageError
 from deltamend.matrix_repair import Job, Survey, repair_matrix
 from deltamend.methods.method import Method
 from deltamend.plan import assign_methods, out_dtype_name
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     import torch
 
 _FLOATS = {"torch.bfloat16": "BF16", "torch.float16": "F16", "torch.float32": "F32", "torch.float64": "F64"}
+# What quantised weights come as.
+_CODES = {"torch.uint8": "U8", "torch.int8": "I8", "torch.float8_e4m3fn": "F8_E4M3", "torch.float8_e5m2": "F8_E5M2"}
 
 
 @dataclass(frozen=True)
@@ -75,15 +78,20 @@ def repair_state_dict(
         Repaired matrices on the device of the fine-tuned ones, everything else as it was.
 
     Raises:
+        CheckpointError: a tensor is quantised.
         PairingError: the two do not belong together.
-        UsageError: unknown method or wrong parameter.
+        UsageError: unknown method or wrong parameter, or tensors that share their memory are treated differently.
         FilterError: NaN or Inf in a tensor, or a filter failed.
         UsageError: `out_dtype` is not one that can be written.
     """
     dtype_name = out_dtype_name(out_dtype)
     choice = MethodChoice(method, parameters, read_rules(rules), vectors)
-    pairing = pair_tensors(_described(base), _described(finetuned), configs, include=include, exclude=exclude)
+    described = _described(base), _described(finetuned)
+    for side, tensors_of in zip(("BASE", "FINETUNED"), described, strict=True):
+        refuse_quantised(tensors_of.values(), side)
+    pairing = pair_tensors(*described, configs, include=include, exclude=exclude)
     pairing, methods = assign_methods(pairing, choice)
+    _refuse_split_ties(finetuned, methods)
     tensors = dict(finetuned)
     records: dict[str, MatrixRepair] = {}
     buffers = Buffers()
@@ -104,7 +112,10 @@ def repair_state_dict(
             pairs = [pair for pair in pairing.pairs if methods.get(pair.name) == chosen]
             surveyed[chosen] = chosen.survey(Survey(pairs, opened, lambda: buffers, one_by_one))
         for pair in pairing.pairs:
-            if pair.name in methods:
+            if pair.name not in methods:
+                if not all_finite(_array(finetuned[pair.name])):
+                    raise FilterError(f"tensor {pair.name!r} holds NaN or Inf in FINETUNED; give an undamaged model")
+            else:
                 like = finetuned[pair.name]
                 sink = _MemorySink(pair.finetuned, dtype_name or pair.finetuned.dtype)
                 records[pair.name] = repair_matrix(*opened(pair), sink, buffers)
@@ -164,6 +175,23 @@ class _MemorySink:
         self.array[: values.shape[0], start : start + values.shape[1]] = values
 
 
+def _refuse_split_ties(tensors: Mapping[str, torch.Tensor], methods: Mapping[str, Method]) -> None:
+    """Tensors that share their memory, such as a tied embedding and head, can only be repaired as one.
+
+    Raises:
+        UsageError: a selection or a rule treats them differently.
+    """
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    for name, tensor in tensors.items():
+        if tensor.numel() == 0:
+            continue
+        other = first.setdefault((tensor.data_ptr(), tuple(tensor.shape)), name)
+        if methods.get(name) != methods.get(other):
+            raise UsageError(
+                f"{other!r} and {name!r} share their memory but are treated differently; select both or neither"
+            )
+
+
 def _array(tensor: torch.Tensor) -> Array:
     """The same values as numpy sees them; numpy has no bfloat16 of its own, so its bits are passed on."""
     import torch
@@ -187,7 +215,12 @@ def _described(tensors: Mapping[str, torch.Tensor]) -> dict[str, StoredTensor]:
     """The tensors as pairing sees them; dtypes other than the floating-point ones are all the same to it."""
     return {
         name: StoredTensor(
-            name, _FLOATS.get(str(tensor.dtype), str(tensor.dtype)), tuple(tensor.shape), "", 0, tensor.nbytes
+            name,
+            (_FLOATS | _CODES).get(str(tensor.dtype), str(tensor.dtype)),
+            tuple(tensor.shape),
+            "",
+            0,
+            tensor.nbytes,
         )
         for name, tensor in tensors.items()
     }

@@ -213,7 +213,13 @@ def _write(
         kept_values = kept.block(Block(start, stop, values))
         if width < columns:  # a block of columns of a wide matrix
             parts = [side.columns(start, stop)[:rows] for side in sides]
-            sink.write_columns(start, _merge(parts, kept_values, kept.outcome, sink.dtype, norms, buffers, name))
+            slab = buffers.get("slab", (height, width), sink.dtype)
+            for first, last in row_chunks((height, width)):
+                rows_of = [part[first:last] for part in parts]
+                slab[first:last] = _merge(
+                    rows_of, kept_values[first:last], kept.outcome, sink.dtype, norms, buffers, name
+                )
+            sink.write_columns(start, slab)
             continue
         offset = start if height < rows else 0
         for first, last in row_chunks((height, width)):

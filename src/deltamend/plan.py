@@ -193,9 +193,13 @@ def pair_flops(pair: TensorPair) -> float:
 
 
 def _matrix_bytes(pair: TensorPair) -> int:
-    """Most memory one worker needs for a matrix: a block in fp32, and three squares of the shorter side in fp64."""
+    """Most memory one worker needs for a matrix: a block in fp32, and three squares of the shorter side in fp64.
+
+    A wide matrix that is cut is read in columns, for which a block of both sides and of the output are held as well.
+    """
     m, n = pair.rows, pair.finetuned.shape[1]
-    return 4 * min(m * n, BLOCK_ELEMENTS) + 3 * 8 * min(m, n) ** 2
+    blocks = 3 if m < n and m * n > BLOCK_ELEMENTS else 1
+    return 4 * blocks * min(m * n, BLOCK_ELEMENTS) + 3 * 8 * min(m, n) ** 2
 
 
 def _flops_per_second(size: int = 768) -> float:

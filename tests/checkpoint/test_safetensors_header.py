@@ -41,7 +41,7 @@ def test_what_is_written_is_read(
     found = read_header(path)
     assert {entry.name: (entry.dtype, entry.shape) for entry in found.entries} == tensors
     assert found.metadata == metadata
-    assert found.size == len(header)
+    assert found.text == header
     for entry in found.entries:
         assert entry.stop - entry.start == math.prod(entry.shape) * itemsize(entry.dtype)
 
@@ -51,9 +51,9 @@ def test_the_bytes_are_those_of_the_reference_implementation(tmp_path: Path) -> 
     path = tmp_path / "x.safetensors"
     save_file(tensors, path, metadata={"format": "pt"})
     found = read_header(path)
-    header, _ = encode_header([(entry.name, entry.dtype, entry.shape) for entry in found.entries], found.metadata)
+    header, _ = encode_header(found.described, found.metadata)
     assert path.read_bytes().startswith(header)
-    assert len(header) == found.size
+    assert header == found.text
 
 
 def assert_read_or_refused(path: Path) -> None:
@@ -64,7 +64,7 @@ def assert_read_or_refused(path: Path) -> None:
     except CheckpointError as error:
         refusal = str(error)
     if refusal is None:
-        assert all(found.size <= entry.start <= entry.stop <= path.stat().st_size for entry in found.entries)
+        assert all(len(found.text) <= entry.start <= entry.stop <= path.stat().st_size for entry in found.entries)
     else:
         assert str(path) in refusal
         assert len(refusal.splitlines()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from deltamend.checkpoint.dtypes import FLOAT_NAMES, itemsize
 from deltamend.checkpoint.open import INDEX_FILE, Checkpoint, StoredTensor
 from deltamend.checkpoint.safetensors_header import encode_header
 from deltamend.errors import UsageError
+
+_SIZE = re.compile(r"0*[1-9]\d*(\.\d+)?[KMGT]B", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,16 @@ def _split(
     tensors: Mapping[str, StoredTensor], dtypes: Mapping[str, str], max_shard_size: int | str
 ) -> dict[str, list[str]]:
     """Split by size, with the file names transformers expects."""
-    try:
-        split = split_state_dict_into_shards_factory(
-            dict(tensors),
-            get_storage_size=lambda tensor: tensor.elements * itemsize(dtypes[tensor.name]),
-            get_storage_id=lambda tensor: None,  # noqa: ARG005 - the names are the interface; no tensors share storage in a file
-            filename_pattern="model{suffix}.safetensors",
-            max_shard_size=max_shard_size,
-        )
-    except ValueError as error:
-        raise UsageError(f"--max-shard-size: {max_shard_size!r} is not a size; write it like 5GB or 500MB") from error
+    size = max_shard_size if isinstance(max_shard_size, int) else 1 if _SIZE.fullmatch(max_shard_size) else 0
+    if isinstance(max_shard_size, bool) or size < 1:
+        raise UsageError(f"--max-shard-size: {max_shard_size!r} is not a size; write it like 5GB or 500MB")
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.elements * itemsize(dtypes[tensor.name]),
+        get_storage_id=lambda tensor: None,  # noqa: ARG005 - the names are the interface; no tensors share storage in a file
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
     return {file: list(names) for file, names in split.filename_to_tensors.items()}
 
 
@@ -86,6 +89,10 @@ def _shard(file: str, names: list[str], finetuned: Checkpoint, dtypes: Mapping[s
     described = [(name, dtypes[name], finetuned.tensors[name].shape) for name in names]
     metadata = finetuned.headers[file].metadata if file in finetuned.headers else {}
     header, offsets = encode_header(described, {**metadata, "format": "pt"})
+    original = finetuned.headers.get(file)
+    if original is not None and metadata.get("format") == "pt" and described == original.described:
+        # The same tensors in the same order: the file's own spelling, whoever wrote it.
+        header, offsets = original.text, {entry.name: (entry.start, entry.stop) for entry in original.entries}
     tensors = tuple(StoredTensor(name, dtype, shape, file, *offsets[name]) for name, dtype, shape in described)
     return ShardLayout(file, header, tensors, tensors[-1].stop if tensors else len(header))
 

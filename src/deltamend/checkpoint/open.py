@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -82,11 +82,6 @@ class Checkpoint:
             self.close()
             raise
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors together."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
     def read_into(self, tensor: StoredTensor, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes of `tensor` from byte `offset` of its data on.
 
@@ -162,7 +157,7 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     headers = _indexed_headers(path) if has_index else {WEIGHTS_FILE: _single_header(path)}
     checkpoint = Checkpoint(path, config, headers, has_index=has_index)
     try:
-        _refuse_quantised(checkpoint)
+        refuse_quantised(checkpoint.tensors.values(), path)
     except CheckpointError:
         checkpoint.close()
         raise
@@ -241,11 +236,12 @@ def _is_plain_name(file: str) -> bool:
     return file.endswith(".safetensors") and file.isprintable() and not separated and not file.startswith(".")
 
 
-def _refuse_quantised(checkpoint: Checkpoint) -> None:
-    for tensor in checkpoint.tensors.values():
+def refuse_quantised(tensors: Iterable[StoredTensor], where: Path | str) -> None:
+    """Raise CheckpointError when a tensor holds packed codes, or values that mean nothing without their scales."""
+    for tensor in tensors:
         packed = tensor.name.endswith(PACKED_SUFFIXES) or tensor.dtype.startswith("F8_")
         if packed or (tensor.dtype in {"U8", "I8"} and len(tensor.shape) >= 2):
             raise CheckpointError(
-                f"{checkpoint.folder / tensor.file}: tensor {tensor.name!r} ({tensor.dtype}) belongs to a quantised model; a raw difference of "
+                f"{where}: tensor {tensor.name!r} ({tensor.dtype}) belongs to a quantised model; a raw difference of "
                 f"{itemsize(tensor.dtype)}-byte codes or of values without their scales means nothing, give the unquantised checkpoint"
             )

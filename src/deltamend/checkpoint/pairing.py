@@ -102,7 +102,9 @@ def _pattern(text: str | None, option: str) -> re.Pattern[str] | None:
 def _vocabulary(config: Mapping[str, Any]) -> int | None:
     """`vocab_size` of the config, or of the text part of a multimodal one."""
     text = config.get("text_config")
-    size = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+    size = config.get("vocab_size")
+    if size is None and isinstance(text, dict):
+        size = text.get("vocab_size")
     return size if isinstance(size, int) else None
 
 

@@ -42,9 +42,9 @@ class Header:
     """The length field and the header, as they are in the file."""
 
     @property
-    def size(self) -> int:
-        """Bytes of the length field and the header together: where the data begins."""
-        return len(self.text)
+    def described(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """Name, dtype and shape of each tensor, as `encode_header` takes them."""
+        return [(entry.name, entry.dtype, entry.shape) for entry in self.entries]
 
 
 def read_header(path: Path) -> Header:
