@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,48 @@ def test_an_overflow_in_fp16_is_refused() -> None:
     finetuned = {"a": torch.full((4, 5), 1e6)}
     with pytest.raises(deltamend.FilterError, match=r"tensor 'a' overflows in float16; write it with --out-dtype fp32"):
         deltamend.repair_state_dict(base, finetuned, method="wise-ft", out_dtype="fp16")
+
+
+def test_what_files_refuse_memory_refuses() -> None:
+    good = {"a": torch.zeros(4, 5), "b": torch.zeros(5)}
+    with pytest.raises(deltamend.CheckpointError, match=r"FINETUNED: tensor 'a' \(U8\) belongs to a quantised model"):
+        deltamend.repair_state_dict(good, {**good, "a": torch.zeros(4, 5, dtype=torch.uint8)})
+    with pytest.raises(deltamend.FilterError, match="tensor 'b' holds NaN or Inf in FINETUNED"):
+        deltamend.repair_state_dict(good, {**good, "b": torch.full((5,), torch.nan)})
+
+
+def test_tied_tensors_are_repaired_as_one_or_not_at_all() -> None:
+    base, finetuned = gpt2(), gpt2()
+    fine_tune(finetuned)
+    repaired, _ = deltamend.repair_module(base, finetuned)
+    state = repaired.state_dict()
+    assert torch.equal(state["lm_head.weight"], state["transformer.wte.weight"])
+    with pytest.raises(
+        deltamend.UsageError, match=r"'transformer\.wte\.weight' and 'lm_head\.weight' share their memory"
+    ):
+        deltamend.repair_module(base, finetuned, exclude="lm_head")
+
+
+SIDE_BY_SIDE = """
+import torch
+from threadpoolctl import threadpool_info, threadpool_limits
+import deltamend
+
+def blas():
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+with threadpool_limits(2):
+    torch.set_num_threads(2)
+    first, second = one_thread_each(), one_thread_each()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert (torch.get_num_threads(), blas()) == (1, {1})
+    second.__exit__(None, None, None)
+    assert (torch.get_num_threads(), blas()) == (2, {2})
+"""
+
+
+def test_repairs_side_by_side_share_one_limit_of_threads() -> None:
+    # in a process of its own: this one is limited to one thread from beginning to end
+    subprocess.run([sys.executable, "-c", SIDE_BY_SIDE], check=True)

@@ -61,6 +61,16 @@ def test_a_base_repaired_against_itself_has_its_own_bytes(llama_pair: Pair, tmp_
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (llama_pair.base / "model.safetensors").read_bytes()
 
 
+def test_a_header_that_is_spelt_otherwise_keeps_its_bytes(own_pair: Pair, tmp_path: Path) -> None:
+    file = own_pair.base / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), indent=2).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    deltamend.repair(own_pair.base, own_pair.base, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == file.read_bytes()
+
+
 def test_the_output_loads_and_generates(llama_pair: Pair, tmp_path: Path) -> None:
     deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")

@@ -38,6 +38,7 @@ from deltamend.checkpoint.sidecars import CARD_FILE, FINETUNED_CARD_FILE, MANIFE
 from deltamend.checkpoint.verify import verify
 from deltamend.checkpoint.work_folder import ShardWriter, WorkFolder, check_output, remove_leftovers
 from deltamend.delta import Array, Buffers, StoredMatrix, bytes_of
+from deltamend.errors import UsageError
 from deltamend.matrix_repair import Job, Survey, copy_rows, repair_matrix
 from deltamend.methods.method import Method
 from deltamend.plan import RepairOptions, RepairPlan, out_dtype_name, pair_flops, plan_repair
@@ -58,10 +59,12 @@ class RepairReport:
     Attributes:
         out: the folder that was written.
         manifest: the content of its `deltamend.json`.
+        written: False where `resume` found that OUT was whole already.
     """
 
     out: Path
     manifest: Manifest
+    written: bool = True
 
     @property
     def tensors(self) -> tuple[TensorRecord, ...]:
@@ -136,9 +139,9 @@ def repair(
         base, finetuned, out, method=method, parameters=parameters, options=options, overwrite=overwrite or resume
     )
     try:
-        if resume and (manifest := _published_manifest(plan)) is not None:
+        if resume and (manifest := published_manifest(plan)) is not None:
             remove_leftovers(plan.out)
-            return RepairReport(plan.out, manifest)
+            return RepairReport(plan.out, manifest, written=False)
         check_output(plan.out, [plan.base.folder, plan.finetuned.folder], overwrite=overwrite)
         return run_plan(plan, device=device, workers=workers, resume=resume, overwrite=overwrite, progress=progress)
     finally:
@@ -159,7 +162,8 @@ def run_plan(
     A run that fails removes what it had made. One that is interrupted or killed leaves its work folder for `resume`, as
     does one that was whole but could not be put in place.
     """
-    count = workers or len(os.sched_getaffinity(0))
+    count = len(os.sched_getaffinity(0)) if workers is None else workers
+    _check_machine(device, count)
     started = time.perf_counter()
     with WorkFolder(plan.out, plan.resume_key, resume=resume) as work:
         try:
@@ -193,6 +197,22 @@ def run_plan(
             raise
         work.publish(overwrite=overwrite)
     return RepairReport(plan.out, decode_manifest(text))
+
+
+def _check_machine(device: str, workers: int) -> None:
+    """Raise UsageError when there is no such device, or no worker."""
+    if workers < 1:
+        raise UsageError(f"--workers: {workers} cannot work; give 1 or more")
+    if device == "cpu":
+        return
+    import torch  # only here: it takes longer to import than most repairs take
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"--device: {device!r} cannot be used here ({str(error).splitlines()[0]}); leave it out for the CPU"
+        ) from error
 
 
 class _Run:
@@ -414,7 +434,7 @@ def _config_with_dtype(config: Mapping[str, object], dtype: str) -> bytes:
     return (json.dumps({**config, field: dtype}, indent=2) + "\n").encode()
 
 
-def _published_manifest(plan: RepairPlan) -> Manifest | None:
+def published_manifest(plan: RepairPlan) -> Manifest | None:
     """The manifest of OUT when OUT is already the result of this plan on these very inputs, and undamaged."""
     try:
         manifest = decode_manifest((plan.out / MANIFEST_FILE).read_bytes())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import deltamend
 from tests.conftest import Pair, Printed
@@ -26,7 +26,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert "dg-hard on 10 matrices of 21 tensors; nothing is written" in printed.out
     assert "6 kept as fine-tuned: matched by --exclude" in printed.out
     assert "5 kept as fine-tuned: not a matrix" in printed.out
-    assert "file left out (weights in a file that the index does not name): 'optimizer.pt'" in printed.out
+    assert "file left out (weights in a file that the index does not name): optimizer.pt" in printed.out
     assert "filter lm_head.weight [200×64]" in printed.out
     assert "MB in" in printed.out
     assert "GiB with" in printed.out
@@ -52,6 +52,40 @@ def test_names_of_tensors_are_only_text(tmp_path: Path, deltamend_cli: Cli) -> N
         assert printed.code == 0
         assert "[/bold]" in printed.out
         assert "{x}[link" in printed.out
+
+
+def test_what_is_left_out_is_said(own_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
+    (own_pair.finetuned / "optimizer.pt").write_bytes(b"state")
+    weights = load_file(own_pair.base / "model.safetensors")
+    save_file({**weights, "gone": torch.ones(3)}, own_pair.base / "model.safetensors")
+    printed = deltamend_cli("repair", own_pair.base, own_pair.finetuned, tmp_path / "out")
+    assert "only in BASE, left out: gone" in printed.out
+    assert ": optimizer.pt" in printed.out
+
+
+def test_a_dry_run_of_resume_says_what_the_run_would(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
+    command = ("repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", "--resume")
+    assert deltamend_cli(*command).code == 0
+    assert "nothing to do" in deltamend_cli(*command, "--dry-run").out
+    assert "was whole already" in deltamend_cli(*command).out
+    (tmp_path / "out" / "tokenizer.json").unlink()
+    for options in ((), ("--dry-run",)):
+        printed = deltamend_cli(*command, *options)
+        assert printed.code == 1
+        assert "not empty" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--device", "nonsense"), ("--max-shard-size", "0GB"), ("--max-shard-size", "5 apples")],
+)
+def test_values_that_mean_nothing_are_wrong_usage(
+    llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli, option: str, value: str
+) -> None:
+    printed = deltamend_cli("repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", option, value)
+    assert (printed.code, len(printed.err.splitlines())) == (2, 1)
+    assert f"{option}: {value!r}" in printed.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_quiet_prints_nothing(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:

@@ -14,7 +14,7 @@ from deltamend.checkpoint.open import INDEX_FILE, Checkpoint, StoredTensor
 from deltamend.checkpoint.safetensors_header import encode_header
 from deltamend.errors import UsageError
 
-_SIZE = re.compile(r"0*[1-9]\d*(\.\d+)?[KMGT]B", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)[KMGT]B", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ def _split(
     tensors: Mapping[str, StoredTensor], dtypes: Mapping[str, str], max_shard_size: int | str
 ) -> dict[str, list[str]]:
     """Split by size, with the file names transformers expects."""
-    size = max_shard_size if isinstance(max_shard_size, int) else 1 if _SIZE.fullmatch(max_shard_size) else 0
-    if isinstance(max_shard_size, bool) or size < 1:
+    written = None if isinstance(max_shard_size, int) else _SIZE.fullmatch(max_shard_size)
+    size = max_shard_size if isinstance(max_shard_size, int) else float(written[1]) if written else 0
+    if isinstance(max_shard_size, bool) or size <= 0:
         raise UsageError(f"--max-shard-size: {max_shard_size!r} is not a size; write it like 5GB or 500MB")
     split = split_state_dict_into_shards_factory(
         dict(tensors),

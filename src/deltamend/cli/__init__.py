@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -36,6 +37,9 @@ _INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line: exit 0 when done, 1 when it failed or was interrupted, 2 on wrong usage."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a name is no reason to fail
     try:
         app()
     except DeltamendError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -18,11 +18,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Column, Table
 
 import deltamend
+from deltamend.checkpoint.work_folder import check_output
 from deltamend.config import RepairConfig, read_config
 from deltamend.errors import UsageError
 from deltamend.plan import RepairOptions, RepairPlan, plan_repair
 from deltamend.repair import Progress as ProgressCallback
-from deltamend.repair import RepairReport
+from deltamend.repair import RepairReport, published_manifest
 
 _LOSS_WORTH_A_WARNING = 0.1
 """Share of ‖Δ*‖ lost in the cast above which bf16 output was seen to undo a repair."""
@@ -74,13 +75,19 @@ def repair(
         rules=given.rules,
         vectors=vectors or given.vectors,
     )
-    console = Console(stderr=as_json, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+    console = Console(stderr=as_json, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
     if dry_run:
         plan = plan_repair(
             *folders, method=chosen, parameters=parameters, options=options, overwrite=overwrite or resume
         )
-        _print_plan(console, plan, workers or len(os.sched_getaffinity(0)), verbose)
-        plan.close()
+        try:
+            if resume and published_manifest(plan) is not None:
+                console.print(f"{plan.out} is whole already; there is nothing to do")
+                return
+            check_output(plan.out, [plan.base.folder, plan.finetuned.folder], overwrite=overwrite)
+            _print_plan(console, plan, workers or len(os.sched_getaffinity(0)), verbose)
+        finally:
+            plan.close()
         return
     with progress_bar(quiet, "repairing") as progress:
         report = deltamend.repair(
@@ -159,14 +166,11 @@ def _print_plan(console: Console, plan: RepairPlan, workers: int, verbose: int) 
     kept = Counter(pair.reason for pair in plan.pairing.pairs if pair.action == "keep")
     for reason, count in sorted(kept.items()):
         console.print(f"  {count} kept as fine-tuned: {reason}")
-    for name in plan.pairing.only_in_base:
-        console.print(f"  only in BASE, left out: {name}", markup=False)
-    for file in plan.left_out:
-        console.print(f"  file left out ({file.reason}): {file.name!r}", markup=False)
+    _print_left_out(console, plan.pairing.only_in_base, [(file.name, file.reason) for file in plan.left_out])
     if verbose:
         for pair in plan.pairing.pairs:
             shape = "×".join(str(size) for size in pair.finetuned.shape)
-            console.print(f"  {pair.action} {pair.name} [{shape}] {pair.reason}".rstrip(), markup=False)
+            console.print(f"  {pair.action} {pair.name} [{shape}] {pair.reason}".rstrip())
     estimate = plan.estimate(workers)
     console.print(
         f"would write {plan.bytes_to_write / 1e6:,.0f} MB in {len(plan.layout.shards)} weight file(s) and {len(plan.sidecars)} others; "
@@ -174,15 +178,23 @@ def _print_plan(console: Console, plan: RepairPlan, workers: int, verbose: int) 
     )
 
 
+def _print_left_out(console: Console, only_in_base: Sequence[str], files: Sequence[tuple[str, str]]) -> None:
+    for name in only_in_base:
+        console.print(f"  only in BASE, left out: {name}")
+    for name, reason in files:
+        console.print(f"  file left out ({reason}): {name}")
+
+
 def _print_report(console: Console, report: RepairReport, verbose: int) -> None:
     manifest = report.manifest
+    _print_left_out(console, manifest.only_in_base, [(file.name, file.reason) for file in manifest.left_out])
     if verbose:
         table = Table(Column("tensor", overflow="fold"), "outcome", "rank", "energy kept", "lost in cast", "s")
         for tensor in report.tensors:
             rank = "" if tensor.spectrum is None else f"{tensor.spectrum.rank}/{tensor.spectrum.full_rank}"
             energy, lost = _percent(tensor.kept_energy), _percent(tensor.realised_error)
             table.add_row(tensor.name, tensor.outcome, rank, energy, lost, f"{tensor.seconds:.2f}")
-        console.print(table, markup=False)
+        console.print(table)
     outcomes = Counter(tensor.outcome for tensor in report.tensors)
     console.print(", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common()))
     console.print(
@@ -195,10 +207,12 @@ def _print_report(console: Console, report: RepairReport, verbose: int) -> None:
     failed = [tensor.name for tensor in report.tensors if tensor.outcome == "no-noise-floor"]
     if failed:
         console.print(
-            f"{len(failed)} matrices have no measurable noise floor and were kept as fine-tuned, the first: {failed[0]}",
-            markup=False,
+            f"{len(failed)} matrices have no measurable noise floor and were kept as fine-tuned, the first: {failed[0]}"
         )
-    console.print(f"wrote {report.out} in {manifest.run.seconds:.1f} s", markup=False, soft_wrap=True)
+    done = (
+        f"wrote {report.out} in {manifest.run.seconds:.1f} s" if report.written else f"{report.out} was whole already"
+    )
+    console.print(done)
 
 
 def _percent(share: float | None) -> str:
