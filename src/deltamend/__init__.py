@@ -6,6 +6,7 @@ from deltamend.checkpoint.verify import verify
 from deltamend.errors import (
     CheckpointError,
     DeltamendError,
+    EvaluationError,
     FilterError,
     MethodError,
     OutputError,
@@ -21,6 +22,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "DeltamendError",
+    "EvaluationError",
     "FilterError",
     "Manifest",
     "MatrixRepair",

@@ -29,3 +29,7 @@ class MethodError(UsageError):
 
 class FilterError(DeltamendError):
     """The filter failed on a tensor: NaN or Inf in it, or no LAPACK route gave a checked answer."""
+
+
+class EvaluationError(DeltamendError):
+    """An evaluation cannot be made, read or compared: a damaged record, an unknown task, items that do not match."""

@@ -14,8 +14,9 @@ import deltamend
 from deltamend.cli.repair import progress_bar
 from deltamend.compare import Comparison, choose_methods
 from deltamend.compare import compare as compare_methods
-from deltamend.errors import OutputError, UsageError
+from deltamend.errors import UsageError
 from deltamend.report.compare_page import COLUMNS, compare_csv, compare_page, method_row
+from deltamend.whole_file import write_whole
 
 
 def compare(
@@ -60,7 +61,7 @@ def compare(
         _print(Console(quiet=quiet, highlight=False), found)
     for path, text in ((csv, compare_csv), (html, compare_page)):
         if path is not None:
-            _write(path, text(found))
+            write_whole(path, text(found))
     for name in wanted:
         with progress_bar(quiet, f"writing {name}") as progress:
             deltamend.repair(
@@ -87,10 +88,3 @@ def _print(console: Console, found: Comparison) -> None:
     console.print(table, markup=False)
     for name, reason in found.left_out.items():
         console.print(f"not compared: {name}, which {reason}", markup=False)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); check the folder") from error

@@ -1,0 +1,1 @@
+"""Evaluation: what a model scores, item by item, through lm-evaluation-harness."""

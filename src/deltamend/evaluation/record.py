@@ -1,0 +1,112 @@
+"""The record of one evaluation: what every item scored, and all that a comparison with another model depends on."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from deltamend.errors import EvaluationError
+from deltamend.whole_file import write_whole
+
+_LARGEST = 1 << 30
+"""Bytes a record may unpack to; more is refused rather than read into memory."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ItemScore(_Record):
+    """What one model scored on one item."""
+
+    id: str = Field(
+        description="Unique within the task and the same for every model; a group's items begin with the subtask."
+    )
+    prompt_hash: str = Field(description="SHA-256 of the whole prompt: items are compared only where these agree.")
+    score: float = Field(description="Higher is better; 0 to 1 for accuracies, unbounded for likelihoods.")
+    loglikelihoods: tuple[float, ...] = Field(
+        default=(), description="Of each choice, in nats; empty for generated answers."
+    )
+    response: str | None = Field(default=None, description="The answer as generated, where it was asked to be kept.")
+
+
+class TaskScores(_Record):
+    """One benchmark."""
+
+    metric: str = Field(description="What `score` is, by lm-eval's name: acc, acc_norm, exact_match, …")
+    version: str = Field(description="Of the task's definition.")
+    fewshot: int = Field(ge=0, description="Worked examples in the prompt.")
+    chance: float | None = Field(default=None, ge=0, lt=1, description="Expected score of a guess, where there is one.")
+    weak: str | None = Field(default=None, description="Why the figure is weak, said wherever it is shown.")
+    items: tuple[ItemScore, ...] = Field(min_length=1)
+
+    @property
+    def mean(self) -> float:
+        """Mean score over the items."""
+        return math.fsum(item.score for item in self.items) / len(self.items)
+
+    @model_validator(mode="after")
+    def _ids_are_unique(self) -> Self:
+        doubled = [name for name, times in Counter(item.id for item in self.items).items() if times > 1]
+        if doubled:
+            raise ValueError(f"item {doubled[0]!r} is there twice")
+        return self
+
+
+class Evaluation(_Record):
+    """What one model scored on a suite."""
+
+    format: Literal[1] = 1
+    model: str = Field(description="As the user named it.")
+    model_hash: str | None = Field(
+        default=None, description="SHA-256 over the model's weight files, where they are local."
+    )
+    suite: str
+    suite_version: str
+    template_hash: str | None = Field(default=None, description="SHA-256 of the chat template, where one was applied.")
+    limit: int | None = Field(default=None, ge=1, description="Items a task, where it was cut short.")
+    seed: int
+    versions: dict[str, str] = Field(default_factory=dict, description="Of deltamend, lm_eval, torch, transformers, …")
+    tasks: dict[str, TaskScores] = Field(min_length=1)
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read a record that `write_evaluation` wrote; gzip is recognised by its first bytes.
+
+    Raises:
+        EvaluationError: the file is missing, too large, or not a record.
+    """
+    try:
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            unpacked = zlib.decompressobj(wbits=31)
+            content = unpacked.decompress(content, _LARGEST)
+            if not unpacked.eof:
+                raise EvaluationError(f"{path}: unpacks to more than 1 GiB or breaks off; evaluate again")
+        return Evaluation.model_validate_json(content)
+    except OSError as error:
+        raise EvaluationError(
+            f"{path}: cannot be read ({error.strerror}); give a file `deltamend evaluate` wrote"
+        ) from error
+    except zlib.error as error:
+        raise EvaluationError(f"{path}: is damaged ({error}); evaluate again") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise EvaluationError(f"{path}: {where}: {first['msg']}; give a file `deltamend evaluate` wrote") from error
+
+
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write a record, whole or not at all; packed with gzip where the name ends in .gz, the same bytes each time.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    content = evaluation.model_dump_json(indent=1, exclude_none=True).encode()
+    write_whole(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
