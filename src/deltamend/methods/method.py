@@ -133,7 +133,7 @@ class Method(BaseModel, ABC):
 
     def described(self) -> str:
         """Name and the parameters that are not at their defaults, such as "wise-ft alpha=0.3"."""
-        given: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
+        given: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
         return " ".join([self.name, *(f"{key}={value}" for key, value in given.items())])
 
 
