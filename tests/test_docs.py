@@ -20,6 +20,8 @@ def commands() -> list[tuple[str, str]]:
     """(page, command) of every printed command that needs no real model."""
     found = []
     for page in PAGES:
+        if page.name == "calibration.md":  # its commands need texts and follow each other: tests/calibration
+            continue
         for line in COMMAND.findall(page.read_text(encoding="utf-8")):
             command = line.partition("  #")[0].strip()
             found.append((page.name, command))

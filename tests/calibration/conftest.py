@@ -33,6 +33,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=vocabulary, eos_token="</s>", bos_token="<s>", unk_token="<unk>"
     )
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] + ' ' }}{% endfor %}"
     config = LlamaConfig(
         hidden_size=32,
         intermediate_size=48,
