@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from deltamend.cache import fingerprint, publish
 from deltamend.checkpoint.sidecars import MANIFEST_FILE
 from deltamend.demo.base import smollm2_folder, unpack_smollm2
-from deltamend.demo.cache import fingerprint, publish
 from deltamend.demo.measure import Exam, Measured, exam_length, measure
 from deltamend.demo.probes import Probes, load_probes
 from deltamend.demo.settings import REPAIRS, DemoSettings, RepairChoice

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from deltamend.demo.cache import fingerprint, publish
+from deltamend.cache import fingerprint, publish
 from deltamend.demo.probes import Probes, toy_lessons
 from deltamend.finetuning import Example, Recipe, chat_example, train
 from deltamend.language_model import plain_tokens, transformers_module

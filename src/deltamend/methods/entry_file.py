@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
+from deltamend.checkpoint.pairing import matrix_view
 from deltamend.checkpoint.safetensors_header import Header, HeaderEntry, read_header
 from deltamend.errors import CheckpointError, FilterError, MethodError
 
@@ -30,7 +31,7 @@ class EntryTensor:
 
     def __init__(self, path: Path, name: str, shape: tuple[int, int], dtypes: frozenset[str]) -> None:
         entry = _entry(path, name)
-        stored = entry.shape if len(entry.shape) == 2 else (int(np.prod(entry.shape)), 1)
+        stored = matrix_view(name, entry.shape) or (int(np.prod(entry.shape)), 1)
         if entry.dtype not in dtypes or stored[0] < shape[0] or stored[1] != shape[1]:
             raise FilterError(f"{path.name} holds it as {entry.dtype} {list(entry.shape)}; compute it for this model")
         self.file = path.name
