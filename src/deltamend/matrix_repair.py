@@ -68,6 +68,7 @@ class Job:
         method: decides what of Δ is kept.
         device: where spectral filters run.
         surveyed: what the method's survey of the whole model found.
+        update_rank: see `TensorContext`.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Job:
     method: Method
     device: str = "cpu"
     surveyed: Any = None
+    update_rank: int | None = None
 
 
 def open_delta(base: Matrix, finetuned: Matrix, job: Job, buffers: Buffers) -> tuple[DeltaBlocks, TensorContext]:
@@ -86,6 +88,7 @@ def open_delta(base: Matrix, finetuned: Matrix, job: Job, buffers: Buffers) -> t
         str(finetuned.dtype),
         job.device,
         surveyed=job.surveyed,
+        update_rank=job.update_rank,
         workspace=buffers.workspace,
     )
     return delta, context

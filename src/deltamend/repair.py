@@ -356,7 +356,7 @@ class _Run:
         base = StoredMatrix(self._plan.base, pair.base, buffers, "base")
         method = self._plan.methods[pair.name]
         rows = pair.rows if pair.is_matrix else finetuned.shape[0]
-        return base, finetuned, Job(pair.name, rows, method, self._device, self._surveyed.get(method))
+        return base, finetuned, Job(pair.name, rows, method, self._device, self._surveyed.get(method), pair.update_rank)
 
     def _buffers(self) -> Buffers:
         """The memory of this thread."""

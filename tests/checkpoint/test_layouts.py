@@ -181,8 +181,8 @@ def qkv_rows(make: Callable[[], PreTrainedModel]) -> Callable[[torch.Tensor], di
     if make is neox:
         return lambda w: {part: w.reshape(4, 3, 12, 48)[:, number].reshape(48, 48) for number, part in enumerate("qkv")}
     if make is phi3:
-        return lambda w: dict(zip("qkv", w.split([48, 24, 24]), strict=True))
-    return lambda w: dict(zip("qkv", w.split(48, dim=1), strict=True))
+        return lambda w: dict(zip("qkv", torch.split(w, [48, 24, 24]), strict=True))
+    return lambda w: dict(zip("qkv", torch.split(w, 48, dim=1), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_pytorch_files_give_what_safetensors_give(sides: str, tmp_path: Path) ->
     pair = save_pair(llama(), tmp_path / "pair", finetuned_shards="120KB")
     deltamend.repair(pair.base, pair.finetuned, tmp_path / "expected")
     for folder in {"base": [pair.base], "finetuned": [pair.finetuned], "both": [pair.base, pair.finetuned]}[sides]:
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for file in sorted(folder.glob("*.safetensors")):
             name = file.name.replace("model", "pytorch_model").replace(".safetensors", ".bin")
             torch.save(load_file(file), folder / name)

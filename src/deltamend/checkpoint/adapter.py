@@ -6,6 +6,7 @@ import math
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
-from deltamend.checkpoint.open import Array, Checkpoint, StoredTensor, read_json
+from deltamend.checkpoint.open import Array, Checkpoint, ComputedTensor, StoredTensor, read_json
 from deltamend.checkpoint.rectangles import rectangles
 from deltamend.checkpoint.safetensors_header import read_header
 from deltamend.errors import CheckpointError
@@ -46,7 +47,7 @@ def add_adapter(checkpoint: Checkpoint, folder: Path) -> None:
     adapter = _open_adapter(folder, config)
     checkpoint.adapter = adapter
     tensors = dict(checkpoint.tensors)
-    computed: dict[StoredTensor, _Adapted] = {}
+    computed: dict[StoredTensor, ComputedTensor] = {}
     factors: dict[str, dict[str, StoredTensor]] = {}
     for name, tensor in adapter.tensors.items():
         if not name.startswith(_PREFIX):
@@ -62,16 +63,17 @@ def add_adapter(checkpoint: Checkpoint, folder: Path) -> None:
             _grow_vocabulary(checkpoint, checkpoint.tensors[weight], tensor)
     cache = _Cache()
     for module, pair in factors.items():
-        tensor, adapted = _adapted(checkpoint, adapter, module, pair, config, cache)
+        tensor, adapted = _adapted(checkpoint, tensors.get(f"{module}.weight"), module, pair, cache)
         tensors[tensor.name] = tensor
         computed[tensor] = adapted
-    ranks = sorted({adapted.rank for adapted in computed.values() if isinstance(adapted, _Adapted)})
+        checkpoint.update_ranks[tensor.name] = adapted.rank
+    ranks = sorted(set(checkpoint.update_ranks.values()))
     checkpoint.present(
         tensors,
         computed,
         [
-            f"{folder.name}: a LoRA adapter on {len(factors)} matrices, rank {', '.join(map(str, ranks))}; its update is low-rank "
-            "by construction, so more than half of the singular values are 0 and a threshold from their median keeps all of it"
+            f"{folder.name}: a LoRA adapter on {len(factors)} matrices, of rank {', '.join(map(str, ranks))}; scaling·B·A is "
+            "added to each as it is read"
         ]
         if factors
         else [],
@@ -107,7 +109,7 @@ def _open_adapter(folder: Path, config: dict[str, Any]) -> Checkpoint:
 
 def _replace(
     tensors: dict[str, StoredTensor],
-    computed: dict[StoredTensor, Any],
+    computed: dict[StoredTensor, ComputedTensor],
     name: str,
     adapter: Checkpoint,
     stored: StoredTensor,
@@ -132,21 +134,19 @@ def _grow_vocabulary(checkpoint: Checkpoint, original: StoredTensor, stored: Sto
 
 
 def _adapted(
-    checkpoint: Checkpoint,
-    adapter: Checkpoint,
-    module: str,
-    pair: dict[str, StoredTensor],
-    config: dict[str, Any],
-    cache: _Cache,
+    checkpoint: Checkpoint, weight: StoredTensor | None, module: str, pair: dict[str, StoredTensor], cache: _Cache
 ) -> tuple[StoredTensor, _Adapted]:
-    """The adapted weight of one module."""
+    """The adapted weight of one module, from the weight as it is and its two factors."""
+    adapter = checkpoint.adapter
+    if adapter is None:
+        raise AssertionError(f"{module} has factors but no adapter")
+    config = adapter.config
     embedding = "embedding A" in pair
     sides = [pair.get(f"embedding {side}" if embedding else side) for side in "AB"]
     fault = f"{adapter.folder}: module {module!r}"
     if sides[0] is None or sides[1] is None or len(pair) != 2:
         raise CheckpointError(f"{fault} has one factor without the other; save the adapter again")
     a, b = sides[0], sides[1]
-    weight = checkpoint.tensors.get(f"{module}.weight")
     transposed = embedding or bool(config.get("fan_in_fan_out"))
     if len(a.shape) != 2 or len(b.shape) != 2 or not {a.dtype, b.dtype} <= FLOAT_NAMES:
         raise CheckpointError(f"{fault} has factors that are no matrices; merge the adapter with PEFT and give that")
@@ -162,7 +162,7 @@ def _adapted(
     return shown, _Adapted(checkpoint, adapter, weight, a, b, scaling, transposed, cache)
 
 
-def _of_pattern(config: dict[str, Any], field_name: str, module: str, default: object) -> object:
+def _of_pattern(config: Mapping[str, Any], field_name: str, module: str, default: object) -> object:
     """The value of the first pattern that fits a module's name, as PEFT finds it."""
     patterns = config.get(field_name) or {}
     if not isinstance(patterns, dict):

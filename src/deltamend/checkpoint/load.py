@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -97,6 +97,11 @@ def open_pair(
             shared_rows=shared_rows(ours.folders[::-1], theirs.folders[::-1]),
             split_fused=split_fused,
         )
+        if theirs.adapter is not None and ours.adapter is None and ours.folder.samefile(theirs.folder):
+            ranks = {name: theirs.update_ranks.get(name) for name in theirs.tensors}
+            pairing = replace(
+                pairing, pairs=tuple(replace(pair, update_rank=ranks[pair.name]) for pair in pairing.pairs)
+            )
         opened.pop_all()
     return OpenPair(ours, theirs, pairing)
 

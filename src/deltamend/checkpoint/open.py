@@ -87,6 +87,7 @@ class Checkpoint:
         headers: what each weight file says of itself, by the file's name.
         has_index: whether an index names the files.
         adapter: the adapter that is added to it, if any.
+        update_ranks: ranks of what the adapter adds, by the tensor's name.
         notes: what a person should know of how it is read, a sentence each.
         tensors: by name. Some may be computed as they are read; see `present`.
     """
@@ -100,6 +101,7 @@ class Checkpoint:
         self.has_index = has_index
         self.config_altered = False
         self.adapter: Checkpoint | None = None
+        self.update_ranks: dict[str, int] = {}
         self.notes: tuple[str, ...] = ()
         self.tensors: dict[str, StoredTensor] = {
             entry.name: StoredTensor(entry.name, entry.dtype, entry.shape, file, entry.start, entry.stop)
@@ -126,7 +128,7 @@ class Checkpoint:
         Args:
             tensors: what `tensors` is from now on.
             computed: those among them, or among what they are computed of, that are not read as they are stored.
-            notes: what a person should know of it.
+            notes: sentences for a person.
         """
         self.tensors = dict(tensors)
         self._computed.update(computed or {})

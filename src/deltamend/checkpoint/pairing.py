@@ -43,7 +43,8 @@ class TensorPair:
 
     `filter`: it is a matrix both sides hold; the first `rows` rows are repaired, further rows are kept as fine-tuned.
     With `parts` each of them is repaired by itself, and rows in none of them are kept.
-    `keep`: its bytes are those of FINETUNED; `reason` says why.
+    `keep`: its bytes are those of FINETUNED; `reason` says why. `update_rank` is that of the adapter that makes the
+    difference, where that is all the difference.
     """
 
     finetuned: StoredTensor
@@ -52,6 +53,7 @@ class TensorPair:
     reason: str
     rows: int
     parts: tuple[Part, ...] = ()
+    update_rank: int | None = None
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
