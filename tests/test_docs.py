@@ -24,7 +24,9 @@ def commands() -> list[tuple[str, str]]:
             continue
         for line in COMMAND.findall(page.read_text(encoding="utf-8")):
             command = line.partition("  #")[0].strip()
-            found.append((page.name, command))
+            # What needs a hub, a GGUF file or other names is run in tests/checkpoint.
+            if not re.search(r" org/|\.gguf|--rename|ADAPTER", command):
+                found.append((page.name, command))
     return found
 
 
