@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -83,10 +83,13 @@ class RepairPlan:
             "methods": sorted((name, method.described()) for name, method in self.methods.items()),
             "options": self.described_options,
             "sidecars": [hash_file(sidecar.source, sidecar.name).sha256 for sidecar in self.sidecars],
+            "parts": [(pair.name, pair.rows, [astuple(part) for part in pair.parts]) for pair in self.pairing.pairs],
         }
         for side, checkpoint in (("base", self.base), ("finetuned", self.finetuned)):
             tensors = sorted(checkpoint.tensors.values(), key=lambda tensor: tensor.name)
             described[side] = [(item.name, item.dtype, item.shape, item.file, item.start) for item in tensors]
+            adapter = {} if checkpoint.adapter is None else checkpoint.adapter.config
+            described[f"{side} configs"] = [dict(checkpoint.config), dict(adapter)]
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
     @cached_property

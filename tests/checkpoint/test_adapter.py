@@ -144,6 +144,9 @@ def test_the_same_bytes_with_any_number_of_workers_and_after_a_resumed_run(tmp_p
     assert ours == theirs
     assert deltamend.repair(pair.base, spec, tmp_path / "1", method="wise-ft", resume=True).written is False
     assert deltamend.verify(tmp_path / "1") == []
+    config = pair.finetuned / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "lora_alpha": 9}))
+    assert deltamend.repair(pair.base, spec, tmp_path / "1", method="wise-ft", resume=True, overwrite=True).written
 
 
 def test_another_base_than_the_adapted_model_is_a_full_update(tmp_path: Path) -> None:

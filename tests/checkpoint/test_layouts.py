@@ -439,6 +439,27 @@ def test_other_quantisation_is_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_kernel_of_a_convolution_is_a_matrix_over_its_output_channels(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape = (24, 6, 3, 3)
+    base = {
+        "conv.weight": torch.randn(shape, generator=generator),
+        "cls_token": torch.randn(1, 1, 24, generator=generator),
+    }
+    signal = torch.randn(24, 1, generator=generator) @ torch.randn(1, 54, generator=generator)
+    tuned = base["conv.weight"] + 1e-3 * torch.randn(shape, generator=generator) + 0.05 * signal.reshape(shape)
+    for name, tensors in (("base", base), ("finetuned", {"conv.weight": tuned, "cls_token": base["cls_token"] + 1})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
+    report = deltamend.repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out")
+    out = load(tmp_path / "out")
+    sides = ({"w": base["conv.weight"].flatten(1)}, {"w": tuned.flatten(1)})
+    assert check(sides, {"w": out["conv.weight"].flatten(1)}) == 1
+    assert torch.equal(out["cls_token"], base["cls_token"] + 1)
+    assert {tensor.name: tensor.action for tensor in report.tensors} == {"conv.weight": "filter", "cls_token": "keep"}
+
+
 def test_dtypes_may_differ_between_the_sides(tmp_path: Path) -> None:
     pair = save_pair(llama(torch.float32), tmp_path / "pair")
     half = AutoModelForCausalLM.from_pretrained(pair.base).half()

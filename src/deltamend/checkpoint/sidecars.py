@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltamend.checkpoint.open import INDEX_FILE
+from deltamend.checkpoint.open import INDEX_FILE, TORCH_INDEX_FILE
 from deltamend.errors import CheckpointError
 
 MANIFEST_FILE = "deltamend.json"
@@ -54,7 +54,7 @@ def list_sidecars(folder: Path, weight_files: frozenset[str]) -> tuple[tuple[Sid
     left_out: list[LeftOut] = []
     for path in _walk(folder, folder):
         name = path.relative_to(folder).as_posix()
-        if name in weight_files or name == INDEX_FILE:
+        if name in weight_files or name in {INDEX_FILE, TORCH_INDEX_FILE}:
             continue
         if reason := _reason_to_leave(path, name, folder):
             left_out.append(LeftOut(name if name.isprintable() else ascii(name), reason))
