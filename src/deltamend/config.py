@@ -10,6 +10,8 @@ import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from deltamend.errors import UsageError
+from deltamend.plan import Output
+from deltamend.rounding import Rounding
 from deltamend.rules import Rule, Vectors, read_rules
 
 _MEANINGLESS = ("normalize", "int8_mask")
@@ -55,6 +57,10 @@ class RepairConfig(BaseModel):
     exclude: str | None = Field(None, description="Regular expression: keep matrices it finds.")
     dtype: str | None = Field(None, description="The dtype to write where `out_dtype` is not given; sums are fp32.")
     out_dtype: str | None = Field(None, description="bfloat16, float16 or float32; none keeps each tensor's own.")
+    output: Output = Field(
+        "checkpoint", validation_alias=AliasChoices("as", "output"), description="checkpoint, or adapter."
+    )
+    rounding: Rounding = Field("nearest", description="nearest, or stochastic.")
     max_shard_size: str | int | None = Field(None, description="Such as 5GB; none keeps the fine-tuned model's shards.")
 
     @field_validator("rules", mode="before")

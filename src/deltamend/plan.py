@@ -12,22 +12,26 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from deltamend.adapter import AdapterPlan, plan_adapter
 from deltamend.checkpoint.dtypes import FLOAT_NAMES, OUT_DTYPES
 from deltamend.checkpoint.hashing import hash_file
 from deltamend.checkpoint.layout import Layout, plan_layout
-from deltamend.checkpoint.open import Checkpoint, open_checkpoint
+from deltamend.checkpoint.open import CONFIG_FILE, Checkpoint, open_checkpoint
 from deltamend.checkpoint.pairing import Pairing, TensorPair, pair_tensors
-from deltamend.checkpoint.sidecars import LeftOut, Sidecar, list_sidecars
+from deltamend.checkpoint.sidecars import ADAPTER_CONFIG_FILE, LeftOut, Sidecar, list_sidecars
 from deltamend.checkpoint.work_folder import check_output
 from deltamend.delta import BLOCK_ELEMENTS
 from deltamend.errors import UsageError
 from deltamend.methods.method import Method
+from deltamend.rounding import Rounding
 from deltamend.rules import MethodChoice, Rule, Vectors
+
+Output = Literal["checkpoint", "adapter"]
 
 _WRITE_BYTES_PER_SECOND = 0.4e9  # to a fresh file on the machine this was measured on
 _RESIDENT_BYTES = 100 << 20  # Python with numpy and scipy loaded
@@ -43,6 +47,8 @@ class RepairOptions:
     max_shard_size: int | str | None = None
     rules: tuple[Rule, ...] = ()
     vectors: Vectors = "finetuned"
+    output: Output = "checkpoint"
+    rounding: Rounding = "nearest"
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ class Estimate:
 class RepairPlan:
     """What will be done. Both checkpoints stay open until `close`.
 
-    `method` is the default one, `methods` that of each tensor whose action is "filter".
+    `method` is the default one, `methods` that of each tensor whose action is "filter". `adapter` is None for a checkpoint;
+    for an adapter `layout` is that of the checkpoint it stands for.
     """
 
     base: Checkpoint
@@ -70,6 +77,7 @@ class RepairPlan:
     layout: Layout
     sidecars: tuple[Sidecar, ...]
     left_out: tuple[LeftOut, ...]
+    adapter: AdapterPlan | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -79,6 +87,7 @@ class RepairPlan:
             "method": [self.method.name, self.method.model_dump(mode="json")],
             "methods": sorted((name, method.described()) for name, method in self.methods.items()),
             "options": self.described_options,
+            "base_name": None if self.adapter is None else self.adapter.base_name,
             "sidecars": [hash_file(sidecar.source, sidecar.name).sha256 for sidecar in self.sidecars],
         }
         for side, checkpoint in (("base", self.base), ("finetuned", self.finetuned)):
@@ -103,6 +112,8 @@ class RepairPlan:
             "max_shard_size": None if size is None else str(size),
             "rules": json.dumps([rule.model_dump(exclude_defaults=True) for rule in self.options.rules]),
             "vectors": str(self.options.vectors),
+            "output": self.options.output,
+            "rounding": self.options.rounding,
         }
 
     @property
@@ -139,6 +150,7 @@ def plan_repair(
     Arguments and errors are those of `repair`. The caller closes the plan.
     """
     wanted = options or RepairOptions()
+    check_output_options(wanted)
     choice = MethodChoice(method, parameters, wanted.rules, wanted.vectors)
     check_output(Path(out), [Path(base), Path(finetuned)], overwrite=overwrite)
     with ExitStack() as opened:
@@ -149,9 +161,42 @@ def plan_repair(
         )
         layout = plan_layout(theirs, out_dtype=out_dtype_name(wanted.out_dtype), max_shard_size=wanted.max_shard_size)
         sidecars, left_out = list_sidecars(theirs.folder, frozenset(theirs.headers))
+        pairing, methods = assign_methods(pairing, choice)
+        adapter = None
+        if wanted.output == "adapter":
+            adapter = plan_adapter(ours, os.fspath(base), pairing, methods)
+            sidecars, left_out = _sidecars_of_an_adapter(sidecars, left_out)
         opened.pop_all()
-    pairing, methods = assign_methods(pairing, choice)
-    return RepairPlan(ours, theirs, Path(out), choice.default, methods, wanted, pairing, layout, sidecars, left_out)
+    return RepairPlan(
+        ours, theirs, Path(out), choice.default, methods, wanted, pairing, layout, sidecars, left_out, adapter
+    )
+
+
+def _sidecars_of_an_adapter(
+    sidecars: tuple[Sidecar, ...], left_out: tuple[LeftOut, ...]
+) -> tuple[tuple[Sidecar, ...], tuple[LeftOut, ...]]:
+    """Leave out what belongs to a model or another adapter: the model is BASE, with BASE's config."""
+    others = {CONFIG_FILE: "an adapter is loaded with BASE's", ADAPTER_CONFIG_FILE: "belongs to another adapter"}
+    dropped = tuple(LeftOut(sidecar.name, others[sidecar.name]) for sidecar in sidecars if sidecar.name in others)
+    return tuple(sidecar for sidecar in sidecars if sidecar.name not in others), left_out + dropped
+
+
+def check_output_options(options: RepairOptions) -> None:
+    """Refuse options of the output that are unknown or exclude each other.
+
+    Raises:
+        UsageError: they do.
+    """
+    for option, value, known in (
+        ("--as", options.output, get_args(Output)),
+        ("--rounding", options.rounding, get_args(Rounding)),
+    ):
+        if value not in known:
+            raise UsageError(f"{option}: there is no {value!r}; give {' or '.join(known)}")
+    if options.output == "adapter" and options.max_shard_size is not None:
+        raise UsageError("--max-shard-size: an adapter is one file; leave it out")
+    if options.output == "adapter" and options.rounding != "nearest":
+        raise UsageError("--rounding: an adapter holds factors, not rounded weights; leave it out")
 
 
 def assign_methods(pairing: Pairing, choice: MethodChoice) -> tuple[Pairing, dict[str, Method]]:

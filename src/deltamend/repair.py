@@ -9,15 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import xxhash
-
-from deltamend.checkpoint.dtypes import CONFIG_NAMES, NUMPY_DTYPES
+from deltamend.adapter import AdapterParts, PartSink, encode_config
+from deltamend.checkpoint.dtypes import CONFIG_NAMES
 from deltamend.checkpoint.hashing import hash_alike, hash_file, tensor_hash
 from deltamend.checkpoint.layout import ShardLayout
 from deltamend.checkpoint.manifest import (
@@ -34,14 +33,22 @@ from deltamend.checkpoint.manifest import (
 from deltamend.checkpoint.model_card import license_of_card, render_model_card
 from deltamend.checkpoint.open import CONFIG_FILE, INDEX_FILE, Checkpoint, StoredTensor
 from deltamend.checkpoint.pairing import TensorPair
-from deltamend.checkpoint.sidecars import CARD_FILE, FINETUNED_CARD_FILE, MANIFEST_FILE
+from deltamend.checkpoint.sidecars import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    CARD_FILE,
+    FINETUNED_CARD_FILE,
+    MANIFEST_FILE,
+)
 from deltamend.checkpoint.verify import verify
 from deltamend.checkpoint.work_folder import ShardWriter, WorkFolder, check_output, remove_leftovers
-from deltamend.delta import Array, Buffers, StoredMatrix, bytes_of
+from deltamend.delta import Buffers, StoredMatrix, row_chunks, same_bytes
 from deltamend.errors import UsageError
-from deltamend.matrix_repair import Job, Survey, copy_rows, repair_matrix
+from deltamend.file_sink import FileSink
+from deltamend.matrix_repair import Job, Sink, Survey, copy_rows, repair_matrix
 from deltamend.methods.method import Method
-from deltamend.plan import RepairOptions, RepairPlan, out_dtype_name, pair_flops, plan_repair
+from deltamend.plan import Output, RepairOptions, RepairPlan, out_dtype_name, pair_flops, plan_repair
+from deltamend.rounding import Rounding
 from deltamend.rules import Rule, Vectors, read_rules
 from deltamend.threads import one_thread_each
 
@@ -95,6 +102,8 @@ def repair(
     max_shard_size: int | str | None = None,
     rules: Sequence[Rule | Mapping[str, object]] = (),
     vectors: Vectors = "finetuned",
+    output: Output = "checkpoint",
+    rounding: Rounding = "nearest",
     device: str = "cpu",
     workers: int | None = None,
     overwrite: bool = False,
@@ -114,10 +123,13 @@ def repair(
         parameters: the method's parameters, when `method` is a name.
         include: regular expression; matrices whose name it does not find are kept as fine-tuned.
         exclude: regular expression; matrices whose name it finds are kept as fine-tuned.
-        out_dtype: "bf16", "fp16" or "fp32" for every floating-point tensor; None keeps each tensor's own.
+        out_dtype: "bf16", "fp16" or "fp32" for every floating-point tensor; None keeps each tensor's own, and writes the
+            factors of an adapter in fp32.
         max_shard_size: bytes, or text such as "5GB"; None keeps the shards of FINETUNED.
         rules: another method or other parameters for some of the tensors; see `rules.Rule`.
         vectors: what parameters that are no matrices follow: "finetuned", "base", or the share of the way to FINETUNED.
+        output: "checkpoint", or "adapter" for a PEFT LoRA adapter to BASE, which methods that keep a low-rank Δ* can write.
+        rounding: how W_base + Δ* is cast to bf16 or fp16: "nearest", or "stochastic", seeded by the tensor's name.
         device: where spectral filters run, "cpu" or a torch device such as "cuda".
         workers: tensors worked on at a time, with one BLAS thread each; None for one a core. The result is the same.
         overwrite: replace what is in OUT, once the new output is whole.
@@ -134,7 +146,7 @@ def repair(
         FilterError: NaN or Inf in a tensor, or a filter failed; nothing is passed through.
         OutputError: OUT cannot be written.
     """
-    options = RepairOptions(include, exclude, out_dtype, max_shard_size, read_rules(rules), vectors)
+    options = RepairOptions(include, exclude, out_dtype, max_shard_size, read_rules(rules), vectors, output, rounding)
     plan = plan_repair(
         base, finetuned, out, method=method, parameters=parameters, options=options, overwrite=overwrite or resume
     )
@@ -171,7 +183,10 @@ def run_plan(
                 inputs = run.hash_inputs()
                 run.survey()
                 tensors = run.repair_tensors()
-                shards = run.hash_shards(tensors, inputs[1])
+                if plan.adapter is None:
+                    weights = run.hash_shards(tensors, inputs[1])
+                else:
+                    tensors, weights = run.assemble_adapter(tensors)
             manifest = Manifest(
                 deltamend=version("deltamend"),
                 plan_sha256=plan.sha256,
@@ -187,7 +202,7 @@ def run_plan(
                 run=RunRecord(seconds=time.perf_counter() - started, workers=count, versions=_versions()),
             )
             sidecars = _write_sidecars(plan, work, manifest)
-            files = sorted([*shards, *sidecars], key=lambda file: file.name)
+            files = sorted([*weights, *sidecars], key=lambda file: file.name)
             text = encode_manifest(manifest.model_copy(update={"files": tuple(files)}))
             work.write_file(MANIFEST_FILE, text)
             for checkpoint in (plan.base, plan.finetuned):
@@ -230,8 +245,12 @@ class _Run:
         self._total_cost = sum(_cost(pair) for pair in plan.pairing.pairs)
         self._targets = {tensor.name: tensor for shard in plan.layout.shards for tensor in shard.tensors}
         self._writers: dict[str, ShardWriter] = {}
+        self._parts: AdapterParts | None = None
+        if plan.adapter is not None:
+            dtype = out_dtype_name(plan.options.out_dtype)
+            self._parts = AdapterParts(plan.adapter, work.parts, self._targets, dtype, self._stopped)
         with ExitStack() as opening:
-            for shard in plan.layout.shards:
+            for shard in plan.layout.shards if plan.adapter is None else ():
                 writer = self._writers[shard.file] = ShardWriter(work.staged, shard)
                 opening.callback(writer.close)
             opening.enter_context(one_thread_each())
@@ -302,12 +321,14 @@ class _Run:
         return [future.result() for future in futures]
 
     def _repair_one(self, pair: TensorPair) -> TensorRecord:
+        if self._parts is not None:
+            return self._repair_part(pair, self._parts)
         started = time.perf_counter()
         target = self._targets[pair.name]
         writer = self._writers[target.file]
         record = self._work.finished.get(pair.name)
         if record is None or record.xxh3 != tensor_hash(writer.read(target)):
-            sink = _FileSink(writer, target, self._stopped)
+            sink = FileSink(writer, target, self._stopped)
             done = self._apply(pair, sink)
             method = self._plan.methods.get(pair.name)
             record = _tensor_record(pair, target, done, method, sink.xxh3(), time.perf_counter() - started)
@@ -315,7 +336,51 @@ class _Run:
         self._report(pair)
         return record
 
-    def _apply(self, pair: TensorPair, sink: _FileSink) -> MatrixRepair:
+    def _repair_part(self, pair: TensorPair, parts: AdapterParts) -> TensorRecord:
+        """The same for an adapter."""
+        started = time.perf_counter()
+        record = self._work.finished.get(pair.name)
+        if record is None or not parts.is_finished(record):
+            with closing(parts.sink(pair)) as sink:
+                done = self._apply_part(pair, sink)
+                stored, xxh3 = sink.finish()
+            target = replace(self._targets[pair.name], file=ADAPTER_FILE, dtype=sink.dtype_name)
+            method = self._plan.methods.get(pair.name)
+            record = _tensor_record(pair, target, done, method, xxh3, time.perf_counter() - started)
+            record = record.model_copy(update={"adapter": stored})
+            self._work.record(record)
+        self._report(pair)
+        return record
+
+    def _apply_part(self, pair: TensorPair, sink: PartSink) -> MatrixRepair:
+        """Write what an adapter needs of one tensor; of a matrix that is as in BASE it needs nothing."""
+        matrix = len(pair.finetuned.shape) == 2
+        if pair.action == "filter":
+            return repair_matrix(*self._open(pair), sink, self._buffers(), factor_sink=sink if matrix else None)
+        equal = self._is_equal(pair)
+        if not (matrix and equal):
+            self._apply(pair, sink)
+        return MatrixRepair(
+            outcome="zero" if equal else "kept", reason="base and fine-tuned are equal" if equal else ""
+        )
+
+    def _is_equal(self, pair: TensorPair) -> bool:
+        """Whether both sides of a tensor that is not filtered hold the same bytes."""
+        if pair.base is None or pair.base.dtype != pair.finetuned.dtype:
+            return False
+        base = StoredMatrix(self._plan.base, pair.base, self._buffers(), "base")
+        finetuned = StoredMatrix(self._plan.finetuned, pair.finetuned, self._buffers(), "finetuned")
+        return all(same_bytes(base.rows(*span), finetuned.rows(*span)) for span in row_chunks(base.shape))
+
+    def assemble_adapter(self, tensors: Sequence[TensorRecord]) -> tuple[tuple[TensorRecord, ...], list[FileRecord]]:
+        """Put the parts of an adapter into its one file, and write its config."""
+        if self._parts is None:
+            raise AssertionError("the output is a checkpoint")
+        records, config = self._parts.assemble(tensors, self._work.staged)
+        self._work.write_file(ADAPTER_CONFIG_FILE, encode_config(config))
+        return records, [hash_file(self._work.staged / ADAPTER_FILE, ADAPTER_FILE)]
+
+    def _apply(self, pair: TensorPair, sink: Sink) -> MatrixRepair:
         """Write one tensor to the sink."""
         if pair.action == "keep":
             finetuned = StoredMatrix(self._plan.finetuned, pair.finetuned, self._buffers(), "finetuned")
@@ -332,7 +397,8 @@ class _Run:
         base = StoredMatrix(self._plan.base, pair.base, buffers, "base")
         method = self._plan.methods[pair.name]
         rows = pair.rows if len(pair.finetuned.shape) == 2 else finetuned.shape[0]
-        return base, finetuned, Job(pair.name, rows, method, self._device, self._surveyed.get(method))
+        surveyed = self._surveyed.get(method)
+        return base, finetuned, Job(pair.name, rows, method, self._device, surveyed, self._plan.options.rounding)
 
     def _buffers(self) -> Buffers:
         """The memory of this thread."""
@@ -347,37 +413,6 @@ class _Run:
             share = self._finished_cost / self._total_cost if self._total_cost else 1.0
         if self._progress is not None:
             self._progress(pair.name, min(1.0, share))
-
-
-class _FileSink:
-    """Writes one tensor to its place and hashes what it writes."""
-
-    def __init__(self, writer: ShardWriter, tensor: StoredTensor, stopped: threading.Event) -> None:
-        self.dtype = NUMPY_DTYPES[tensor.dtype]
-        self._writer, self._tensor, self._stopped = writer, tensor, stopped
-        self._columns = StoredMatrix.view_shape(tensor)[1]
-        self._hash = xxhash.xxh3_128()
-        self._in_order = True
-
-    def write_rows(self, start: int, values: Array) -> None:
-        """See `Sink.write_rows`."""
-        if self._stopped.is_set():
-            raise CancelledError
-        data = bytes_of(values)
-        self._writer.write(self._tensor, start * self._columns * self.dtype.itemsize, data)
-        self._hash.update(data)
-
-    def write_columns(self, start: int, values: Array) -> None:
-        """See `Sink.write_columns`; one short write for each row."""
-        if self._stopped.is_set():
-            raise CancelledError
-        self._in_order = False
-        for row, part in enumerate(values):
-            self._writer.write(self._tensor, (row * self._columns + start) * self.dtype.itemsize, bytes_of(part))
-
-    def xxh3(self) -> str:
-        """XXH3-128 of the tensor's bytes; read back where they were not written in order."""
-        return self._hash.hexdigest() if self._in_order else tensor_hash(self._writer.read(self._tensor))
 
 
 def _cost(pair: TensorPair) -> float:
@@ -417,10 +452,10 @@ def _write_sidecars(plan: RepairPlan, work: WorkFolder, manifest: Manifest) -> l
         if sidecar.name == FINETUNED_CARD_FILE:
             own_card = sidecar.name
             license_name = license_of_card((work.staged / sidecar.name).read_text(encoding="utf-8", errors="replace"))
-    if plan.layout.index is not None:
+    if plan.layout.index is not None and plan.adapter is None:
         work.write_file(INDEX_FILE, plan.layout.index.encode())
     work.write_file(CARD_FILE, render_model_card(manifest, own_card=own_card, license_name=license_name).encode())
-    weights = {shard.file for shard in plan.layout.shards}
+    weights = {ADAPTER_FILE} if plan.adapter else {shard.file for shard in plan.layout.shards}
     staged = sorted(path for path in work.staged.rglob("*") if path.is_file())
     names = [path.relative_to(work.staged).as_posix() for path in staged]
     return [

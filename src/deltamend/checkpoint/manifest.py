@@ -54,6 +54,15 @@ class MatrixRepair(_Record):
     )
 
 
+class AdapterRecord(_Record):
+    """One tensor of an adapter's file."""
+
+    key: str = Field(description="Its name in the file.")
+    shape: tuple[int, ...]
+    dtype: str = Field(description="By its safetensors name.")
+    xxh3: str = Field(description="XXH3-128 of its bytes.")
+
+
 class TensorRecord(MatrixRepair):
     """One tensor of the output."""
 
@@ -69,6 +78,9 @@ class TensorRecord(MatrixRepair):
         description="Rows (entries of the first axis) that were repaired; the rest is kept as fine-tuned.", ge=0
     )
     xxh3: str = Field(description="XXH3-128 of the tensor's bytes in the output.")
+    adapter: tuple[AdapterRecord, ...] | None = Field(
+        default=None, description="What an adapter holds of it; empty where it is as in BASE. None in a checkpoint."
+    )
     seconds: float = Field(description="Wall-clock seconds spent on this tensor; differs from run to run.")
 
 
@@ -119,6 +131,11 @@ class Manifest(_Record):
     files: tuple[FileRecord, ...] = Field(description="Every file of the output but this one.")
     run: RunRecord
     self_sha256: str = Field(default=_NO_HASH, description="Of this file, with these 64 characters as zeros.")
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the output is an adapter and not a checkpoint."""
+        return self.options.get("output") == "adapter"
 
     @property
     def kept_energy(self) -> float:

@@ -3,6 +3,7 @@
 .NAME.deltamend-partial/     beside OUT, so that the rename stays on one file system; locked while a run uses it
     journal.jsonl            first line: the plan; then one line for each finished tensor
     out/                     becomes OUT
+    parts/                   of an adapter: what it holds of each tensor, until its file can be laid out
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class WorkFolder:
         self.out = Path(os.path.abspath(out))  # noqa: PTH100 - "." cannot be renamed to
         self.folder = work_folder_of(out)
         self.staged = self.folder / "out"
+        self.parts = self.folder / "parts"
         self._replaced = self.folder / "replaced"
         self._journal_path = self.folder / "journal.jsonl"
         self._journal_lock = threading.Lock()
@@ -98,8 +100,9 @@ class WorkFolder:
 
     def _start(self, key: str) -> None:
         with _output_errors(self.out):
-            shutil.rmtree(self.staged, ignore_errors=True)
-            self.staged.mkdir()
+            for folder in (self.staged, self.parts):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
             self._journal_path.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
 
     def record(self, record: TensorRecord) -> None:

@@ -51,6 +51,14 @@ def repair(
         typer.Option(help="What norms and biases follow: finetuned (default), base, or a number between 0 and 1."),
     ] = None,
     out_dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; default: as FINETUNED.")] = None,
+    as_: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            help="checkpoint (default), or adapter: a PEFT LoRA adapter to BASE, for methods that keep a low rank.",
+        ),
+    ] = None,
+    rounding: Annotated[str | None, typer.Option(help="Cast to bf16 or fp16: nearest (default) or stochastic.")] = None,
     max_shard_size: Annotated[str | None, typer.Option(help="Such as 5GB; default: the shards of FINETUNED.")] = None,
     device: Annotated[str, typer.Option(help="Where filters run: cpu, or cuda.")] = "cpu",
     workers: Annotated[int | None, typer.Option(min=1, help="Tensors at a time; default: one a core.")] = None,
@@ -74,6 +82,8 @@ def repair(
         max_shard_size=max_shard_size or given.max_shard_size,
         rules=given.rules,
         vectors=vectors or given.vectors,
+        output=as_ or given.output,  # type: ignore[arg-type]  # checked with the plan, in one line
+        rounding=rounding or given.rounding,  # type: ignore[arg-type]
     )
     console = Console(stderr=as_json, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
     if dry_run:
