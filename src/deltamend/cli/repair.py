@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Column, Table
 
 import deltamend
+from deltamend.checkpoint.sidecars import ADAPTER_FILE
 from deltamend.checkpoint.work_folder import check_output
 from deltamend.config import RepairConfig, read_config
 from deltamend.errors import UsageError
@@ -213,7 +214,12 @@ def _print_report(console: Console, report: RepairReport, verbose: int) -> None:
     if report.realised_error > _LOSS_WORTH_A_WARNING:
         console.print(
             "warning: the written weights hold much less than the filter kept; write them with --out-dtype fp32"
+            + ("" if manifest.is_adapter else " or --as adapter")
         )
+    if manifest.is_adapter:
+        size = sum(file.size for file in manifest.files if file.name == ADAPTER_FILE)
+        whole = sum(file.size for file in manifest.finetuned.files)
+        console.print(f"{size / 1e6:,.1f} MB as an adapter, {whole / 1e6:,.1f} MB as FINETUNED's checkpoint")
     failed = [tensor.name for tensor in report.tensors if tensor.outcome == "no-noise-floor"]
     if failed:
         console.print(
