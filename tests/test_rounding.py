@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, get_args
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 import deltamend
 from deltamend import delta as delta_module
-from deltamend.rounding import round_for, rounding_bits
+from deltamend.rounding import Rounding, round_for, rounding_bits
 from tests.conftest import Pair
 from tests.reference import load
 
@@ -76,7 +77,8 @@ def test_stochastic_output_does_not_depend_on_blocks_or_workers(
     llama_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sides = (llama_pair.base, llama_pair.finetuned)
-    options = {"method": "wise-ft", "rounding": "stochastic"}  # Δ* itself does not depend on the blocks
+    # Its Δ* itself does not depend on the blocks.
+    options: dict[str, Any] = {"method": "wise-ft", "rounding": "stochastic"}
     deltamend.repair(*sides, tmp_path / "whole", workers=1, **options)
     monkeypatch.setattr(delta_module.DeltaBlocks.__init__, "__kwdefaults__", {"block_elements": 50 * 64})
     monkeypatch.setattr(delta_module, "CHUNK_ELEMENTS", 7 * 64)
@@ -91,7 +93,7 @@ def test_stochastic_rounding_keeps_on_average_what_rounding_to_nearest_loses(lla
     matrices = [name for name, tensor in base.items() if tensor.ndim == 2]
     wanted = {name: 1e-4 * (finetuned[name].double() - base[name].double()) for name in matrices}
     shares = {}
-    for rounding in ("nearest", "stochastic"):
+    for rounding in get_args(Rounding):
         deltamend.repair(
             *sides, tmp_path / rounding, method="wise-ft", parameters={"alpha": 1e-4}, rounding=rounding
         )  # fmt: skip
@@ -105,7 +107,7 @@ def test_stochastic_rounding_keeps_on_average_what_rounding_to_nearest_loses(lla
 
 def test_fp32_is_not_rounded(llama_pair: Pair, tmp_path: Path) -> None:
     sides = (llama_pair.base, llama_pair.finetuned)
-    for rounding in ("nearest", "stochastic"):
+    for rounding in get_args(Rounding):
         deltamend.repair(*sides, tmp_path / rounding, out_dtype="fp32", rounding=rounding)
     near, drawn = load(tmp_path / "nearest"), load(tmp_path / "stochastic")
     assert all(torch.equal(tensor, drawn[name]) for name, tensor in near.items())
