@@ -9,7 +9,6 @@ target (sums it was not trained on, exact match, with a 95 % Wilson interval) an
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -75,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

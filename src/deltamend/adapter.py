@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from deltamend.checkpoint.architecture import TOKEN_EMBEDDINGS, has_head, leaf_of, module_of, tied_head
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES, all_finite, itemsize
 from deltamend.checkpoint.hashing import tensor_hash
 from deltamend.checkpoint.layout import ShardLayout
@@ -42,12 +43,10 @@ Kind = Literal["linear", "conv1d", "embedding", "other"]
 """What a module is to peft. `other`: it is saved whole, which any module can be."""
 
 _PREFIX = "base_model.model."
-_EMBEDDINGS = frozenset({"embed_tokens", "wte", "wpe", "embed_in", "word_embeddings"})
-_TOKEN_EMBEDDINGS = _EMBEDDINGS - {"wpe"}
+_EMBEDDINGS = TOKEN_EMBEDDINGS | {"wpe"}
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_MODULES = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
-_WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-_BODIES = frozenset({"h", "layers", "wte", "wpe", "embed_tokens", "embed_in", "word_embeddings"})
+_BODIES = _EMBEDDINGS | {"h", "layers"}
 """First parts of names by which a body that was saved without its language-model head is known."""
 _SLICE_ELEMENTS = 1 << 21
 _DUMMY_TARGET = "dummy-target-modules"  # peft's own name for "no module", which it refuses as an empty list
@@ -107,11 +106,6 @@ def _linear(module: str) -> tuple[FactorPlace, ...]:
     )
 
 
-def module_of(name: str) -> str:
-    """The module a parameter belongs to."""
-    return name.rpartition(".")[0]
-
-
 def plan_adapter(base: Checkpoint, base_name: str, pairing: Pairing, methods: Mapping[str, Method]) -> AdapterPlan:
     """Decide what each module is, and refuse what an adapter cannot hold.
 
@@ -120,12 +114,10 @@ def plan_adapter(base: Checkpoint, base_name: str, pairing: Pairing, methods: Ma
     """
     for pair in pairing.pairs:
         _refuse(pair, methods.get(pair.name))
-    architecture = str((base.config.get("architectures") or [""])[0])
-    with_head = architecture.endswith(_WITH_HEAD)
     if base.config.get("is_encoder_decoder"):
         raise UsageError("--as adapter: encoder-decoder models share their embedding; write --as checkpoint")
     first = next(iter(base.tensors), "")
-    if with_head and first.partition(".")[0] in _BODIES:
+    if has_head(base.config) and first.partition(".")[0] in _BODIES:
         raise UsageError(
             f"--as adapter: BASE was saved without its head (it names {first!r}), so that an adapter would not find its "
             "modules; save it again with save_pretrained, or write --as checkpoint"
@@ -133,11 +125,8 @@ def plan_adapter(base: Checkpoint, base_name: str, pairing: Pairing, methods: Ma
     model_type = str(base.config.get("model_type"))
     matrices = [pair for pair in pairing.pairs if len(pair.finetuned.shape) == 2]
     kinds: dict[str, Kind] = {pair.name: _kind(pair.name, model_type) for pair in matrices}
-    head = "embed_out" if model_type == "gpt_neox" else "lm_head"
-    embedding = next((name for name in kinds if _leaf(module_of(name)) in _TOKEN_EMBEDDINGS), None)
-    tied = with_head and embedding is not None and f"{head}.weight" not in base.tensors
-    task = "CAUSAL_LM" if with_head and not architecture.endswith("ForConditionalGeneration") else None
-    return AdapterPlan(base_name, task, kinds, (embedding, head) if tied and embedding else None)
+    task = "CAUSAL_LM" if has_head(base.config) and "vision_config" not in base.config else None
+    return AdapterPlan(base_name, task, kinds, tied_head(base.config, base.tensors))
 
 
 def _refuse(pair: TensorPair, method: Method | None) -> None:
@@ -161,18 +150,14 @@ def _refuse(pair: TensorPair, method: Method | None) -> None:
 
 
 def _kind(name: str, model_type: str) -> Kind:
-    leaf = _leaf(module_of(name))
-    if _leaf(name) != "weight":
+    leaf = leaf_of(module_of(name))
+    if leaf_of(name) != "weight":
         return "other"
     if leaf in _EMBEDDINGS:
         return "embedding"
     if "emb" in leaf and leaf != "embed_out":  # an embedding by another name, or not
         return "other"
     return "conv1d" if model_type in _CONV1D_MODELS and leaf in _CONV1D_MODULES else "linear"
-
-
-def _leaf(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 class AdapterParts:
@@ -512,7 +497,7 @@ def _rank(record: TensorRecord) -> int:
 
 
 def _refuse_parameter(record: TensorRecord, able: set[str]) -> None:
-    if _leaf(record.name) not in able or record.adapter == ():
+    if leaf_of(record.name) not in able or record.adapter == ():
         raise OutputError(
             f"tensor {record.name!r} has changed and belongs to no module that an adapter can save; write --as checkpoint"
         )

@@ -11,7 +11,10 @@ import typer
 
 from deltamend.cli.compare import compare
 from deltamend.cli.demo import demo
+from deltamend.cli.diff import diff
+from deltamend.cli.inspect import inspect
 from deltamend.cli.methods import methods
+from deltamend.cli.push import push
 from deltamend.cli.repair import repair
 from deltamend.cli.verify import verify
 from deltamend.errors import DeltamendError, UsageError
@@ -26,6 +29,9 @@ app = typer.Typer(
 )
 app.command()(repair)
 app.command()(verify)
+app.command()(inspect)
+app.command()(diff)
+app.command()(push)
 app.add_typer(methods, name="methods")
 app.command()(compare)
 app.command()(demo)
