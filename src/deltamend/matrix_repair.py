@@ -195,7 +195,11 @@ def apply_method(method: Method, delta: DeltaBlocks, context: TensorContext, sid
     """Run the method; when it fails, say in which of the inputs (base, finetuned) the fault lies."""
     try:
         return method.apply(delta, context)
-    except FilterError as error:
+    except MemoryError as error:
+        raise FilterError(
+            f"tensor {context.name!r}: there is not enough memory for it; use --workers 1, or a larger machine"
+        ) from error
+    except (FilterError, np.linalg.LinAlgError) as error:
         refuse_damaged(sides, context.name)
         raise FilterError(f"tensor {context.name!r}: {error}") from error
 

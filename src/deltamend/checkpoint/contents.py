@@ -92,7 +92,7 @@ def inspect_folder(folder: str | os.PathLike[str]) -> Contents:
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
         if not files:
             raise
-        refused = str(error)
+        refused = None if adapter else str(error)
         tensors = [
             StoredTensor(entry.name, entry.dtype, entry.shape, file.name, entry.start, entry.stop)
             for file in files
@@ -135,7 +135,6 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 _MARKS: Mapping[str, tuple[str, ...]] = {
-    "adapter": ("lora_", "base_model."),
     "expert": (".experts.", ".expert."),
     "norm": ("norm", ".ln_"),
     "attention": ("attn", "attention"),
@@ -146,6 +145,8 @@ _MARKS: Mapping[str, tuple[str, ...]] = {
 
 def _kind(name: str) -> str:
     module = leaf_of(module_of(name))
+    if name.startswith("base_model."):
+        return "adapter"
     if module in TOKEN_EMBEDDINGS or module == "wpe":
         return "embedding"
     if module in {"lm_head", "embed_out"}:

@@ -51,9 +51,15 @@ class WorkFolder:
         self._replaced = self.folder / "replaced"
         self._journal_path = self.folder / "journal.jsonl"
         self._journal_lock = threading.Lock()
+        parent = self.folder.parent
+        self._made_parents = [place for place in (parent, *parent.parents) if not place.exists()]
         with _output_errors(out):
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.folder, out)
+            try:
+                parent.mkdir(parents=True, exist_ok=True)
+                self._lock = _lock(self.folder, out)
+            except BaseException:
+                self._remove_parents()
+                raise
         try:
             with _output_errors(out):
                 self._put_back()
@@ -177,8 +183,14 @@ class WorkFolder:
             ) from error
 
     def discard(self) -> None:
-        """Remove the work folder and all that was made in it."""
+        """Remove the work folder and all that was made in it, and the folders above it that were made and are empty."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._remove_parents()
+
+    def _remove_parents(self) -> None:
+        with suppress(OSError):  # one that is not empty, nor then are those above it
+            for place in self._made_parents:
+                place.rmdir()
 
     def __enter__(self) -> Self:
         return self
