@@ -129,6 +129,31 @@ class RepairPlan:
         largest = max((_matrix_bytes(pair) for pair in matrices), default=0)
         return Estimate(seconds, _RESIDENT_BYTES + workers * largest)
 
+    def described(self, workers: int) -> dict[str, Any]:
+        """The plan for a script: what `--dry-run --json` prints."""
+        estimate = self.estimate(workers)
+        return {
+            "method": self.method.name,
+            "parameters": self.method.model_dump(mode="json"),
+            "options": self.described_options,
+            "tensors": [
+                {
+                    "name": pair.name,
+                    "shape": pair.finetuned.shape,
+                    "action": pair.action,
+                    "method": self.methods[pair.name].described() if pair.name in self.methods else None,
+                    "reason": pair.reason,
+                }
+                for pair in self.pairing.pairs
+            ],
+            "only_in_base": self.pairing.only_in_base,
+            "left_out": [{"name": file.name, "reason": file.reason} for file in self.left_out],
+            "checkpoint_bytes": self.bytes_to_write,
+            "seconds": estimate.seconds,
+            "memory_bytes": estimate.memory_bytes,
+            "workers": workers,
+        }
+
     def close(self) -> None:
         """Close both checkpoints."""
         self.base.close()

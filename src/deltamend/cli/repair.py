@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections import Counter
@@ -96,7 +97,10 @@ def repair(
                 console.print(f"{plan.out} is whole already; there is nothing to do")
                 return
             check_output(plan.out, [plan.base.folder, plan.finetuned.folder], overwrite=overwrite)
-            _print_plan(console, plan, workers or len(os.sched_getaffinity(0)), verbose)
+            count = workers or len(os.sched_getaffinity(0))
+            _print_plan(console, plan, count, verbose)
+            if as_json:
+                sys.stdout.write(json.dumps(plan.described(count), indent=1) + "\n")
         finally:
             plan.close()
         return
@@ -170,9 +174,10 @@ def progress_bar(quiet: bool, doing: str) -> Iterator[ProgressCallback]:
 
 def _print_plan(console: Console, plan: RepairPlan, workers: int, verbose: int) -> None:
     """What would be done: tensors, what is kept and why, files, bytes, time and memory."""
-    matrices = [pair for pair in plan.pairing.pairs if pair.action == "filter"]
+    given = [len(pair.finetuned.shape) == 2 for pair in plan.pairing.pairs if pair.action == "filter"]
+    others = f" and {given.count(False)} other tensors" if not all(given) else ""
     console.print(
-        f"{plan.method.name} on {len(matrices)} matrices of {len(plan.pairing.pairs)} tensors; nothing is written"
+        f"{plan.method.name} on {given.count(True)} matrices{others} of {len(plan.pairing.pairs)} tensors; nothing is written"
     )
     kept = Counter(pair.reason for pair in plan.pairing.pairs if pair.action == "keep")
     for reason, count in sorted(kept.items()):
@@ -183,8 +188,11 @@ def _print_plan(console: Console, plan: RepairPlan, workers: int, verbose: int) 
             shape = "×".join(str(size) for size in pair.finetuned.shape)
             console.print(f"  {pair.action} {pair.name} [{shape}] {pair.reason}".rstrip())
     estimate = plan.estimate(workers)
+    written = f"{plan.bytes_to_write / 1e6:,.0f} MB in {len(plan.layout.shards)} weight file(s)"
+    if plan.adapter is not None:
+        written = "an adapter, whose size depends on the ranks,"
     console.print(
-        f"would write {plan.bytes_to_write / 1e6:,.0f} MB in {len(plan.layout.shards)} weight file(s) and {len(plan.sidecars)} others; "
+        f"would write {written} and {len(plan.sidecars)} others; "
         f"about {max(1, round(estimate.seconds))} s and {estimate.memory_bytes / 2**30:.1f} GiB with {workers} worker(s)"
     )
 
