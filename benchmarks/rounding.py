@@ -2,8 +2,8 @@
 
     python benchmarks/rounding.py BASE FINETUNED [--questions 160] [--scratch DIR] [--out FILE.md]
 
-For the demo's pair: the realised error and the share of weights that did not move, from `deltamend.json`, and the demo's
-target (sums it was not trained on, exact match, with a 95 % Wilson interval) and likelihood of ordinary text.
+For the demo's pair, from `deltamend.json`: the realised error, how much of Δ* is there along Δ* itself, ⟨R, Δ*⟩/‖Δ*‖² for
+R = cast(W*) − W_base, and the share of weights that did not move; and the demo's target (sums it was not trained on, exact match, with a 95 % Wilson interval) and likelihood of ordinary text.
 """
 
 from __future__ import annotations
@@ -42,6 +42,13 @@ def measured(folder: Path, problems: list[Problem]) -> tuple[str, str]:
     return f"{target.value:.3f} ({target.low:.3f}–{target.high:.3f})", f"{nats.value:.4f}"
 
 
+def share_along(report: deltamend.RepairReport) -> float:
+    """⟨R, Δ*⟩/‖Δ*‖² over all matrices, from ‖R‖, ‖Δ*‖ and ‖R − Δ*‖."""
+    kept = sum((tensor.kept_norm or 0.0) ** 2 for tensor in report.tensors)
+    realised = sum((tensor.realised_norm or 0.0) ** 2 for tensor in report.tensors)
+    return (realised + kept * (1.0 - report.realised_error**2)) / (2.0 * kept)
+
+
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -59,14 +66,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="deltamend-bench-", dir=given.scratch) as scratch, quiet_transformers():
         rows = {"base": given.base, "fine-tuned": given.finetuned} | {name: Path(scratch) / name for name in CASES}
         for name, folder in rows.items():
-            lost, unmoved = "", ""
+            lost, along, unmoved = "", "", ""
             if name in CASES:
                 report = deltamend.repair(given.base, given.finetuned, folder, **CASES[name])
                 moved = [tensor for tensor in report.tensors if tensor.outcome == "filtered"]
                 entries = [tensor.shape[0] * tensor.shape[1] for tensor in moved]
                 still = sum((tensor.unmoved or 0.0) * count for tensor, count in zip(moved, entries, strict=True))
-                lost, unmoved = f"{100 * report.realised_error:.1f} %", f"{100 * still / sum(entries):.1f} %"
-            lines.append(f"| {' | '.join([name, lost, unmoved, *measured(folder, problems[: given.questions])])} |")
+                lost, along = f"{100 * report.realised_error:.1f} %", f"{100 * share_along(report):.1f} %"
+                unmoved = f"{100 * still / sum(entries):.1f} %"
+            lines.append(
+                f"| {' | '.join([name, lost, along, unmoved, *measured(folder, problems[: given.questions])])} |"
+            )
             print(lines[-1], flush=True)
     lines += ["", f"{given.questions} sums; models run in fp32. {machine()}", ""]
     if given.out is not None:

@@ -35,6 +35,7 @@ Output = Literal["checkpoint", "adapter"]
 
 _WRITE_BYTES_PER_SECOND = 0.4e9  # to a fresh file on the machine this was measured on
 _RESIDENT_BYTES = 100 << 20  # Python with numpy and scipy loaded
+_FACTOR_BYTES = 64 << 20  # a piece of a factor in fp64, rounded, and what the rounding did
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class RepairPlan:
         seconds = sum(pair_flops(pair) for pair in matrices) / _flops_per_second() / workers
         seconds += self.bytes_to_write / _WRITE_BYTES_PER_SECOND
         largest = max((_matrix_bytes(pair) for pair in matrices), default=0)
+        largest += 0 if self.adapter is None else _FACTOR_BYTES
         return Estimate(seconds, _RESIDENT_BYTES + workers * largest)
 
     def described(self, workers: int) -> dict[str, Any]:
