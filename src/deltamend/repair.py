@@ -15,7 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deltamend.adapter import AdapterParts, PartSink, encode_config
+from deltamend.adapter import encode_config
+from deltamend.adapter_parts import AdapterParts, PartSink
 from deltamend.checkpoint.dtypes import CONFIG_NAMES
 from deltamend.checkpoint.hashing import hash_alike, hash_file, tensor_hash
 from deltamend.checkpoint.layout import ShardLayout
@@ -45,7 +46,7 @@ from deltamend.checkpoint.work_folder import ShardWriter, WorkFolder, check_outp
 from deltamend.delta import Buffers, StoredMatrix, row_chunks, same_bytes
 from deltamend.errors import UsageError
 from deltamend.file_sink import FileSink
-from deltamend.matrix_repair import Job, Sink, Survey, copy_rows, repair_matrix
+from deltamend.matrix_repair import Job, Sink, Survey, copy_rows, refuse_damaged, repair_matrix
 from deltamend.methods.method import Method
 from deltamend.plan import Output, RepairOptions, RepairPlan, out_dtype_name, pair_flops, plan_repair
 from deltamend.rounding import Rounding
@@ -358,7 +359,7 @@ class _Run:
         if pair.action == "filter":
             return repair_matrix(*self._open(pair), sink, self._buffers(), factor_sink=sink if matrix else None)
         equal = self._is_equal(pair)
-        if not (matrix and equal):
+        if not (matrix and equal):  # what is no matrix is small, and its module may have to be saved whole
             self._apply(pair, sink)
         return MatrixRepair(
             outcome="zero" if equal else "kept", reason="base and fine-tuned are equal" if equal else ""
@@ -370,7 +371,10 @@ class _Run:
             return False
         base = StoredMatrix(self._plan.base, pair.base, self._buffers(), "base")
         finetuned = StoredMatrix(self._plan.finetuned, pair.finetuned, self._buffers(), "finetuned")
-        return all(same_bytes(base.rows(*span), finetuned.rows(*span)) for span in row_chunks(base.shape))
+        equal = all(same_bytes(base.rows(*span), finetuned.rows(*span)) for span in row_chunks(base.shape))
+        if equal:
+            refuse_damaged((base, finetuned), pair.name)
+        return equal
 
     def assemble_adapter(self, tensors: Sequence[TensorRecord]) -> tuple[tuple[TensorRecord, ...], list[FileRecord]]:
         """Put the parts of an adapter into its one file, and write its config."""
