@@ -2,7 +2,7 @@
 
     python benchmarks/faults.py [--kills 50] [--mutations 10000] [--seed 0] [--only NAME]… [--scratch DIR] [--out FILE.md]
 
-On a generated pair of 21 MB a side, as a checkpoint and as an adapter in turn. A try is lost if OUT is there and not whole,
+On a generated pair of 18 MB a side, as a checkpoint and as an adapter in turn. A try is lost if OUT is there and not whole,
 if a resumed run ends with other bytes than an undisturbed one, if an input changed, if something was left behind where
 nothing may be, if the error is not one line, or if `verify` misses a changed byte. The full disk, the read-only file
 system and the other user need root on Linux. Exits 1 where something was lost. `kill.py` kills runs of a real pair.

@@ -110,6 +110,13 @@ def test_peft_gives_the_logits_of_the_fp32_checkpoint(any_pair: Pair, tmp_path: 
     assert report.realised_error < 1e-6
 
 
+def test_vectors_that_go_half_way_are_saved_whole(any_pair: Pair, tmp_path: Path) -> None:
+    sides = (any_pair.base, any_pair.finetuned)
+    deltamend.repair(*sides, tmp_path / "checkpoint", out_dtype="fp32", vectors=0.5)
+    deltamend.repair(*sides, tmp_path / "adapter", output="adapter", vectors=0.5)
+    assert_same_model(tmp_path / "adapter", any_pair.base, tmp_path / "checkpoint")
+
+
 def test_vectors_that_follow_the_base_are_left_out(any_pair: Pair, tmp_path: Path) -> None:
     sides = (any_pair.base, any_pair.finetuned)
     deltamend.repair(*sides, tmp_path / "checkpoint", out_dtype="fp32", vectors="base")

@@ -9,8 +9,8 @@ from typing import Any, Self
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from deltamend.checkpoint.manifest import Output
 from deltamend.errors import UsageError
-from deltamend.plan import Output
 from deltamend.rounding import Rounding
 from deltamend.rules import Rule, Vectors, read_rules
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -21,6 +21,7 @@ from deltamend.adapter import AdapterPlan, plan_adapter
 from deltamend.checkpoint.dtypes import FLOAT_NAMES, OUT_DTYPES
 from deltamend.checkpoint.hashing import hash_file
 from deltamend.checkpoint.layout import Layout, plan_layout
+from deltamend.checkpoint.manifest import Output
 from deltamend.checkpoint.open import CONFIG_FILE, Checkpoint, open_checkpoint
 from deltamend.checkpoint.pairing import Pairing, TensorPair, pair_tensors
 from deltamend.checkpoint.sidecars import ADAPTER_CONFIG_FILE, LeftOut, Sidecar, list_sidecars
@@ -30,8 +31,6 @@ from deltamend.errors import UsageError
 from deltamend.methods.method import Method
 from deltamend.rounding import Rounding
 from deltamend.rules import MethodChoice, Rule, Vectors
-
-Output = Literal["checkpoint", "adapter"]
 
 _WRITE_BYTES_PER_SECOND = 0.4e9  # to a fresh file on the machine this was measured on
 _RESIDENT_BYTES = 100 << 20  # Python with numpy and scipy loaded

@@ -26,6 +26,7 @@ from deltamend.checkpoint.manifest import (
     LeftOutRecord,
     Manifest,
     MatrixRepair,
+    Output,
     RunRecord,
     TensorRecord,
     decode_manifest,
@@ -48,7 +49,7 @@ from deltamend.errors import UsageError
 from deltamend.file_sink import FileSink
 from deltamend.matrix_repair import Job, Sink, Survey, copy_rows, refuse_damaged, repair_matrix
 from deltamend.methods.method import Method
-from deltamend.plan import Output, RepairOptions, RepairPlan, out_dtype_name, pair_flops, plan_repair
+from deltamend.plan import RepairOptions, RepairPlan, out_dtype_name, pair_flops, plan_repair
 from deltamend.rounding import Rounding
 from deltamend.rules import Rule, Vectors, read_rules
 from deltamend.threads import one_thread_each

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 _NO_HASH = "0" * 64
 
+Output = Literal["checkpoint", "adapter"]
+"""What a repair writes."""
+
 Outcome = Literal["filtered", "identity", "zero", "reverted", "no-noise-floor", "kept"]
 
 
