@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -277,3 +277,13 @@ def _config_with_head(model: PreTrainedModel, folder: Path) -> Path:
     model.config.architectures = ["GPT2LMHeadModel"]
     model.config.save_pretrained(folder / "whole")
     return folder / "whole" / "config.json"
+
+
+def test_a_tied_head_with_a_bias_of_its_own_is_refused(tmp_path: Path) -> None:
+    tensors = {"model.embed_tokens.weight": torch.ones(6, 4), "lm_head.bias": torch.zeros(6)}
+    for side in ("base", "finetuned"):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+        save_file(tensors, tmp_path / side / "model.safetensors")
+    with pytest.raises(deltamend.UsageError, match=r"'lm_head.bias' belongs to a head that is tied otherwise"):
+        deltamend.repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", output="adapter")

@@ -109,7 +109,11 @@ def plan_adapter(base: Checkpoint, base_name: str, pairing: Pairing, methods: Ma
     matrices = [pair for pair in pairing.pairs if len(pair.finetuned.shape) == 2]
     kinds: dict[str, Kind] = {pair.name: _kind(pair.name, model_type) for pair in matrices}
     task = "CAUSAL_LM" if has_head(base.config) and "vision_config" not in base.config else None
-    return AdapterPlan(base_name, task, kinds, tied_head(base.config, base.tensors))
+    tied = tied_head(base.config, base.tensors)
+    own = next((name for name in base.tensors if tied is not None and module_of(name) == tied[1]), None)
+    if own is not None:
+        raise UsageError(f"--as adapter: {own!r} belongs to a head that is tied otherwise; write --as checkpoint")
+    return AdapterPlan(base_name, task, kinds, tied)
 
 
 def _refuse(pair: TensorPair, method: Method | None) -> None:
