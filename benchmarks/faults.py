@@ -293,7 +293,21 @@ def flip(file: Path, position: int, bit: int) -> None:
 
 def mutated(_bench: Bench, tries: int) -> Iterator[str]:
     """Damaged headers, indexes and configs: tests/mutations.py, seeds 0 on, under a limit on memory and time."""
-    command = [sys.executable, "-m", "tests.mutations", "--count", str(tries)]
+    yield from _seeds("tests.mutations", 0, tries)
+
+
+def trapped(_bench: Bench, tries: int) -> Iterator[str]:
+    """Pickles that would run code: tests/torch_mutations.py, the seeds below 40."""
+    yield from _seeds("tests.torch_mutations", 0, tries)
+
+
+def mutated_torch(_bench: Bench, tries: int) -> Iterator[str]:
+    """Damaged PyTorch files: tests/torch_mutations.py, seeds 40 on."""
+    yield from _seeds("tests.torch_mutations", 40, tries)
+
+
+def _seeds(module: str, first: int, tries: int) -> Iterator[str]:
+    command = [sys.executable, "-m", module, "--first", str(first), "--count", str(tries)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     found = subprocess.run(
         command,
@@ -332,6 +346,8 @@ FAULTS: dict[str, tuple[Fault, int]] = {
     "a read error (EIO) half-way": (read_error, 20),
     "a flipped bit in any file of OUT, and `verify`": (flipped, 300),
     "a mutated header, index or config": (mutated, 10_000),
+    "a pickle that would run code": (trapped, 40),
+    "a mutated PyTorch file": (mutated_torch, 2_000),
 }
 """Each with how often it is tried."""
 
