@@ -17,6 +17,8 @@ from deltamend.in_memory import RepairedStateDict, repair_module, repair_state_d
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method
 from deltamend.repair import RepairReport, repair
+from deltamend.score.result import Score
+from deltamend.score.scoring import score
 
 __all__ = [
     "Checkpoint",
@@ -32,6 +34,7 @@ __all__ = [
     "PairingError",
     "RepairReport",
     "RepairedStateDict",
+    "Score",
     "SpectrumRecord",
     "TensorRecord",
     "UsageError",
@@ -40,5 +43,6 @@ __all__ = [
     "repair",
     "repair_module",
     "repair_state_dict",
+    "score",
     "verify",
 ]

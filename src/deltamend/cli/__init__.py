@@ -13,6 +13,7 @@ from deltamend.cli.compare import compare
 from deltamend.cli.demo import demo
 from deltamend.cli.methods import methods
 from deltamend.cli.repair import repair
+from deltamend.cli.score import score
 from deltamend.cli.verify import verify
 from deltamend.errors import DeltamendError, UsageError
 
@@ -28,6 +29,7 @@ app.command()(repair)
 app.command()(verify)
 app.add_typer(methods, name="methods")
 app.command()(compare)
+app.command()(score)
 app.command()(demo)
 
 

@@ -72,6 +72,11 @@ class CellsScore(_Strict):
     tests: tuple[WilcoxonTest, ...]
     notes: tuple[str, ...]
 
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """What holds for all cells, then each cell's own."""
+        return (*self.notes, *(f"{cell.name}: {note}" for cell in self.cells for note in cell.notes))
+
 
 def read_cells(path: Path) -> CellsFile:
     """Read the YAML list of cells.

@@ -11,9 +11,9 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from deltamend.errors import EvaluationError
 from deltamend.evaluation.record import Evaluation, ItemScore, TaskScores
@@ -33,6 +33,33 @@ METRICS = (
 
 _LARGEST = 1 << 30
 """Bytes a file may have; more is refused rather than read into memory."""
+
+
+def _nothing_for_null(value: Any) -> Any:
+    return {} if value is None else value
+
+
+_T = TypeVar("_T")
+_Table = Annotated[dict[str, _T], BeforeValidator(_nothing_for_null)]
+
+
+class _Run(BaseModel):
+    """What is read of a results file; lm-eval writes much more, and null for a table that is empty."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    results: dict[str, dict[str, Any]] = Field(min_length=1)
+    groups: _Table[Any] = {}
+    group_subtasks: _Table[list[str]] = {}
+    versions: _Table[str | float | None] = {}
+    few_shot: _Table[int | None] = Field({}, alias="n-shot")
+    samples: _Table[dict[str, int]] = Field({}, alias="n-samples")
+    higher_is_better: _Table[_Table[bool | None]] = {}
+    config: _Table[Any] = {}
+    model_name: str | None = None
+    chat_template_sha: str | None = None
+    lm_eval_version: str = "unknown"
+    transformers_version: str | None = None
 
 
 def is_lm_eval_run(path: Path) -> bool:
@@ -60,29 +87,25 @@ def read_lm_eval_folder(path: Path, metrics: Mapping[str, str] | None = None) ->
     run = _read_results(file)
     groups = _groups(run)
     children = {name for members in groups.values() for name in members}
-    names = [name for name in run["results"] if name not in run.get("group_subtasks", {}) and name not in children]
+    names = [name for name in run.results if name not in run.group_subtasks and name not in children]
     tasks: dict[str, TaskScores] = {}
     for name in [*names, *groups]:
         members = groups.get(name, [name])
         tasks[name], notes = _task(file, run, name, members, (metrics or {}).get(name))
         said += notes
-    config = run.get("config") or {}
-    try:
-        return Evaluation(
-            model=str(run.get("model_name") or file.parent.name),
-            suite="lm-eval run",
-            suite_version=str(run.get("lm_eval_version", "unknown")),
-            template_hash=run.get("chat_template_sha"),
-            seed=int(config.get("random_seed") or 0),
-            versions={
-                name: str(run[key])
-                for name, key in (("lm_eval", "lm_eval_version"), ("transformers", "transformers_version"))
-                if key in run
-            },
-            tasks=tasks,
-        ), said
-    except (ValidationError, ValueError, TypeError) as error:
-        raise EvaluationError(f"{file}: is not a run of lm-eval that can be scored ({_first_line(error)})") from error
+    if not tasks:
+        raise EvaluationError(f"{file}: has no task; run lm_eval again")
+    versions = {"lm_eval": run.lm_eval_version, "transformers": run.transformers_version}
+    seed = run.config.get("random_seed")
+    return Evaluation(
+        model=run.model_name or file.parent.name,
+        suite="lm-eval run",
+        suite_version=run.lm_eval_version,
+        template_hash=run.chat_template_sha,
+        seed=seed if isinstance(seed, int) else 0,
+        versions={name: version for name, version in versions.items() if version is not None},
+        tasks=tasks,
+    ), said
 
 
 def _newest(path: Path) -> tuple[Path, list[str]]:
@@ -104,19 +127,11 @@ def _newest(path: Path) -> tuple[Path, list[str]]:
     return newest, [f"{path}: {len(found)} runs; the newest, {newest.name}, is used"]
 
 
-def _read_results(file: Path) -> dict[str, Any]:
+def _read_results(file: Path) -> _Run:
     try:
-        run = json.loads(_content(file))
-    except ValueError as error:
-        raise EvaluationError(f"{file}: is not JSON ({error}); run lm_eval again") from error
-    fields = {"results": True, "group_subtasks": False, "groups": False, "configs": False, "config": False}
-    fields |= {"n-samples": False, "n-shot": False, "versions": False, "higher_is_better": False}
-    if not isinstance(run, dict):
-        raise EvaluationError(f"{file}: is not a results file of lm-eval; give the one `lm_eval run` wrote")
-    for field, required in fields.items():
-        if (required and not run.get(field)) or not isinstance(run.get(field, {}), dict | None):
-            raise EvaluationError(f"{file}: {field} is missing or not a table; give the file `lm_eval run` wrote")
-    return run
+        return _Run.model_validate_json(_content(file))
+    except ValidationError as error:
+        raise EvaluationError(f"{file}: {_first_line(error)}; give a results file that `lm_eval run` wrote") from error
 
 
 def _content(file: Path) -> str:
@@ -130,10 +145,10 @@ def _content(file: Path) -> str:
         raise EvaluationError(f"{file}: is not text ({error.reason}); run lm_eval again") from error
 
 
-def _groups(run: Mapping[str, Any]) -> dict[str, list[str]]:
+def _groups(run: _Run) -> dict[str, list[str]]:
     """Outermost groups that lm-eval gave a figure for, and the tasks in each, however deeply nested."""
-    subtasks = run.get("group_subtasks") or {}
-    merged = [name for name in run.get("groups") or {} if subtasks.get(name) and _figures(run, name)]
+    subtasks = run.group_subtasks
+    merged = [name for name in run.groups if subtasks.get(name) and _figures(run, name)]
     inner = {task for name in merged for task in _leaves(subtasks, name, groups_too=True)}
     return {name: list(dict.fromkeys(_leaves(subtasks, name))) for name in merged if name not in inner}
 
@@ -152,31 +167,29 @@ def _leaves(subtasks: Mapping[str, list[str]], name: str, *, groups_too: bool = 
         yield child
 
 
-def _figures(run: Mapping[str, Any], name: str) -> dict[str, float]:
+def _figures(run: _Run, name: str) -> dict[str, float]:
     """What lm-eval printed of a task or group: `metric,filter` to figure."""
     return {
         key: float(value)
-        for key, value in (run["results"].get(name) or {}).items()
+        for key, value in run.results.get(name, {}).items()
         if "," in key and "_stderr" not in key.partition(",")[0] and isinstance(value, int | float)
     }
 
 
-def _task(
-    file: Path, run: Mapping[str, Any], name: str, members: list[str], wanted: str | None
-) -> tuple[TaskScores, list[str]]:
+def _task(file: Path, run: _Run, name: str, members: list[str], wanted: str | None) -> tuple[TaskScores, list[str]]:
     """One task or pooled group."""
     samples = {member: _samples(file, run, member) for member in members}
     offered = [key for key in _figures(run, name) if _has_one_number(samples[members[0]], key)]
     key = _choose(file, name, offered, wanted)
     metric, _, chosen_filter = key.partition(",")
-    if (run.get("higher_is_better") or {}).get(name, {}).get(metric) is False:
+    if run.higher_is_better.get(name, {}).get(metric) is False:
         raise EvaluationError(f"{file}: task {name!r}: {metric} is better when lower; choose another with --metric")
     items: list[ItemScore] = []
     for member, lines in samples.items():
         prefix = "" if members == [name] else f"{member}/"
         taken = [_item(file, member, prefix, line, metric) for line in lines if line.get("filter") == chosen_filter]
-        expected = ((run.get("n-samples") or {}).get(member) or {}).get("effective")
-        if not taken or (isinstance(expected, int) and len(taken) != expected):
+        expected = run.samples.get(member, {}).get("effective", len(taken))
+        if not taken or len(taken) != expected:
             raise EvaluationError(
                 f"{file}: task {member!r}: {len(taken)} of {expected} items have samples; run it again"
             )
@@ -184,12 +197,12 @@ def _task(
     try:
         task = TaskScores(
             metric=key,
-            version=str((run.get("versions") or {}).get(name, "unknown")),
-            fewshot=int((run.get("n-shot") or {}).get(members[0]) or 0),
+            version=str(run.versions.get(name, "unknown")),
+            fewshot=run.few_shot.get(members[0]) or 0,
             chance=_chance(samples, metric, items),
             items=tuple(items),
         )
-    except (ValidationError, ValueError, TypeError) as error:
+    except ValidationError as error:
         raise EvaluationError(f"{file}: task {name!r}: {_first_line(error)}; run it again") from error
     figure = _figures(run, name)[key]
     if math.isclose(task.mean, figure, abs_tol=1e-6):
@@ -199,11 +212,11 @@ def _task(
     ]
 
 
-def _samples(file: Path, run: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
+def _samples(file: Path, run: _Run, task: str) -> list[dict[str, Any]]:
     """The lines of one task's samples."""
-    path = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
-    if path.parent != file.parent or task not in run["results"]:
+    if task not in run.results or set(task) & set("/\\\0"):
         raise EvaluationError(f"{file}: {task!r} is no name of a task; run lm_eval again")
+    path = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
     lines = []
     for number, text in enumerate(_content(path).splitlines(), start=1):
         try:
@@ -254,12 +267,11 @@ def _chance(samples: Mapping[str, list[dict[str, Any]]], metric: str, items: lis
     if metric not in ("acc", "acc_norm") or any(item.score not in (0, 1) for item in items):
         return None
     # A choice is a request; of likelihood tasks each response is [log-likelihood, is greedy].
-    choices = [len(line.get("resps") or ()) for lines in samples.values() for line in lines]
+    responses = [line.get("resps") for lines in samples.values() for line in lines]
+    choices = [len(of_item) if isinstance(of_item, list) else 0 for of_item in responses]
     return sum(1 / count for count in choices) / len(choices) if min(choices) > 1 else None
 
 
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-    return str(error).partition("\n")[0]
+def _first_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'the file'}: {first['msg']}"

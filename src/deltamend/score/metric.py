@@ -73,7 +73,7 @@ def shares(means: Means) -> tuple[FloatArray, FloatArray, FloatArray]:
     """
     base, finetuned, repaired = means.base[..., None, :], means.finetuned[..., None, :], means.repaired
     floor = np.minimum(base, finetuned) - means.margin[..., None, :]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         healed = np.clip((repaired - finetuned) / (base - finetuned), 0, 1)
         preserved = np.clip((repaired - base) / (finetuned - base), 0, 1)
         below = np.where(floor > 0, np.clip(repaired / floor, 0, 1), 0.0)
@@ -85,7 +85,7 @@ def parts_of(means: Means) -> Parts:
     damaged, improved = partition(means)
     healed, preserved, unharmed = shares(means)
     base, finetuned = means.target_base[..., None], means.target_finetuned[..., None]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         kept = np.clip((means.target_repaired - base) / (finetuned - base), 0, 1)
     learnt = finetuned > base + means.target_margin[..., None]
     found = (
@@ -100,7 +100,7 @@ def parts_of(means: Means) -> Parts:
 def combine(parts: FloatArray) -> FloatArray:
     """100 × the harmonic mean of the defined parts on the last axis; 0 where one is 0, NaN where none is defined."""
     defined = ~np.isnan(parts)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         # 1/0 is inf, and a mean over inf is 0: the harmonic mean's own limit.
         combined: FloatArray = 100 * defined.sum(axis=-1) / np.where(defined, 1 / parts, 0).sum(axis=-1)
     return combined

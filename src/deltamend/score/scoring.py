@@ -182,7 +182,7 @@ def draw_cells(cells: Sequence[Cell], settings: Settings) -> tuple[list[Cell], l
             width = task.scores.shape[1] + 1
             drawn[index][name] = means[:, start : start + width]
             start += width
-    return cells, [_means(cell, settings, own) for cell, own in zip(cells, drawn, strict=True)]
+    return cells, [means_of(cell, settings, own) for cell, own in zip(cells, drawn, strict=True)]
 
 
 def _corrected(cell: Cell) -> Cell:
@@ -206,8 +206,14 @@ def _columns(task: PairedTask) -> FloatArray:
     return np.column_stack([task.scores, (task.scores[:, 1] - task.scores[:, 0]) ** 2])
 
 
-def _means(cell: Cell, settings: Settings, columns: Mapping[str, FloatArray]) -> Means:
-    """Assemble means (…, M + 1) of every task into those of a cell."""
+def means_of(cell: Cell, settings: Settings, columns: Mapping[str, FloatArray]) -> Means:
+    """Assemble the means of a cell from those of every task.
+
+    Args:
+        cell: for its tasks.
+        settings: for the margins.
+        columns: task to (…, M + 1): the mean score of every model, and the mean of (f − b)².
+    """
 
     def margin(task: PairedTask) -> FloatArray:
         means, rule = columns[task.name], settings.margin_of(task.name)
@@ -235,7 +241,7 @@ def _means(cell: Cell, settings: Settings, columns: Mapping[str, FloatArray]) ->
 
 def observed_means(cell: Cell, settings: Settings) -> Means:
     """Means of a cell as it is, without resampling."""
-    return _means(cell, settings, {task.name: mean_scores(_columns(task)) for task in cell.tasks})
+    return means_of(cell, settings, {task.name: mean_scores(_columns(task)) for task in cell.tasks})
 
 
 def score_of(cell: Cell, settings: Settings, drawn: Means) -> Score:
