@@ -53,7 +53,7 @@ class Scenario:
 def spread(random: Random) -> Rates:
     """Changes drawn from a smooth law; each repair undoes some share of each, plus or minus a point or two."""
     base = random.uniform(0.35, 0.75, BENCHMARKS)
-    finetuned: FloatArray = np.clip(base + random.normal(-0.05, 0.08, BENCHMARKS), 0.05, 0.95)
+    finetuned = np.clip(base + random.normal(-0.05, 0.08, BENCHMARKS), 0.05, 0.95)
     undone = random.uniform(0, 1, (2, BENCHMARKS))
     noise = random.normal(0, 0.015, (2, BENCHMARKS))
     return base, finetuned, np.clip(undone * base + (1 - undone) * finetuned + noise, 0.02, 0.98)
@@ -102,7 +102,8 @@ def population(rates: FloatArray, random: Random) -> FloatArray:
     """(POPULATION, M) answers of M models that are right at `rates`; hard items are hard for all."""
     shared = math.sqrt(0.6) * random.standard_normal((POPULATION, 1))
     own = math.sqrt(0.4) * random.standard_normal((POPULATION, len(rates)))
-    return (shared + own < norm.ppf(rates)).astype(np.float64)
+    answers: FloatArray = (shared + own < norm.ppf(rates)).astype(np.float64)
+    return answers
 
 
 def columns(scores: FloatArray) -> FloatArray:
