@@ -48,6 +48,8 @@ class Scenario:
     rates: Callable[[Random], Rates]
     items: int = 400
     margin: str = "1se"
+    compared: bool = False
+    """Whether BC and BCa intervals are made as well."""
 
 
 def spread(random: Random) -> Rates:
@@ -85,12 +87,12 @@ def fully_healed(random: Random) -> Rates:
 
 
 SCENARIOS = {
-    "spread": Scenario(spread),
+    "spread": Scenario(spread, compared=True),
     "spread, margin 2se": Scenario(spread, margin="2se"),
     "spread, margin 0.03": Scenario(spread, margin="0.03"),
     "untouched": Scenario(untouched),
     "untouched, margin 2se": Scenario(untouched, margin="2se"),
-    "untouched but hurt": Scenario(untouched_but_hurt),
+    "untouched but hurt": Scenario(untouched_but_hurt, compared=True),
     "untouched but hurt, margin 2se": Scenario(untouched_but_hurt, margin="2se"),
     "fully healed": Scenario(fully_healed),
     "spread, 100 items": Scenario(spread, items=100),
@@ -166,7 +168,9 @@ def bca(draws: FloatArray, seen: float, acceleration_: float) -> tuple[float, fl
 def run(scenario: Scenario, *, studies: int, draws: int, seed: int) -> dict[str, dict[str, list[tuple[bool, float]]]]:
     """Kind of interval, then figure, to whether each study's interval held the truth, and how wide it was."""
     settings = make_settings(margin=scenario.margin, draws=draws)
-    found: dict[str, dict[str, list[tuple[bool, float]]]] = {"percentile": {}, "BC": {}, "BCa": {}}
+    found: dict[str, dict[str, list[tuple[bool, float]]]] = {"percentile": {}}
+    if scenario.compared:
+        found |= {"BC": {}, "BCa": {}}
     for number in range(studies):
         random = np.random.default_rng([seed, number])
         populations, cell = study(scenario, random)
@@ -174,17 +178,16 @@ def run(scenario: Scenario, *, studies: int, draws: int, seed: int) -> dict[str,
         truth = figures(population_means(cell, settings, populations))
         seen = figures(observed_means(cell, settings))
         _, (drawn,) = draw_cells([cell], make_settings(margin=scenario.margin, draws=draws, seed=number))
-        bent = acceleration(cell, settings, seen)
+        bent = acceleration(cell, settings, seen) if scenario.compared else {}
         for name, values in figures(drawn).items():
             defined = values[~np.isnan(values)]
             if np.isnan(truth[name]) or np.isnan(seen[name]) or defined.size < draws / 2:
                 continue
             percentile = percentile_interval(defined, NOMINAL)
-            intervals = {
-                "percentile": (percentile.low, percentile.high),
-                "BC": bca(defined, float(seen[name]), 0.0),
-                "BCa": bca(defined, float(seen[name]), bent[name]),
-            }
+            intervals = {"percentile": (percentile.low, percentile.high)}
+            if scenario.compared:
+                intervals["BC"] = bca(defined, float(seen[name]), 0.0)
+                intervals["BCa"] = bca(defined, float(seen[name]), bent[name])
             for kind, (low, high) in intervals.items():
                 held = low - SLACK <= truth[name] <= high + SLACK
                 found[kind].setdefault(name, []).append((bool(held), high - low))
