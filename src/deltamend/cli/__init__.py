@@ -14,6 +14,7 @@ from deltamend.cli.demo import demo
 from deltamend.cli.methods import methods
 from deltamend.cli.repair import repair
 from deltamend.cli.score import score
+from deltamend.cli.tune import tune
 from deltamend.cli.verify import verify
 from deltamend.errors import DeltamendError, UsageError
 
@@ -30,6 +31,7 @@ app.command()(verify)
 app.add_typer(methods, name="methods")
 app.command()(compare)
 app.command()(score)
+app.command()(tune)
 app.command()(demo)
 
 

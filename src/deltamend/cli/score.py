@@ -113,7 +113,7 @@ def score(
     if as_json:
         typer.echo(content)
     else:
-        _print(Console(quiet=quiet, highlight=False), tables, notes)
+        print_tables(Console(quiet=quiet, highlight=False), tables, notes)
 
 
 def _named(option: str, texts: Sequence[str] | None) -> dict[str, str]:
@@ -129,7 +129,8 @@ def _named(option: str, texts: Sequence[str] | None) -> dict[str, str]:
     return named
 
 
-def _print(console: Console, tables: Sequence[Table], notes: Sequence[str]) -> None:
+def print_tables(console: Console, tables: Sequence[Table], notes: Sequence[str]) -> None:
+    """Tables and notes on a terminal; names stay text."""
     for table in tables:
         first, *others = table.head
         shown = RichTable(
