@@ -229,3 +229,10 @@ def test_likelihoods_below_zero_can_be_scored() -> None:
         for name, value in values.items()
     }
     assert scored(records).methods["good"].healing.value == pytest.approx(0.5)
+
+
+def test_another_judge_is_said() -> None:
+    records = {name: of.model_copy(update={"settings": {"judge": "strings"}}) for name, of in made_up_cell().items()}
+    assert not any("judge" in note for note in scored(records).notes)
+    other = {**records, "good": records["good"].model_copy(update={"settings": {"judge": "model"}})}
+    assert "good was evaluated with judge model, the base with judge strings" in scored(other).notes

@@ -14,7 +14,15 @@ from rich.text import Text
 
 from deltamend.errors import UsageError
 from deltamend.report.score_page import cells_page, score_page
-from deltamend.report.score_tables import Table, cells_tables, latex, markdown, score_tables, scores_csv
+from deltamend.report.score_tables import (
+    Table,
+    cells_tables,
+    latex,
+    markdown,
+    score_tables,
+    scores_csv,
+    undefined_figures,
+)
 from deltamend.score.cell import open_cell
 from deltamend.score.cells import open_cells, score_over_cells
 from deltamend.score.scoring import make_settings, score_cells
@@ -101,7 +109,7 @@ def score(
         )
         (one,) = score_cells([cell], settings)
         scores, tables, page, content = (one,), score_tables(one), score_page(one), one.model_dump_json(indent=1)
-        notes = one.notes
+        notes = (*undefined_figures(one), *one.notes)
     for path, text in (
         (html, page),
         (markdown_file, markdown(tables, notes)),

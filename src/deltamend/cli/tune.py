@@ -17,7 +17,7 @@ from deltamend.cli.score import print_tables
 from deltamend.errors import UsageError
 from deltamend.evaluation.record import Evaluation
 from deltamend.report.score_page import score_page
-from deltamend.report.score_tables import Table, score_tables
+from deltamend.report.score_tables import Table, score_tables, undefined_figures
 from deltamend.score.scoring import make_settings
 from deltamend.whole_file import write_whole
 
@@ -74,7 +74,8 @@ def tune(
         typer.echo(found.model_dump_json(indent=1))
         return
     console = Console(quiet=quiet, highlight=False)
-    print_tables(console, [_trials(found), *score_tables(found.reporting)], found.reporting.notes)
+    notes = (*undefined_figures(found.reporting), *found.reporting.notes)
+    print_tables(console, [_trials(found), *score_tables(found.reporting)], notes)
     if found.stopped:
         console.print(f"not tried, as the score had fallen: {', '.join(found.stopped)}", markup=False)
     console.print(f"chosen: {found.chosen}; to make it:\n{found.command}", markup=False, soft_wrap=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from deltamend.report.score_tables import (
-    ORDINARY,
     PARTS,
     TITLES,
     cells_tables,
@@ -16,6 +15,7 @@ from deltamend.report.score_tables import (
     p_value,
     score_tables,
     task_name,
+    undefined_figures,
 )
 from deltamend.score.cell import TRIVIAL
 from deltamend.score.cells import CellsScore
@@ -144,7 +144,7 @@ def _cell(score: Score) -> dict[str, object]:
             if on.p is not None and on.p_holm is not None and on.change.value is not None
         ],
         "weak": [task for task in (*score.benchmarks, score.target) if task.weak is not None],
-        "undefined": _undefined(score),
+        "undefined": undefined_figures(score),
     }
 
 
@@ -292,16 +292,3 @@ def _cells_heat(score: CellsScore) -> HeatMap:
             cells.append(HeatCell(share, text, f"{name} in {cell.name}: {figure(combined, 'combined')}"))
         rows.append((name, tuple(cells)))
     return HeatMap(tuple((cell.name, cell.target.name) for cell in score.cells), tuple(rows))
-
-
-def _undefined(score: Score) -> list[str]:
-    """Each reason for an undefined figure or interval, once."""
-    said: dict[str, None] = {}
-    for name, of in score.methods.items():
-        for part in (*PARTS, *ORDINARY):
-            estimate: Estimate = getattr(of, part)
-            if estimate.value is None and estimate.reason is not None:
-                said[f"{TITLES[part]} is undefined: {estimate.reason}"] = None
-            elif estimate.reason is not None:
-                said[f"{TITLES[part]} of {name} has no interval: {estimate.reason}"] = None
-    return list(said)

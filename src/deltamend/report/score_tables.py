@@ -124,7 +124,7 @@ def _task_row(task: TaskScore) -> tuple[str, ...]:
         task_name(task),
         task.group or "the target",
         str(task.items),
-        f"{100 * task.visible_change:.1f} points",
+        f"{100 * task.visible_change:.1f} points" if task.visible_change else "–",
         *(figure(estimate, "score") for estimate in (task.base, task.finetuned, *methods)),
     )
 
@@ -147,6 +147,19 @@ def figure(estimate: Estimate, kind: str, *, sign: bool = False) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{text(estimate.value)} [?]"
     return f"{text(estimate.value)} [{text(estimate.low)}, {text(estimate.high)}]"
+
+
+def undefined_figures(score: Score) -> list[str]:
+    """Each reason for an undefined figure or interval, once."""
+    said: dict[str, None] = {}
+    for name, of in score.methods.items():
+        for part in (*PARTS, *ORDINARY):
+            estimate: Estimate = getattr(of, part)
+            if estimate.value is None and estimate.reason is not None:
+                said[f"{TITLES[part]} is undefined: {estimate.reason}"] = None
+            elif estimate.reason is not None:
+                said[f"{TITLES[part]} of {name} has no interval: {estimate.reason}"] = None
+    return list(said)
 
 
 def p_value(p: float) -> str:

@@ -102,7 +102,20 @@ def open_cell(
     for model, named in models.items():
         if not named.isprintable():
             raise EvaluationError(f"{model}: its record names the model {named!r}; remove what cannot be shown")
-    return Cell(name or models["finetuned"], models, tasks[target], held_out, tuple(dict.fromkeys(notes)))
+    return Cell(name or Path(models["finetuned"]).name, models, tasks[target], held_out, tuple(dict.fromkeys(notes)))
+
+
+def _differing_settings(records: Mapping[str, Evaluation]) -> list[str]:
+    """Sentences on models that were not evaluated in the same way as the base, such as with another judge."""
+    first, *others = records.items()
+    _, base = first
+    return [
+        f"{model} was evaluated with {setting} {record.settings.get(setting, 'unknown')}, "
+        f"the base with {setting} {base.settings.get(setting, 'unknown')}"
+        for model, record in others
+        for setting in sorted(base.settings.keys() | record.settings.keys())
+        if record.settings.get(setting) != base.settings.get(setting)
+    ]
 
 
 def _read_all(
@@ -117,4 +130,5 @@ def _read_all(
             notes += said
         else:
             records[model] = read_evaluation(Path(source))
+    notes += _differing_settings(records)
     return records
