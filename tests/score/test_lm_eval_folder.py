@@ -57,7 +57,7 @@ def write_run(folder: Path, tasks: dict[str, Lines], *, date: str = DATE, **more
     for field, value in more.items():
         run[field] = {**run.get(field, {}), **value}
     for name, lines in tasks.items():
-        text = "".join(json.dumps(line) + "\n" for line in lines)
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / f"samples_{name}_{date}.jsonl").write_text(text)
     path = folder / f"results_{date}.json"
     path.write_text(json.dumps(run))
@@ -177,6 +177,12 @@ def test_a_task_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
     (tmp_path / f"secret_{DATE}.jsonl").write_text("{}")
     with pytest.raises(EvaluationError, match="is no name of a task"):
         read_lm_eval_folder(tmp_path / "run")
+
+
+def test_an_answer_may_hold_any_line_separator(tmp_path: Path) -> None:
+    lines = [{**line, "doc": {"question": "one\u2028two\x0cthree\x85four"}} for line in multiple_choice([0, 1])]
+    write_run(tmp_path, {"arc": lines})
+    assert len(read_lm_eval_folder(tmp_path)[0].tasks["arc"].items) == 2
 
 
 def test_a_figure_that_is_no_mean_of_items_is_said(tmp_path: Path) -> None:

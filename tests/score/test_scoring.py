@@ -128,6 +128,8 @@ def test_chance_is_taken_off_where_it_is_known() -> None:
     arc = next(task for task in found.benchmarks if task.name == "arc")
     assert arc.base.value == pytest.approx((0.62 - 0.25) / 0.75, abs=1e-9)
     assert any("not corrected for chance" in note and "mmlu" in note for note in found.notes)
+    plain = next(task for task in scored(records).benchmarks if task.name == "arc")
+    assert arc.methods["good"].p == plain.methods["good"].p is not None
 
 
 def _with_items(of: TaskScores, start: int) -> dict[str, object]:

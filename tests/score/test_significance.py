@@ -24,8 +24,8 @@ def test_mcnemar_equals_statsmodels(pairs: list[tuple[int, int]]) -> None:
 
 
 def test_mcnemar_refuses_scores_that_are_not_right_or_wrong() -> None:
-    with pytest.raises(UsageError, match="0 and 1"):
-        mcnemar(np.array([0.5]), np.array([1.0]))
+    with pytest.raises(UsageError, match="right or wrong"):
+        mcnemar(np.array([0.5, 0.0]), np.array([1.0, 0.0]))
 
 
 @pytest.mark.parametrize("p", [[0.03], [0.04, 0.01, 0.03, 0.005], [0.5, 0.5, 0.02], [0.0, 1.0, 1e-9, 0.2, 0.2]])

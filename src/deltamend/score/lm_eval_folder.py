@@ -218,7 +218,8 @@ def _samples(file: Path, run: _Run, task: str) -> list[dict[str, Any]]:
         raise EvaluationError(f"{file}: {task!r} is no name of a task; run lm_eval again")
     path = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
     lines = []
-    for number, text in enumerate(_content(path).splitlines(), start=1):
+    # Not splitlines: an answer may hold U+2028 or a form feed, which JSON leaves as they are.
+    for number, text in enumerate(_content(path).removesuffix("\n").split("\n"), start=1):
         try:
             line = json.loads(text)
         except ValueError as error:

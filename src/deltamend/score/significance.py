@@ -30,16 +30,16 @@ def mcnemar(first: FloatArray, second: FloatArray) -> McNemar:
     """Test whether two models are right equally often (McNemar 1947; exact, binomial).
 
     Args:
-        first: (n,) scores, each 0 or 1.
+        first: (n,) scores, each right or wrong.
         second: (n,) of the same items.
 
     Raises:
-        UsageError: a score is neither 0 nor 1.
+        UsageError: the scores take more than two values.
     """
     from scipy.stats import binomtest
 
-    if not (right_or_wrong(first) and right_or_wrong(second)):
-        raise UsageError("McNemar's test needs scores of 0 and 1")
+    if not right_or_wrong(np.stack([first, second])):
+        raise UsageError("McNemar's test needs items that are right or wrong")
     first_only, second_only = int(np.sum(first > second)), int(np.sum(second > first))
     discordant = first_only + second_only
     p = float(binomtest(first_only, discordant, 0.5).pvalue) if discordant else 1.0
@@ -47,8 +47,8 @@ def mcnemar(first: FloatArray, second: FloatArray) -> McNemar:
 
 
 def right_or_wrong(scores: FloatArray) -> bool:
-    """Whether every score is 0 or 1."""
-    return bool(np.all((scores == 0) | (scores == 1)))
+    """Whether there are two values at most, such as 0 and 1, or what a correction for chance makes of them."""
+    return np.unique(scores).size <= 2
 
 
 def wilcoxon(differences: Sequence[float] | FloatArray) -> float:
