@@ -60,8 +60,6 @@ def test_the_smallest_visible_change_is_found_four_times_in_five() -> None:
 
 
 def test_items_needed_grow_with_the_square() -> None:
-    error = 0.03
-    needed = items_needed(smallest_visible_change(error) / 2, standard_error=error, items=200)
-    assert needed == pytest.approx(800, abs=1)
+    assert items_needed(0.02, visible=0.04, items=200) == 800
     with pytest.raises(ValueError, match="positive"):
-        items_needed(0, standard_error=error, items=200)
+        items_needed(0, visible=0.04, items=200)

@@ -124,7 +124,7 @@ def _task_row(task: TaskScore) -> tuple[str, ...]:
         task_name(task),
         task.group or "the target",
         str(task.items),
-        f"{100 * task.visible_change:.1f} points" if task.visible_change else "–",
+        f"{task.visible_change:.3f}" if task.visible_change else "–",
         *(figure(estimate, "score") for estimate in (task.base, task.finetuned, *methods)),
     )
 

@@ -20,7 +20,6 @@ FloatArray: TypeAlias = NDArray[np.floating[Any]]
 BoolArray: TypeAlias = NDArray[np.bool_]
 
 Group = Literal["damaged", "improved", "neutral"]
-PARTS = ("healing", "preservation", "non_damage", "retention")
 
 
 @dataclass(frozen=True)

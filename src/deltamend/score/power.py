@@ -16,12 +16,12 @@ def smallest_visible_change(standard_error: float) -> float:
     return (_FIVE_PERCENT + _EIGHTY_PERCENT) * standard_error
 
 
-def items_needed(change: float, *, standard_error: float, items: int) -> int:
-    """How many items would show `change` four times in five, given the standard error with `items` items.
+def items_needed(change: float, *, visible: float, items: int) -> int:
+    """How many items would make `change` the smallest visible change, where with `items` of them it is `visible`.
 
     Raises:
         ValueError: `change` is not positive.
     """
     if not change > 0:
         raise ValueError("change must be positive")
-    return math.ceil(items * (smallest_visible_change(standard_error) / change) ** 2)
+    return math.ceil(items * (visible / change) ** 2)

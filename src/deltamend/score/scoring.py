@@ -15,7 +15,7 @@ from deltamend.score.cell import TRIVIAL, Cell, Source, open_cell
 from deltamend.score.margin import DEFAULT_MARGIN, Margin, parse_margin
 from deltamend.score.metric import FloatArray, Group, Means, Parts, partition, parts_of, shares
 from deltamend.score.pairing import PairedTask
-from deltamend.score.power import smallest_visible_change
+from deltamend.score.power import items_needed, smallest_visible_change
 from deltamend.score.result import Difference, Estimate, MethodOnTask, MethodScore, Score, TaskScore
 from deltamend.score.significance import holm, mcnemar, right_or_wrong
 
@@ -28,6 +28,11 @@ _REASONS = {
     "naive_recovery": "fine-tuning did not lower the mean over the benchmarks",
 }
 _MOSTLY_UNDEFINED = 0.5
+_SETTLED = 0.8
+"""Share of the draws that must agree on a benchmark's group for nothing to be said about it."""
+
+_SMALL_CHANGE = 0.02
+"""A change people care about, for the note on how many items it takes."""
 
 
 @dataclass(frozen=True)
@@ -432,14 +437,16 @@ def _warnings(methods: Mapping[str, MethodScore], tasks: Sequence[TaskScore]) ->
     unsettled = [
         f"{task.name} ({task.group} in {task.group_in_draws[task.group]:.0%} of the draws)"
         for task in tasks
-        if task.group is not None and task.group_in_draws[task.group] < 0.8
+        if task.group is not None and task.group_in_draws[task.group] < _SETTLED
     ]
     if unsettled:
         notes.append(f"so few items do not settle what fine-tuning did to {', '.join(unsettled)}")
-    blind = max(tasks, key=lambda task: task.visible_change)
-    if blind.visible_change > 0:
+    accuracies = [task for task in tasks if all(0 <= (of.value or 0) <= 1 for of in (task.base, task.finetuned))]
+    blind = max(accuracies, key=lambda task: task.visible_change, default=None)
+    if blind is not None and blind.visible_change > _SMALL_CHANGE:
+        needed = items_needed(_SMALL_CHANGE, visible=blind.visible_change, items=blind.items)
         notes.append(
-            f"with {blind.items} items a change of {100 * blind.visible_change:.0f} points or less on {blind.name} "
-            "is missed at least one time in five"
+            f"with {blind.items} items a change below {100 * blind.visible_change:.0f} points on {blind.name} is missed "
+            f"more than one time in five; to see {100 * _SMALL_CHANGE:.0f} points takes about {needed} items"
         )
     return notes
