@@ -238,3 +238,11 @@ def test_another_judge_is_said() -> None:
     assert not any("judge" in note for note in scored(records).notes)
     other = {**records, "good": records["good"].model_copy(update={"settings": {"judge": "model"}})}
     assert "good was evaluated with judge model, the base with judge strings" in scored(other).notes
+
+
+def test_models_with_the_same_weights_are_said() -> None:
+    records = made_up_cell()
+    hashed = {name: of.model_copy(update={"model_hash": name}) for name, of in records.items()}
+    assert not any("same weights" in note for note in scored(hashed).notes)
+    same = {**hashed, "good": records["good"].model_copy(update={"model_hash": "finetuned"})}
+    assert "finetuned and good have the same weights" in scored(same).notes

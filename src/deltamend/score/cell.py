@@ -98,11 +98,21 @@ def open_cell(
         raise EvaluationError(
             f"there is no task beside the target {target!r}; evaluate benchmarks it was not tuned for"
         )
+    notes += _same_weights(records)
     models = {model: record.model for model, record in records.items()}
     for model, named in models.items():
         if not named.isprintable():
             raise EvaluationError(f"{model}: its record names the model {named!r}; remove what cannot be shown")
     return Cell(name or Path(models["finetuned"]).name, models, tasks[target], held_out, tuple(dict.fromkeys(notes)))
+
+
+def _same_weights(records: Mapping[str, Evaluation]) -> list[str]:
+    """Sentences on models whose weight files are the same, by their hash."""
+    by_hash: dict[str, list[str]] = {}
+    for model, record in records.items():
+        if record.model_hash is not None:
+            by_hash.setdefault(record.model_hash, []).append(model)
+    return [f"{' and '.join(models)} have the same weights" for models in by_hash.values() if len(models) > 1]
 
 
 def _differing_settings(records: Mapping[str, Evaluation]) -> list[str]:
