@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column
 from rich.table import Table as RichTable
@@ -137,18 +138,26 @@ def _named(option: str, texts: Sequence[str] | None) -> dict[str, str]:
     return named
 
 
+_WIDE = 130
+"""Columns of a terminal on which an interval stands beside its figure; on a narrower one it stands below."""
+
+
 def print_tables(console: Console, tables: Sequence[Table], notes: Sequence[str]) -> None:
     """Tables and notes on a terminal; names stay text."""
+    below = "\n[" if console.width < _WIDE else " ["
     for table in tables:
         first, *others = table.head
         shown = RichTable(
-            Column(Text(first)),
-            *(Column(Text(name), justify="right") for name in others),
+            Column(Text(first), overflow="fold"),
+            *(Column(Text(name), justify="right", overflow="fold") for name in others),
             title=Text(table.title),
             title_justify="left",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
         )
-        for row in table.rows:
-            shown.add_row(*map(Text, row))
+        for name, *cells in table.rows:
+            shown.add_row(Text(name), *(Text(cell.replace(" [", below)) for cell in cells))
         console.print(shown)
     for note in notes:
         console.print(f"note: {note}", markup=False)

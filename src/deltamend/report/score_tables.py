@@ -46,7 +46,7 @@ def score_tables(score: Score) -> list[Table]:
         ),
         Table(
             "Benchmarks",
-            ("task", "fine-tuning", "items", "visible change", "base", "fine-tuned", *_own(score)),
+            ("task", "group", "items", "visible", "base", "tuned", *_own(score)),
             tuple(_task_row(task) for task in (*score.benchmarks, score.target)),
         ),
     ]
@@ -122,7 +122,7 @@ def _task_row(task: TaskScore) -> tuple[str, ...]:
     methods = (of.score for name, of in task.methods.items() if name not in TRIVIAL)
     return (
         task_name(task),
-        task.group or "the target",
+        task.group or "target",
         str(task.items),
         f"{task.visible_change:.3f}" if task.visible_change else "–",
         *(figure(estimate, "score") for estimate in (task.base, task.finetuned, *methods)),
