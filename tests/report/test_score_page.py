@@ -115,6 +115,8 @@ def test_a_repair_that_cannot_be_told_from_another_is_not_called_better() -> Non
     records = made_up_cell()
     assert "excludes zero" in headline(scored(records))
     assert "do not tell it apart from" in headline(scored({**records, "poor": records["good"]}))
+    alone = deltamend.score(records["base"], records["finetuned"], {"good": records["good"]}, target="sums", draws=300)
+    assert headline(alone).startswith("good has a combined score of")
 
 
 def test_markdown_and_latex_keep_names_as_text() -> None:

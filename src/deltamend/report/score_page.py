@@ -157,6 +157,8 @@ def headline(score: Score) -> str:
     if score.methods[TRIVIAL[0]].retention.value is None:
         return "The fine-tuned model is not measurably better on its target, so there is nothing to retain."
     best = max(defined, key=lambda name: defined[name].value or 0.0)
+    if len(defined) == 1:
+        return f"{best} has a combined score of {figure(defined[best], 'combined')} of 100."
     said = f"{best} has the highest combined score, {figure(defined[best], 'combined')} of 100."
     rivals = [
         pair.second if pair.first == best else pair.first
@@ -165,9 +167,7 @@ def headline(score: Score) -> str:
     ]
     if rivals:
         return f"{said} These items do not tell it apart from {', '.join(rivals)}."
-    if len(defined) > 1:
-        return f"{said} Its paired difference from every other repair excludes zero, each taken alone."
-    return said
+    return f"{said} Its paired difference from every other repair excludes zero, each taken alone."
 
 
 def _excludes_zero(difference: Estimate) -> bool:
