@@ -18,6 +18,8 @@ from deltamend.in_memory import RepairedStateDict, repair_module, repair_state_d
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method
 from deltamend.repair import RepairReport, repair
+from deltamend.score.result import Score
+from deltamend.score.scoring import score
 
 __all__ = [
     "Checkpoint",
@@ -33,6 +35,7 @@ __all__ = [
     "PairingError",
     "RepairReport",
     "RepairedStateDict",
+    "Score",
     "SpectrumRecord",
     "TensorRecord",
     "UsageError",
@@ -41,5 +44,6 @@ __all__ = [
     "repair",
     "repair_module",
     "repair_state_dict",
+    "score",
     "verify",
 ]

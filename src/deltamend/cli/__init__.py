@@ -21,6 +21,8 @@ from deltamend.cli.inspect import inspect
 from deltamend.cli.methods import methods
 from deltamend.cli.push import push
 from deltamend.cli.repair import repair
+from deltamend.cli.score import score
+from deltamend.cli.tune import tune
 from deltamend.cli.verify import verify
 from deltamend.errors import DeltamendError, UsageError
 
@@ -40,6 +42,8 @@ app.command()(push)
 app.add_typer(methods, name="methods")
 app.command()(compare)
 app.add_typer(calibrate, name="calibrate")
+app.command()(score)
+app.command()(tune)
 app.command()(demo)
 
 
