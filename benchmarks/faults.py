@@ -126,10 +126,13 @@ def killed(bench: Bench, tries: int) -> Iterator[str]:
 
 
 def interrupted(bench: Bench, tries: int) -> Iterator[str]:
-    """Ctrl-C twice, the second up to half a second later, then --resume."""
-    for number in range(tries):
+    """Ctrl-C twice, the second up to half a second later, then --resume; a run that was over before it does not count."""
+    number = 0
+    while number < tries:
         kind = KINDS[number % 2]
-        process = subprocess.Popen(bench.command(kind), stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            bench.command(kind), stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        )  # fmt: skip
         while process.poll() is None and not bench.partial.exists():  # a Ctrl-C while Python imports is Python's own
             time.sleep(0.01)
         time.sleep(bench.chance.uniform(0, 0.5) * bench.length)
@@ -138,8 +141,12 @@ def interrupted(bench: Bench, tries: int) -> Iterator[str]:
                 process.send_signal(signal.SIGINT)
                 time.sleep(pause)
         _, errors = process.communicate(timeout=60)
+        if process.returncode == 0:
+            bench.clear()
+            continue
+        number += 1
         lines = errors.splitlines()
-        fault = f"{len(lines)} lines: {lines[-1]}" if len(lines) > 1 else ""
+        fault = "" if len(lines) == 1 and "interrupted" in lines[0] else f"{len(lines)} lines: {lines[-1:]}"
         yield fault or absent_or_whole(bench, kind) or resumed(bench, kind)
 
 
