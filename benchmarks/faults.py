@@ -141,13 +141,15 @@ def interrupted(bench: Bench, tries: int) -> Iterator[str]:
                 process.send_signal(signal.SIGINT)
                 time.sleep(pause)
         _, errors = process.communicate(timeout=60)
-        if process.returncode == 0:
+        fault = absent_or_whole(bench, kind)
+        if bench.out.exists() and not fault:  # it was done, and Python perhaps on its way out
             bench.clear()
             continue
         number += 1
         lines = errors.splitlines()
-        fault = "" if len(lines) == 1 and "interrupted" in lines[0] else f"{len(lines)} lines: {lines[-1:]}"
-        yield fault or absent_or_whole(bench, kind) or resumed(bench, kind)
+        if len(lines) != 1 or "interrupted" not in lines[0]:
+            fault = fault or f"exit {process.returncode}, {len(lines)} lines: {lines[-1:]}"
+        yield fault or resumed(bench, kind)
 
 
 def full_disk(bench: Bench, tries: int) -> Iterator[str]:
