@@ -126,10 +126,13 @@ def killed(bench: Bench, tries: int) -> Iterator[str]:
 
 
 def interrupted(bench: Bench, tries: int) -> Iterator[str]:
-    """Ctrl-C twice, the second up to half a second later, then --resume."""
-    for number in range(tries):
+    """Ctrl-C twice, the second up to half a second later, then --resume; a run that was over before it does not count."""
+    number = 0
+    while number < tries:
         kind = KINDS[number % 2]
-        process = subprocess.Popen(bench.command(kind), stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            bench.command(kind), stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        )  # fmt: skip
         while process.poll() is None and not bench.partial.exists():  # a Ctrl-C while Python imports is Python's own
             time.sleep(0.01)
         time.sleep(bench.chance.uniform(0, 0.5) * bench.length)
@@ -138,9 +141,15 @@ def interrupted(bench: Bench, tries: int) -> Iterator[str]:
                 process.send_signal(signal.SIGINT)
                 time.sleep(pause)
         _, errors = process.communicate(timeout=60)
+        fault = absent_or_whole(bench, kind)
+        if bench.out.exists() and not fault:  # it was done, and Python perhaps on its way out
+            bench.clear()
+            continue
+        number += 1
         lines = errors.splitlines()
-        fault = f"{len(lines)} lines: {lines[-1]}" if len(lines) > 1 else ""
-        yield fault or absent_or_whole(bench, kind) or resumed(bench, kind)
+        if len(lines) != 1 or "interrupted" not in lines[0]:
+            fault = fault or f"exit {process.returncode}, {len(lines)} lines: {lines[-1:]}"
+        yield fault or resumed(bench, kind)
 
 
 def full_disk(bench: Bench, tries: int) -> Iterator[str]:

@@ -60,8 +60,8 @@ def main() -> None:
     given = parser.parse_args()
     _, problems = sums(*REAL.operands, held_out=REAL.held_out, seed=0)
     lines = [
-        "| DG-Hard, written as | lost in the cast | weights unmoved | target | nats a token |",
-        "|---|---|---|---|---|",
+        "| DG-Hard, written as | lost in the cast | there along Δ* | weights unmoved | target | nats a token |",
+        "|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory(prefix="deltamend-bench-", dir=given.scratch) as scratch, quiet_transformers():
         rows = {"base": given.base, "fine-tuned": given.finetuned} | {name: Path(scratch) / name for name in CASES}

@@ -190,7 +190,15 @@ def test_ctrl_c_twice_is_one_line_and_goes_on(wide_pair: Pair, tmp_path: Path) -
     moments = random.Random(0)
     for _ in range(3):
         shutil.rmtree(tmp_path / PARTIAL, ignore_errors=True)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # ignored where the tests run in the background
+        )
         while process.poll() is None and not (tmp_path / PARTIAL).exists():
             time.sleep(0.01)
         for _ in range(2):

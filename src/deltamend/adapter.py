@@ -99,6 +99,8 @@ def plan_adapter(base: Checkpoint, base_name: str, pairing: Pairing, methods: Ma
         _refuse(pair, methods.get(pair.name))
     if base.config.get("is_encoder_decoder"):
         raise UsageError("--as adapter: encoder-decoder models share their embedding; write --as checkpoint")
+    if base.adapter is not None:
+        raise UsageError("--as adapter: BASE has an adapter of its own, and peft loads one; write --as checkpoint")
     first = next(iter(base.tensors), "")
     if has_head(base.config) and first.partition(".")[0] in _BODIES:
         raise UsageError(

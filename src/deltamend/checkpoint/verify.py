@@ -26,6 +26,8 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
     """
     path = Path(folder)
     try:
+        if not (path / MANIFEST_FILE).is_file():  # reading a pipe would wait for its other end
+            raise CheckpointError(f"{path / MANIFEST_FILE}: missing; give a folder that deltamend wrote")
         manifest = decode_manifest((path / MANIFEST_FILE).read_bytes())
     except OSError as error:
         raise CheckpointError(

@@ -70,9 +70,8 @@ def main() -> None:
 def _second_ctrl_c_ends_at_once() -> Iterator[None]:
     """One line for a Ctrl-C, also when a second one comes while the first unwinds, which may be anywhere."""
     usual = signal.getsignal(signal.SIGINT)
-    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    # Elsewhere than in the main thread no handler can be set, and one that ignores Ctrl-C is somebody's wish.
+    ours = usual is signal.default_int_handler and threading.current_thread() is threading.main_thread()
 
     def first(_number: int, _frame: object) -> None:
         signal.signal(signal.SIGINT, second)
@@ -82,19 +81,22 @@ def _second_ctrl_c_ends_at_once() -> Iterator[None]:
         os.write(2, f"{_interrupted()}\n".encode())  # the stream may be in the middle of a write
         os._exit(1)
 
-    signal.signal(signal.SIGINT, first)
+    if ours:
+        signal.signal(signal.SIGINT, first)
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as ended:
         if isinstance(ended, SystemExit) and ended.code != _INTERRUPTED:
             raise
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if ours:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         typer.echo(_interrupted(), err=True)
         sys.stderr.flush()
         # Threads inside LAPACK cannot be stopped, and nobody should have to wait for them.
         os._exit(1)
     finally:
-        signal.signal(signal.SIGINT, usual)
+        if ours:
+            signal.signal(signal.SIGINT, usual)
 
 
 def _interrupted() -> str:
