@@ -36,8 +36,8 @@ class Sink(Protocol):
 
 
 @dataclass
-class _Norms:
-    """Running sums over the entries of one matrix."""
+class Norms:
+    """Running sums over the entries of one matrix: squares of Δ, Δ*, the realised delta and their difference."""
 
     delta: float = 0.0
     kept: float = 0.0
@@ -133,7 +133,7 @@ def repair_matrix(base: Matrix, finetuned: Matrix, job: Job, sink: Sink, buffers
     """
     rows = job.rows
     delta, context = open_delta(base, finetuned, job, buffers)
-    norms = _Norms()
+    norms = Norms()
     # A cast may move values that are equal on both sides; the way below measures that.
     if sink.dtype == finetuned.dtype and delta.is_zero():
         copy_rows(finetuned, (0, rows), sink, context.name, buffers)
@@ -143,7 +143,7 @@ def repair_matrix(base: Matrix, finetuned: Matrix, job: Job, sink: Sink, buffers
     else:
         kept = apply_method(job.method, delta, context, (base, finetuned))
         outcome = kept.outcome
-        _write(delta, kept, (base, finetuned), sink, norms, buffers, context.name)
+        write_merged(delta, kept, (base, finetuned), sink, norms, buffers, context.name)
     copy_rows(finetuned, (rows, finetuned.shape[0]), sink, context.name, buffers)
     return MatrixRepair(
         outcome=outcome,
@@ -190,16 +190,20 @@ def refuse_damaged(sides: tuple[Matrix, Matrix], name: str) -> None:
             raise FilterError(f"tensor {name!r} holds NaN or Inf in {side}; give an undamaged checkpoint")
 
 
-def _write(
+def write_merged(
     delta: DeltaBlocks,
     kept: KeptDelta,
     sides: tuple[Matrix, Matrix],
     sink: Sink,
-    norms: _Norms,
+    norms: Norms,
     buffers: Buffers,
     name: str,
 ) -> None:
-    """Write W_base + Δ* block by block and add up the norms."""
+    """Write W_base + Δ* block by block and add up the norms; what a held block of Δ holds is used up.
+
+    Raises:
+        FilterError: as `repair_matrix`.
+    """
     rows, columns = delta.shape
     for start, stop, values in delta:
         height, width = values.shape
@@ -233,7 +237,7 @@ def _merge(
     kept: FloatArray,
     outcome: Outcome,
     dtype: np.dtype[Any],
-    norms: _Norms,
+    norms: Norms,
     buffers: Buffers,
     name: str,
 ) -> Array:
