@@ -20,6 +20,7 @@ from scipy.stats import kstest
 from deltamend.delta import Buffers, MemoryMatrix
 from deltamend.diagnosis.matrix import Question, diagnose_matrix
 from deltamend.diagnosis.records import MatrixDiagnosis
+from deltamend.spectrum.blocks import FloatArray
 from deltamend.spectrum.eigen import Workspace
 from deltamend.spectrum.goodness_of_fit import check_bulk, noise_spectrum
 from deltamend.spectrum.subspace import all_values
@@ -60,7 +61,7 @@ def with_ar_rows(correlation: float) -> Make:
 
 def student(random: np.random.Generator) -> Array:
     """Entries with three degrees of freedom: no fourth moment."""
-    return random.standard_t(3.0, SHAPE) / np.sqrt(3.0)
+    return np.asarray(random.standard_t(3.0, SHAPE) / np.sqrt(3.0))
 
 
 def tests_of(found: MatrixDiagnosis) -> dict[str, float]:
@@ -103,7 +104,7 @@ def calibration(draws: int) -> list[str]:
     return lines
 
 
-def bulk_p(values: Array, shape: tuple[int, int]) -> tuple[float, float, int]:
+def bulk_p(values: FloatArray, shape: tuple[int, int]) -> tuple[float, float, int]:
     """Both p-values of a spectrum at DG-Hard's threshold, and the rank it keeps."""
     threshold = median_coefficient(min(shape) / max(shape)) * float(np.median(values))
     test = check_bulk(values, shape, threshold)

@@ -63,7 +63,8 @@ def shuffled(delta: torch.Tensor, name: str) -> torch.Tensor:
 def leading(delta: torch.Tensor) -> torch.Tensor:
     """The leading singular directions alone."""
     left, values, right = torch.linalg.svd(delta, full_matrices=False)
-    return (left[:, :RANK] * values[:RANK]) @ right[:RANK]
+    low_rank: torch.Tensor = (left[:, :RANK] * values[:RANK]) @ right[:RANK]
+    return low_rank
 
 
 def main() -> None:

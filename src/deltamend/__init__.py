@@ -3,6 +3,7 @@
 from deltamend.checkpoint.manifest import Manifest, MatrixRepair, SpectrumRecord, TensorRecord
 from deltamend.checkpoint.open import Checkpoint, open_checkpoint
 from deltamend.checkpoint.verify import verify
+from deltamend.diagnosis import Diagnosis, MatrixDiagnosis, diagnose
 from deltamend.errors import (
     CheckpointError,
     DeltamendError,
@@ -22,9 +23,11 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "DeltamendError",
+    "Diagnosis",
     "EvaluationError",
     "FilterError",
     "Manifest",
+    "MatrixDiagnosis",
     "MatrixRepair",
     "Method",
     "MethodError",
@@ -35,6 +38,7 @@ __all__ = [
     "SpectrumRecord",
     "TensorRecord",
     "UsageError",
+    "diagnose",
     "get_method",
     "open_checkpoint",
     "repair",

@@ -11,6 +11,7 @@ import typer
 
 from deltamend.cli.compare import compare
 from deltamend.cli.demo import demo
+from deltamend.cli.diagnose import diagnose
 from deltamend.cli.methods import methods
 from deltamend.cli.repair import repair
 from deltamend.cli.verify import verify
@@ -28,6 +29,7 @@ app.command()(repair)
 app.command()(verify)
 app.add_typer(methods, name="methods")
 app.command()(compare)
+app.command()(diagnose)
 app.command()(demo)
 
 

@@ -32,7 +32,9 @@ class Sample:
         """Rows and columns chosen at random; all of them up to `ENTRIES` entries."""
         factor = min(1.0, math.sqrt(ENTRIES / (shape[0] * shape[1])))
         chosen = [
-            np.sort(random.choice(side, max(1, round(side * factor)), replace=False)) if factor < 1.0 else np.arange(side)
+            np.sort(random.choice(side, max(1, round(side * factor)), replace=False))
+            if factor < 1.0
+            else np.arange(side)
             for side in shape
         ]
         return cls(chosen[0], chosen[1], np.zeros((chosen[0].size, chosen[1].size), np.float32))

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from deltamend.checkpoint.open import Checkpoint, open_checkpoint
 from deltamend.checkpoint.pairing import TensorPair, pair_tensors
 from deltamend.delta import Buffers, StoredMatrix
 from deltamend.diagnosis.matrix import Question, diagnose_matrix
-from deltamend.diagnosis.records import Diagnosis, Group, MatrixDiagnosis
-from deltamend.diagnosis.verdict import most_of, summary
+from deltamend.diagnosis.records import Diagnosis, MatrixDiagnosis
+from deltamend.diagnosis.verdict import summary
 from deltamend.errors import UsageError
 from deltamend.plan import out_dtype_name, pair_flops
 from deltamend.repair import Progress
@@ -111,44 +110,3 @@ class _Diagnosing:
             Question(pair.name, pair.rows, NUMPY_DTYPES[self._written or pair.finetuned.dtype], self._values),
             buffers,
         )
-
-
-def grouped(
-    matrices: Sequence[MatrixDiagnosis], key: Callable[[MatrixDiagnosis], Hashable]
-) -> list[tuple[Group, list[MatrixDiagnosis]]]:
-    """The matrices by a key, in the order in which keys first appear."""
-    parts: dict[Hashable, list[MatrixDiagnosis]] = {}
-    for matrix in matrices:
-        parts.setdefault(key(matrix), []).append(matrix)
-    return [(_group(str(name), part), part) for name, part in parts.items()]
-
-
-def _group(name: str, matrices: list[MatrixDiagnosis]) -> Group:
-    def mean(numbers: list[tuple[float, float | None]]) -> float | None:
-        """Weighted mean over the numbers that are there."""
-        there = [(weight, number) for weight, number in numbers if number is not None]
-        weight = sum(weight for weight, _ in there)
-        return sum(weight * number for weight, number in there) / weight if weight else None
-
-    sizes = [(found, float(found.size)) for found in matrices]
-    bases = [
-        (found.norm**2, (found.norm / found.base.relative_norm) ** 2)
-        for found in matrices
-        if found.base is not None and found.base.relative_norm
-    ]
-    return Group(
-        name=name,
-        matrices=len(matrices),
-        entries=sum(found.size for found in matrices),
-        rank=mean([(size, found.spectrum and found.spectrum.rank / min(found.shape)) for found, size in sizes]),
-        energy=mean([(found.norm**2, found.spectrum and found.spectrum.energy) for found in matrices]),
-        ks=mean([(size, found.bulk and found.bulk.ks) for found, size in sizes]),
-        rounding=mean(
-            [
-                (size, min(1.0, found.rounding.share) if found.rounding and found.rounding.share is not None else None)
-                for found, size in sizes
-            ]
-        ),
-        relative_norm=(sum(delta for delta, _ in bases) / sum(base for _, base in bases)) ** 0.5 if bases else None,
-        verdict=most_of(matrices),
-    )

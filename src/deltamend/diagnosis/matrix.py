@@ -238,9 +238,7 @@ class _Measuring:
         """What the stored dtype explains, and what the written one will do; measured as a repair measures it."""
         norms, written = Norms(), self._question.written
         sink = _Discard(written)
-        write_merged(
-            self._delta, spectral_result(found), self._sides, sink, norms, self._buffers, self._question.name
-        )
+        write_merged(self._delta, spectral_result(found), self._sides, sink, norms, self._buffers, self._question.name)
         return Rounding(
             stored=str(self._sides[1].dtype),
             floor=floor,
@@ -251,9 +249,7 @@ class _Measuring:
         )
 
 
-def _against_base(
-    found: SpectralFilter, inside: float, base: Leading | None, finetuned: Leading | None
-) -> AgainstBase:
+def _against_base(found: SpectralFilter, inside: float, base: Leading | None, finetuned: Leading | None) -> AgainstBase:
     """Overlap, intruders and sizes.
 
     Args:
@@ -313,7 +309,7 @@ def _spectrum_facts(spectrum: _Known, found: SpectralFilter, floor: float, whole
         ranks=_ranks(spectrum, floor) if measurable else {},
         numerical_rank=numerical,
         residue=float(np.sum(values[numerical:] ** 2)) / found.energy,
-        tail=None if tail is None else Tail(**tail._asdict()),
+        tail=None if tail is None else Tail(**vars(tail)),
         histogram=_histogram(values, found.threshold if measurable else float(values[0])),
         values=tuple(float(value) for value in values) if whole else None,
         route=found.route,

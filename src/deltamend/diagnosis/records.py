@@ -107,8 +107,12 @@ class Rounding(_Record):
     """What rounding to the stored dtype does to Δ, and what writing will do to Δ*."""
 
     stored: str
-    floor: float = Field(description="Standard deviation of the rounding of one entry if its errors were even: ulp/√12.")
-    share: float | None = Field(description="floor²/noise²: the share of the bulk that rounding explains; may exceed 1.")
+    floor: float = Field(
+        description="Standard deviation of the rounding of one entry if its errors were even: ulp/√12."
+    )
+    share: float | None = Field(
+        description="floor²/noise²: the share of the bulk that rounding explains; may exceed 1."
+    )
     written: str
     lost: float | None = Field(description="‖cast(W*) − W_base − Δ*‖/‖Δ*‖: how much of Δ* writing changes.")
     unmoved: float = Field(description="Share of entries where the written weight would equal the base's.")

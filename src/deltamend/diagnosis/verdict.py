@@ -53,7 +53,7 @@ def _low_rank(found: Measured) -> bool:
     if spectrum is None:
         return False
     few = spectrum.numerical_rank <= LOW_RANK_SHARE * min(found.shape)
-    return few and 0 < spectrum.numerical_rank and spectrum.residue <= LOW_RANK_RESIDUE
+    return few and spectrum.numerical_rank > 0 and spectrum.residue <= LOW_RANK_RESIDUE
 
 
 def _low_rank_reasons(found: Measured) -> list[str]:
@@ -85,7 +85,7 @@ def _rounded_reasons(found: Measured) -> list[str]:
             "Where most of Δ is 0, smaller changes were rounded away whole: the rounding is the update itself, and ulp²/12 "
             "is not the size of a noise that was added to it."
         )
-    return reasons
+    return reasons + _bulk_reasons(found)
 
 
 def _noise(found: Measured) -> bool:
@@ -98,7 +98,9 @@ def _bulk_reasons(found: Measured) -> list[str]:
     if bulk is None or spectrum is None:
         return ["No threshold could be measured, and the rest is not low-rank either."] if spectrum is not None else []
     relation = "as far as noise does" if bulk.ks_p >= LEVEL else "farther than noise does"
-    reasons = [f"The {bulk.size} singular values up to τ lie {bulk.ks:.3f} (KS) from the law of noise, {relation} (p = {bulk.ks_p:.2g})."]
+    reasons = [
+        f"The {bulk.size} singular values up to τ lie {bulk.ks:.3f} (KS) from the law of noise, {relation} (p = {bulk.ks_p:.2g})."
+    ]
     if controls is not None and controls.shuffled is not None and controls.flipped is not None:
         reasons.append(
             f"With the entries shuffled it is {controls.shuffled.ks:.3f} (p = {controls.shuffled.ks_p:.2g}), "
@@ -118,7 +120,9 @@ def _entry_reasons(found: Measured) -> list[str]:
         if spread.variation_p < LEVEL:
             said.append((spread.variation, f"variances of {side} that differ by {spread.variation:.0%}"))
         if spread.correlation_p < LEVEL:
-            said.append((abs(spread.correlation), f"a correlation of {spread.correlation:+.2g} between neighbouring {side}"))
+            said.append(
+                (abs(spread.correlation), f"a correlation of {spread.correlation:+.2g} between neighbouring {side}")
+            )
     if entries.kurtosis_p < LEVEL:
         said.append((abs(entries.kurtosis) / 10.0, f"an excess kurtosis of {entries.kurtosis:.2g}"))
     if not said:
@@ -141,7 +145,8 @@ RULES = (
         f"at most {LOW_RANK_SHARE:.0%} of the singular values are above rounding, and the others hold at most {LOW_RANK_RESIDUE:g} of ‖Δ‖²",
         _low_rank,
         _low_rank_reasons,
-        "The median singular value is rounding, so DG-Hard keeps Δ as it is. A merged adapter looks like this.",
+        "The median singular value is rounding and says nothing of noise: DG-Hard keeps Δ, or all of it but rounding. A merged "
+        "adapter looks like this.",
         "Use a method that does not read the median: scale the update, or shrink its intruder dimensions.",
         (
             "deltamend repair BASE FINETUNED OUT --method wise-ft --set alpha=0.5",
@@ -155,7 +160,7 @@ RULES = (
         _rounded_reasons,
         "The bulk that sets τ is mostly the stored dtype. τ separates what is larger than rounding, not task from damage, and "
         "writing in the same dtype may undo the repair.",
-        "Diagnose and repair the fp32 weights if they exist; else write fp32, and compare `lost` below.",
+        "Diagnose and repair the fp32 weights if they exist; else write the repaired model in fp32.",
         ("deltamend repair BASE FINETUNED OUT --out-dtype fp32",),
     ),
     VerdictRule(
@@ -216,7 +221,7 @@ def summary(matrices: Sequence[MatrixDiagnosis]) -> tuple[Verdict, tuple[str, ..
     sentences = [
         f"{len(same)} of {len(matrices)} matrices, {share:.0%} of the entries: {verdict}.",
         rule.meaning,
-        *_numbers(matrices),
+        *_numbers(matrices, fit=verdict not in ("almost unchanged", "low-rank by construction")),
         rule.advice,
     ]
     for other in RULES:
@@ -226,7 +231,7 @@ def summary(matrices: Sequence[MatrixDiagnosis]) -> tuple[Verdict, tuple[str, ..
     return verdict, tuple(sentences), rule.commands
 
 
-def _numbers(matrices: Sequence[MatrixDiagnosis]) -> list[str]:
+def _numbers(matrices: Sequence[MatrixDiagnosis], *, fit: bool) -> list[str]:
     """Energy kept, fit, rounding and writing over the whole update."""
     spectra = [(found.norm**2, found.spectrum) for found in matrices if found.spectrum is not None]
     energy = sum(weight for weight, _ in spectra)
@@ -238,7 +243,7 @@ def _numbers(matrices: Sequence[MatrixDiagnosis]) -> list[str]:
     shuffled = sorted(
         found.controls.shuffled.ks for found in matrices if found.controls is not None and found.controls.shuffled
     )
-    if fits and shuffled:
+    if fit and fits and shuffled:
         sentences.append(
             f"The KS distance to the law of noise is {fits[len(fits) // 2]:.3f} in the median matrix "
             f"({fits[0]:.3f} to {fits[-1]:.3f}); with shuffled entries it is {shuffled[len(shuffled) // 2]:.3f}."

@@ -13,8 +13,12 @@ from deltamend.spectrum.lapack import LapackError
 
 
 class Leading(NamedTuple):
-    """The largest singular values (count,) float64, descending, their vectors on the shorter side (min(m, n), count),
-    orthonormal, and the Frobenius norm of the whole matrix.
+    """The leading part of a matrix.
+
+    Attributes:
+        values: the largest singular values, (count,) float64, descending.
+        vectors: theirs on the shorter side, (min(m, n), count), orthonormal.
+        norm: the Frobenius norm of the whole matrix.
     """
 
     values: FloatArray

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,7 +12,8 @@ _CANDIDATES = 200
 _FEWEST = 10
 
 
-class PowerLaw(NamedTuple):
+@dataclass(frozen=True)
+class PowerLaw:
     """A density ∝ x^(−exponent) from `start` on, fitted to the `count` values there; `distance` is their KS distance to it."""
 
     exponent: float
