@@ -17,7 +17,7 @@ from deltamend.diagnosis import Diagnosis, MatrixDiagnosis
 from deltamend.diagnosis import diagnose as diagnose_update
 from deltamend.diagnosis.groups import by_layer, grouped
 from deltamend.diagnosis.records import Group
-from deltamend.report.diagnosis_page import diagnosis_csv, diagnosis_page
+from deltamend.report.diagnosis_page import diagnosis_csv, diagnosis_page, percent
 from deltamend.whole_file import write_whole
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -89,23 +89,25 @@ def _print(console: Console, found: Diagnosis, folders: tuple[str, str]) -> None
 
 
 def _table(key: str, groups: Sequence[tuple[Group, list[MatrixDiagnosis]]]) -> Table:
-    heads = ("n", "rank", "energy", "rounding", "KS")
-    columns = [key, *(Column(head, justify="right") for head in heads), Column("", no_wrap=True), "verdict of most"]
-    table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    heads = ("n", "rank", "energy", "round", "KS")
+    table = Table(
+        Column(key, no_wrap=True),
+        *(Column(head, justify="right") for head in heads),
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("", no_wrap=True)
+    table.add_column("verdict of most", no_wrap=True)
     for group, _ in groups:
-        shares = [_whole_percent(share) for share in (group.rank, group.energy, group.rounding)]
         ks = "–" if group.ks is None else f"{group.ks:.3f}"
+        shares = [percent(share) for share in (group.rank, group.energy, group.rounding)]
         table.add_row(group.name, str(group.matrices), *shares, ks, _bar(group.ks), group.verdict)
     return table
-
-
-def _whole_percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.0%}"
 
 
 def _level(ks: float | None) -> str:
     return " " if ks is None else _BARS[min(len(_BARS) - 1, int(ks / _FULL_KS * len(_BARS)))]
 
 
-def _bar(ks: float | None, width: int = 16) -> str:
+def _bar(ks: float | None, width: int = 8) -> str:
     return "" if ks is None else "█" * max(1, round(min(1.0, ks / _FULL_KS) * width))

@@ -200,6 +200,15 @@ def rule_of(verdict: Verdict) -> VerdictRule:
     return next(rule for rule in RULES if rule.verdict == verdict)
 
 
+def table() -> str:
+    """The rules in Markdown, as docs/diagnose.md shows them: `python -c "from deltamend.diagnosis.verdict import table; print(table())"`."""
+    lines = ["| verdict | when | what it means | what to try |", "|---|---|---|---|"]
+    for rule in RULES:
+        commands = " ".join(f"`{command}`" for command in rule.commands)
+        lines.append(f"| {rule.verdict} | {rule.when} | {rule.meaning} | {rule.advice} {commands} |".replace("  ", " "))
+    return "\n".join(lines)
+
+
 def judge(found: Measured) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict on one matrix, and its reasons."""
     rule = next(rule for rule in RULES if rule.holds(found))
