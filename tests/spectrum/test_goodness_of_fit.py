@@ -28,7 +28,7 @@ def dg_hard(values: Array, shape: tuple[int, int]) -> float:
 
 
 def svd(matrix: Array) -> Array:
-    return np.linalg.svd(matrix, compute_uv=False)
+    return np.asarray(np.linalg.svd(matrix, compute_uv=False), np.float64)
 
 
 def test_drawn_spectra_have_the_law_of_a_gaussian_matrix() -> None:

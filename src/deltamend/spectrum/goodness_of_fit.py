@@ -176,13 +176,13 @@ _simulating: dict[tuple[int, int], threading.Lock] = {}
 def _simulated(short: int, long: int) -> Array:
     """Distances of noise of one shape; a second thread that asks waits for the first."""
     with _simulating.setdefault((short, long), threading.Lock()):
-        return _simulate(short, long)
+        return _simulate(short, long, SIMULATIONS)
 
 
 @lru_cache(maxsize=256)
-def _simulate(short: int, long: int) -> Array:
+def _simulate(short: int, long: int, draws: int) -> Array:
     random = np.random.default_rng([short, long])
-    found = np.empty((SIMULATIONS, 2))
+    found = np.empty((draws, 2))
     for row in found:
         values = noise_spectrum((short, long), random)
         row[:] = distances(values, _fitted(values, (short, long)))
