@@ -16,12 +16,11 @@ from deltamend.errors import FilterError, UsageError
 from tests.conftest import Pair
 from tests.reference import load
 
-
 pytestmark = pytest.mark.usefixtures("few_draws")
 
 
 @pytest.fixture(scope="module")
-def found(few_draws: None, float_pair: Pair) -> deltamend.Diagnosis:
+def found(float_pair: Pair) -> deltamend.Diagnosis:
     return deltamend.diagnose(float_pair.base, float_pair.finetuned, values=True)
 
 

@@ -21,7 +21,7 @@ HOSTILE = '</script><img src=x onerror="window.ran = true"><script>window.ran = 
 
 
 @pytest.fixture(scope="module")
-def found(few_draws: None, llama_pair: Pair) -> Diagnosis:
+def found(llama_pair: Pair) -> Diagnosis:
     return deltamend.diagnose(llama_pair.base, llama_pair.finetuned)
 
 

@@ -33,6 +33,7 @@ FEWEST = 16
 _LARGEST_EXACT = 256
 _SIZES = (16, 24, 32, 48, 64, 96, 128)
 _ASPECTS = 16
+_GROWTH = np.array([[0.25, 0.85], [0.075, 0.2]])
 _QUANTILES = 33
 
 
@@ -147,8 +148,8 @@ def null_distances(shape: tuple[int, int], *, exact: bool) -> Array:
     """The distances of simulated noise, (SIMULATIONS, 2): Kolmogorov–Smirnov and Anderson–Darling.
 
     Simulated once for a shape and kept. Above a shorter side of 256 they come from one of side 128 and the nearest of 16
-    aspect ratios: N·KS grows with the side as ln N + 1 and N·A² as ln N − 1, whatever the aspect ratio
-    (docs/diagnose.md shows how well that holds).
+    aspect ratios: x = N·KS grows by 0.25 + 0.075·x, and x = N·A² by 0.85 + 0.2·x, for each e-fold of the side, whatever the
+    aspect ratio. The four numbers were fitted to sides of 256 to 1024 (ours; benchmarks/DIAGNOSIS.md has the test).
 
     Args:
         shape: (m, n) of the noise, both at least 2.
@@ -160,8 +161,8 @@ def null_distances(shape: tuple[int, int], *, exact: bool) -> Array:
     aspect = max(1, round(_ASPECTS * aspect_ratio(shape))) / _ASPECTS
     reference = max(side for side in _SIZES if side <= max(size, _SIZES[0]))
     simulated = _simulated(reference, round(reference / aspect))
-    growth = [(math.log(size) + add) / (math.log(reference) + add) for add in (1.0, -1.0)]
-    return np.asarray(simulated * growth * (reference / size))
+    scaled = simulated * reference
+    return np.asarray((scaled + math.log(size / reference) * (_GROWTH[0] + _GROWTH[1] * scaled)) / size)
 
 
 def _fitted(values: FloatArray, shape: tuple[int, int]) -> MarchenkoPasturSingular:
