@@ -54,7 +54,7 @@ def test_a_summary_counts_and_weighs(float_pair: Pair) -> None:
     assert verdict == "noise-like bulk"
     count = len(found.matrices)
     assert sentences[0].startswith(f"{count - 1} of {count} matrices, ")
-    assert any(sentence.startswith("1 matrices: structured residual.") for sentence in sentences)
+    assert any(sentence.startswith("1 matrix: structured residual.") for sentence in sentences)
     assert commands == rule_of(verdict).commands
 
 

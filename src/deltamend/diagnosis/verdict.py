@@ -236,7 +236,7 @@ def summary(matrices: Sequence[MatrixDiagnosis]) -> tuple[Verdict, tuple[str, ..
     for other in RULES:
         count = sum(found.verdict == other.verdict for found in matrices)
         if count and other is not rule:
-            sentences.append(f"{count} matrices: {other.verdict}. {other.meaning}")
+            sentences.append(f"{count} {'matrix' if count == 1 else 'matrices'}: {other.verdict}. {other.meaning}")
     return verdict, tuple(sentences), rule.commands
 
 
