@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from deltamend.cache import default_cache_dir
 from deltamend.demo.base import smollm2_folder
-from deltamend.demo.cache import default_cache_dir
-from deltamend.demo.hf import load, quiet_transformers
 from deltamend.demo.settings import REAL
 from deltamend.demo.task import sums
-from deltamend.demo.training import chat_example, train
+from deltamend.finetuning import chat_example, train
+from deltamend.language_model import load, quiet_transformers
 from deltamend.threads import one_thread_each
 
 RANK = 8

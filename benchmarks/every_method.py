@@ -2,13 +2,14 @@
 
     python benchmarks/every_method.py BASE FINETUNED [--methods a,b] [--scratch DIR] [--out FILE.md]
 
-Prints a table; exits 1 if something failed. The Fisher file is a stand-in made of the squared weights, since deltamend
-does not compute one.
+Prints a table; exits 1 if something failed. The Fisher file and graft's learned mask come from `deltamend calibrate` on
+sums, the task of the demo.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -18,10 +19,10 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
 import deltamend
+from deltamend.demo.task import sums
 from deltamend.methods.registry import all_methods
 from measure import DELTAMEND, machine
 
@@ -51,8 +52,9 @@ def generated(folder: Path) -> str:
     return text
 
 
-def both_ways(name: str, pair: tuple[Path, Path], parameters: dict[str, Any], scratch: Path) -> tuple[str, ...]:
-    """One row: the method through the command line and through YAML."""
+def both_ways(row: str, pair: tuple[Path, Path], parameters: dict[str, Any], scratch: Path) -> tuple[str, ...]:
+    """One row: the method, the first word of `row`, through the command line and through YAML."""
+    name = row.split()[0]
     options = [text for key, value in parameters.items() for text in ("--set", f"{key}={value}")]
     by_options, by_yaml, config = scratch / "options", scratch / "yaml", scratch / "config.yaml"
     seconds = run_command("repair", *pair, by_options, "--method", name, *options, "--overwrite", "--quiet")
@@ -65,7 +67,18 @@ def both_ways(name: str, pair: tuple[Path, Path], parameters: dict[str, Any], sc
         raise AssertionError(f"{name}: {faults[0]}")
     manifest = deltamend.Manifest.model_validate_json((by_yaml / "deltamend.json").read_text())
     kept, lost = f"{100 * manifest.kept_energy:.2f} %", f"{100 * manifest.realised_error:.1f} %"
-    return name, f"{seconds:.1f}", kept, lost, repr(generated(by_yaml))
+    return row, f"{seconds:.1f}", kept, lost, repr(generated(by_yaml))
+
+
+def calibrated(pair: tuple[Path, Path], scratch: Path) -> dict[str, dict[str, Any]]:
+    """The parameters of the methods that want to know something from data."""
+    fisher, mask, texts = scratch / "fisher.safetensors", scratch / "mask.safetensors", scratch / "texts.jsonl"
+    problems = sums(10, 99, held_out=0, seed=0)[0][:64]
+    lines = [json.dumps({"prompt": problem.question, "response": problem.answer}) for problem in problems]
+    texts.write_text("\n".join(lines), encoding="utf-8")
+    run_command("calibrate", "fisher", pair[1], texts, fisher, "--chat", "--quiet")
+    run_command("calibrate", "graft", *pair, texts, mask, "--chat", "--quiet")
+    return {"fisher": {"fisher": str(fisher)}, "graft with a mask": {"mask": str(mask)}}
 
 
 def main() -> None:
@@ -79,17 +92,14 @@ def main() -> None:
     given = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    names = given.methods.split(",") if given.methods else list(all_methods())
+    names = given.methods.split(",") if given.methods else [*all_methods(), "graft with a mask"]
     lines = ["| method | s | energy kept | lost in cast | 8 tokens |", "|---|---|---|---|---|"]
     failed = []
     with tempfile.TemporaryDirectory(prefix="deltamend-bench-", dir=given.scratch) as scratch:
-        fisher = Path(scratch) / "fisher.safetensors"
-        state = {key: value for file in given.finetuned.glob("*.safetensors") for key, value in load_file(file).items()}
-        save_file({key: value.float().square().bfloat16() for key, value in state.items()}, fisher)
+        parameters = calibrated((given.base, given.finetuned), Path(scratch))
         for name in names:
-            parameters = {"fisher": str(fisher)} if name == "fisher" else {}
             try:
-                row = both_ways(name, (given.base, given.finetuned), parameters, Path(scratch))
+                row = both_ways(name, (given.base, given.finetuned), parameters.get(name, {}), Path(scratch))
             except (AssertionError, subprocess.CalledProcessError) as error:
                 failed.append(name)
                 row = (name, "", "", "", f"failed: {getattr(error, 'stderr', None) or error}")

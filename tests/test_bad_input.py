@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import deltamend
 from tests.conftest import Pair, Printed, gpt2
+from tests.reference import load
 
 Cli = Callable[..., Printed]
 Damage = Callable[[Pair], None]
@@ -60,7 +61,32 @@ def broken_config(pair: Pair) -> None:
 
 
 def no_weights(pair: Pair) -> None:
+    (pair.base / "model.safetensors").rename(pair.base / "consolidated.pth")
+
+
+def no_torch_file(pair: Pair) -> None:
     (pair.base / "model.safetensors").rename(pair.base / "pytorch_model.bin")
+
+
+def legacy_torch_file(pair: Pair) -> None:
+    (pair.base / "model.safetensors").unlink()
+    torch.save(load(pair.base), pair.base / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+
+
+def torch_file_that_runs_code(pair: Pair) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {pair.base / 'the-code-ran'}",)
+
+    (pair.base / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": torch.ones(4), "trap": Trap()}, pair.base / "pytorch_model.bin")
+
+
+def truncated_torch_file(pair: Pair) -> None:
+    path = pair.base / "pytorch_model.bin"
+    torch.save({"model.norm.weight": torch.ones(4)}, path)
+    (pair.base / "model.safetensors").unlink()
+    truncate(path, path.stat().st_size // 2)
 
 
 def truncated_data(pair: Pair) -> None:
@@ -168,7 +194,11 @@ CASES: dict[Damage, tuple[str, ...]] = {
     no_base_folder: ("base: no such folder", "give the folder"),
     no_config: ("finetuned/config.json: missing", "save_pretrained"),
     broken_config: ("finetuned/config.json: not valid JSON", "download it again"),
-    no_weights: ("no model.safetensors", "found only pytorch_model.bin", "save_pretrained"),
+    no_weights: ("no model.safetensors", "found only consolidated.pth", "save_pretrained"),
+    no_torch_file: ("base/pytorch_model.bin", "not a PyTorch file", "save_pretrained"),
+    legacy_torch_file: ("base/pytorch_model.bin", "not a PyTorch file of version 1.6", "save_pretrained"),
+    torch_file_that_runs_code: ("base/pytorch_model.bin", "would run code", "do not use this checkpoint"),
+    truncated_torch_file: ("base/pytorch_model.bin", "truncated", "save_pretrained"),
     truncated_data: ("model-00001-of", "truncated or corrupt", "download it again"),
     truncated_header: ("model-00001-of", "truncated", "download it again"),
     empty_shard: ("model-00001-of", "truncated", "download it again"),

@@ -84,11 +84,26 @@ def test_checkpoints_are_written_for_the_methods_that_are_wanted(
     assert deltamend.verify(tmp_path / "out" / "dare") == []
 
 
+def test_a_method_is_compared_with_its_parameters(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
+    wanted = "wise-ft:alpha=0.3,wise-ft,ties:density=0.1:weight=0.5"
+    given = ["compare", llama_pair.base, llama_pair.finetuned, "--methods", wanted, "--json"]
+    content = json.loads(deltamend_cli(*given, "--write", "wise-ft:alpha=0.3", "--out", tmp_path / "out").out)
+    assert [row["method"] for row in content["methods"]] == [
+        "wise-ft alpha=0.3",
+        "wise-ft",
+        "ties weight=0.5 density=0.1",
+    ]
+    assert content["methods"][0]["energy"] == pytest.approx(0.09, rel=1e-5)
+    assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["wise-ft,alpha=0.3"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--methods", "tise"], "did you mean 'ties'?"),
         (["--methods", "ties,ties"], "'ties' is given twice"),
+        (["--methods", "ties:density"], "--methods: 'density' is not KEY=VALUE"),
+        (["--methods", "ties:density=2"], "parameter 'density'"),
         (["--methods", "fisher"], "parameter 'fisher': Field required"),
         (["--write", "ties"], "--write and --out belong together"),
         (["--write", "tise", "--out", "somewhere"], "did you mean 'ties'?"),

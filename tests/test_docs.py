@@ -20,9 +20,13 @@ def commands() -> list[tuple[str, str]]:
     """(page, command) of every printed command that needs no real model."""
     found = []
     for page in PAGES:
+        if page.name == "calibration.md":  # its commands need texts and follow each other: tests/calibration
+            continue
         for line in COMMAND.findall(page.read_text(encoding="utf-8")):
             command = line.partition("  #")[0].strip()
-            found.append((page.name, command))
+            # What needs a hub, a GGUF file or other names is run in tests/checkpoint.
+            if not re.search(r" org/|\.gguf|--rename|ADAPTER", command):
+                found.append((page.name, command))
     return found
 
 

@@ -1,7 +1,8 @@
 """Repair a fine-tuned language model after the fact, from its base and fine-tuned checkpoints alone."""
 
+from deltamend.checkpoint.load import open_checkpoint
 from deltamend.checkpoint.manifest import Manifest, MatrixRepair, SpectrumRecord, TensorRecord
-from deltamend.checkpoint.open import Checkpoint, open_checkpoint
+from deltamend.checkpoint.open import Checkpoint
 from deltamend.checkpoint.verify import verify
 from deltamend.diagnosis import Diagnosis, MatrixDiagnosis, diagnose
 from deltamend.errors import (

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from deltamend.checkpoint.open import Checkpoint, open_checkpoint
-from deltamend.checkpoint.pairing import TensorPair, pair_tensors
-from deltamend.delta import Buffers, DeltaBlocks, StoredMatrix, norm_squared, row_chunks
+from deltamend.checkpoint.load import open_pair
+from deltamend.checkpoint.open import Checkpoint
+from deltamend.checkpoint.pairing import Part, TensorPair
+from deltamend.delta import Buffers, DeltaBlocks, Matrix, StoredMatrix, norm_squared, row_chunks
 from deltamend.errors import UsageError
-from deltamend.matrix_repair import Job, Survey, apply_method, open_delta
+from deltamend.matrix_repair import Job, Survey, apply_method, open_delta, open_part
 from deltamend.methods.method import KeptDelta, Method
 from deltamend.methods.registry import all_methods, get_method
 from deltamend.plan import pair_flops
@@ -108,14 +109,11 @@ def compare(
         FilterError: NaN or Inf in a tensor, or a filter failed.
     """
     chosen, left_out = choose_methods(methods)
-    with open_checkpoint(base) as ours, open_checkpoint(finetuned) as theirs:
-        pairing = pair_tensors(
-            ours.tensors, theirs.tensors, (ours.config, theirs.config), include=include, exclude=exclude
-        )
-        pairs = [pair for pair in pairing.pairs if pair.action == "filter"]
-        run = _Comparing(ours, theirs, chosen, device, progress)
+    with open_pair(base, finetuned, include=include, exclude=exclude) as pair:
+        items = [(one, part) for one in pair.pairing.pairs if one.action == "filter" for part in one.parts or (None,)]
+        run = _Comparing(pair.base, pair.finetuned, chosen, device, progress)
         with one_thread_each(), ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as executor:
-            tensors = run.compare(pairs, executor)
+            tensors = run.compare(items, executor)
         return Comparison(
             base=Path(base).name, finetuned=Path(finetuned).name, tensors=tuple(tensors), left_out=left_out
         )
@@ -148,6 +146,16 @@ def choose_methods(methods: Sequence[str | Method]) -> tuple[list[Method], dict[
     return chosen, left_out
 
 
+Item = tuple[TensorPair, Part | None]
+"""A matrix of the output: a tensor, or one of its parts."""
+
+
+def item_name(item: Item) -> str:
+    """The name of the tensor, and the label of the part."""
+    pair, part = item
+    return pair.name if part is None else pair.name + part.label
+
+
 class _Comparing:
     """The workers of one comparison."""
 
@@ -159,25 +167,24 @@ class _Comparing:
         self._surveyed: dict[Method, Any] = {}
         self._local = threading.local()
 
-    def compare(self, pairs: list[TensorPair], executor: ThreadPoolExecutor) -> list[TensorComparison]:
+    def compare(self, items: list[Item], executor: ThreadPoolExecutor) -> list[TensorComparison]:
         """All rows; the costliest matrices are begun first."""
 
-        def run(function: Callable[[TensorPair], None], items: Sequence[TensorPair]) -> None:
+        def run(function: Callable[[Item], None], items: Sequence[Item]) -> None:
             list(executor.map(function, items))
 
         for method in self._methods:
-            opened: Callable[[TensorPair], tuple[StoredMatrix, StoredMatrix, Job]] = self._opener(method)
-            self._surveyed[method] = method.survey(Survey(pairs, opened, self._buffers, run))
-        order = sorted(pairs, key=lambda pair: (-pair_flops(pair), pair.name))
+            self._surveyed[method] = method.survey(Survey(items, self._opener(method), self._buffers, run))
+        order = sorted(items, key=lambda item: (-pair_flops(item[0]), item_name(item)))
         rows: dict[str, list[TensorComparison]] = {}
-        for done, (pair, found) in enumerate(zip(order, executor.map(self._compare_one, order), strict=True), start=1):
-            rows[pair.name] = found
+        for done, (item, found) in enumerate(zip(order, executor.map(self._compare_one, order), strict=True), start=1):
+            rows[item_name(item)] = found
             if self._progress is not None:
-                self._progress(pair.name, done / len(order))
-        return [row for pair in pairs for row in rows[pair.name]]
+                self._progress(item_name(item), done / len(order))
+        return [row for item in items for row in rows[item_name(item)]]
 
-    def _compare_one(self, pair: TensorPair) -> list[TensorComparison]:
-        base, finetuned, job = self._opener(self._methods[0])(pair)
+    def _compare_one(self, item: Item) -> list[TensorComparison]:
+        base, finetuned, job = self._opener(self._methods[0])(item)
         narrow = replace(job, method=next((method for method in self._methods if not method.whole_rows), job.method))
         delta, context = open_delta(base, finetuned, narrow, self._buffers())
         zero = delta.is_zero()
@@ -188,17 +195,19 @@ class _Comparing:
             if method.whole_rows and not delta.in_one_block:
                 own, seen = open_delta(base, finetuned, replace(job, method=method), self._buffers())
             kept = KeptDelta.identity("") if zero else apply_method(method, own, seen, (base, finetuned))
-            rows.append(_measured(method, pair, own, kept, started))
+            rows.append(_measured(method, job.name, own, kept, started))
         return rows
 
-    def _opener(self, method: Method) -> Callable[[TensorPair], tuple[StoredMatrix, StoredMatrix, Job]]:
-        def opened(pair: TensorPair) -> tuple[StoredMatrix, StoredMatrix, Job]:
+    def _opener(self, method: Method) -> Callable[[Item], tuple[Matrix, Matrix, Job]]:
+        def opened(item: Item) -> tuple[Matrix, Matrix, Job]:
+            pair, part = item
             if pair.base is None:
                 raise AssertionError(f"{pair.name} has no base")
             buffers = self._buffers()
             base = StoredMatrix(self._base, pair.base, buffers, "base")
             finetuned = StoredMatrix(self._finetuned, pair.finetuned, buffers, "finetuned")
-            return base, finetuned, Job(pair.name, pair.rows, method, self._device)
+            job = Job(pair.name, pair.rows, method, self._device, update_rank=pair.update_rank)
+            return (base, finetuned, job) if part is None else open_part((base, finetuned), job, part, buffers)
 
         return opened
 
@@ -220,9 +229,7 @@ class _Sums:
     changed: int = 0
 
 
-def _measured(
-    method: Method, pair: TensorPair, delta: DeltaBlocks, kept: KeptDelta, started: float
-) -> TensorComparison:
+def _measured(method: Method, name: str, delta: DeltaBlocks, kept: KeptDelta, started: float) -> TensorComparison:
     """Apply what a method decided to a copy of every block, and measure it."""
     sums = _Sums()
     for start, stop, values in delta:
@@ -235,7 +242,7 @@ def _measured(
             sums.changed += int(np.count_nonzero(after))
     return TensorComparison(
         method=method.described(),
-        tensor=pair.name,
+        tensor=name,
         outcome=kept.outcome if sums.delta else "zero",
         delta_norm=math.sqrt(sums.delta),
         to_base=math.sqrt(sums.kept),

@@ -53,6 +53,8 @@ class RepairConfig(BaseModel):
     )
     include: str | None = Field(None, description="Regular expression: repair only matrices it finds.")
     exclude: str | None = Field(None, description="Regular expression: keep matrices it finds.")
+    rename: str | None = Field(None, description="OLD=NEW: what names begin with in BASE and in FINETUNED.")
+    split_fused: bool = Field(False, description="Repair q, k and v, or gate and up, stored as one, one by one.")
     dtype: str | None = Field(None, description="The dtype to write where `out_dtype` is not given; sums are fp32.")
     out_dtype: str | None = Field(None, description="bfloat16, float16 or float32; none keeps each tensor's own.")
     max_shard_size: str | int | None = Field(None, description="Such as 5GB; none keeps the fine-tuned model's shards.")

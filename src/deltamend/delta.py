@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.checkpoint.open import Checkpoint, StoredTensor
+from deltamend.checkpoint.pairing import matrix_view
 from deltamend.spectrum.blocks import Block, FloatArray
 from deltamend.spectrum.eigen import Workspace
 
@@ -40,8 +41,8 @@ class Matrix(Protocol):
     def rows(self, start: int, stop: int) -> Array:
         """Rows start:stop, contiguous, shape (stop − start, columns). May be a buffer that the next call overwrites."""
 
-    def columns(self, start: int, stop: int) -> Array:
-        """Columns start:stop, contiguous, shape (rows, stop − start). May be a buffer that the next call overwrites."""
+    def columns(self, start: int, stop: int, rows: tuple[int, int] | None = None) -> Array:
+        """Columns start:stop of all or some neighbouring rows, contiguous. May be a buffer that the next call overwrites."""
 
 
 _Part = Callable[[Matrix], Array]
@@ -74,7 +75,7 @@ class StoredMatrix:
 
     Args:
         checkpoint: where it is.
-        tensor: which one; a tensor that is not two-dimensional is seen as one column (see `view_shape`).
+        tensor: which one, seen as `view_shape` says.
         buffers: memory to read into.
         use: the name of the buffer, so that two matrices do not share one.
     """
@@ -86,8 +87,8 @@ class StoredMatrix:
 
     @staticmethod
     def view_shape(tensor: StoredTensor) -> tuple[int, int]:
-        """(rows, columns) a stored tensor is read as: a matrix as it is, anything else as one column."""
-        return (tensor.shape[0], tensor.shape[1]) if len(tensor.shape) == 2 else (tensor.elements, 1)
+        """(rows, columns) a stored tensor is read as: see `matrix_view`; what is no matrix as one column."""
+        return matrix_view(tensor.name, tensor.shape) or (tensor.elements, 1)
 
     def rows(self, start: int, stop: int) -> Array:
         """See `Matrix.rows`."""
@@ -96,12 +97,12 @@ class StoredMatrix:
         self._read(start * columns, out)
         return out
 
-    def columns(self, start: int, stop: int) -> Array:
+    def columns(self, start: int, stop: int, rows: tuple[int, int] | None = None) -> Array:
         """See `Matrix.columns`; one short read for each row."""
-        rows, columns = self.shape
-        out = self._buffers.get(self._use, (rows, stop - start), self.dtype)
-        for row in range(rows):
-            self._read(row * columns + start, out[row])
+        first, last = rows or (0, self.shape[0])
+        out = self._buffers.get(self._use, (last - first, stop - start), self.dtype)
+        for row in range(first, last):
+            self._read(row * self.shape[1] + start, out[row - first])
         return out
 
     def _read(self, element: int, out: Array) -> None:
@@ -120,9 +121,73 @@ class MemoryMatrix:
         """See `Matrix.rows`."""
         return np.ascontiguousarray(self._array[start:stop])
 
-    def columns(self, start: int, stop: int) -> Array:
+    def columns(self, start: int, stop: int, rows: tuple[int, int] | None = None) -> Array:
         """See `Matrix.columns`."""
-        return np.ascontiguousarray(self._array[:, start:stop])
+        first, last = rows or (0, self.shape[0])
+        return np.ascontiguousarray(self._array[first:last, start:stop])
+
+
+class SubMatrix:
+    """Some rows of a matrix, one span after another, and all or some neighbouring columns.
+
+    Args:
+        matrix: the whole.
+        spans: rows, half open.
+        columns: half open; None for all.
+        buffers: memory to gather in.
+        use: the name of the buffer.
+    """
+
+    def __init__(
+        self,
+        matrix: Matrix,
+        spans: tuple[tuple[int, int], ...],
+        columns: tuple[int, int] | None,
+        buffers: Buffers,
+        use: str,
+    ) -> None:
+        self._matrix, self._spans, self._buffers, self._use = matrix, spans, buffers, use
+        self._first, last = columns or (0, matrix.shape[1])
+        self._whole_rows = columns is None
+        self.shape = (sum(stop - start for start, stop in spans), last - self._first)
+        self.dtype = matrix.dtype
+
+    def rows(self, start: int, stop: int) -> Array:
+        """See `Matrix.rows`."""
+        pieces = list(pieces_of(self._spans, start, stop))
+        if len(pieces) == 1 and self._whole_rows:
+            return self._matrix.rows(*pieces[0].source)
+        out = self._buffers.get(self._use, (stop - start, self.shape[1]), self.dtype)
+        for piece in pieces:
+            values = self._matrix.rows(*piece.source)
+            out[piece.start : piece.stop] = values[:, self._first : self._first + self.shape[1]]
+        return out
+
+    def columns(self, start: int, stop: int, rows: tuple[int, int] | None = None) -> Array:
+        """See `Matrix.columns`."""
+        first, last = rows or (0, self.shape[0])
+        out = self._buffers.get(self._use, (last - first, stop - start), self.dtype)
+        for piece in pieces_of(self._spans, first, last):
+            out[piece.start : piece.stop] = self._matrix.columns(self._first + start, self._first + stop, piece.source)
+        return out
+
+
+class Piece(NamedTuple):
+    """Rows that lie together: `source` in the whole matrix, start:stop among those asked for."""
+
+    source: tuple[int, int]
+    start: int
+    stop: int
+
+
+def pieces_of(spans: tuple[tuple[int, int], ...], start: int, stop: int) -> Iterator[Piece]:
+    """The parts of rows start:stop of a matrix that is made of `spans`."""
+    position = 0
+    for first, last in spans:
+        begin, end = max(start, position), min(stop, position + last - first)
+        if begin < end:
+            yield Piece((first + begin - position, first + end - position), begin - start, end - start)
+        position += last - first
 
 
 class DeltaBlocks:

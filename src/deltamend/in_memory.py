@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES, all_finite
 from deltamend.checkpoint.manifest import MatrixRepair
 from deltamend.checkpoint.open import StoredTensor, refuse_quantised
-from deltamend.checkpoint.pairing import TensorPair, pair_tensors
-from deltamend.delta import Array, Buffers, MemoryMatrix, StoredMatrix
+from deltamend.checkpoint.pairing import Part, TensorPair, pair_tensors
+from deltamend.delta import Array, Buffers, Matrix, MemoryMatrix, StoredMatrix
 from deltamend.errors import FilterError, UsageError
-from deltamend.matrix_repair import Job, Survey, repair_matrix
+from deltamend.matrix_repair import Job, Survey, open_part, repair_parts
 from deltamend.methods.method import Method
 from deltamend.plan import assign_methods, out_dtype_name
 from deltamend.rules import MethodChoice, Rule, Vectors, read_rules
@@ -24,6 +24,8 @@ from deltamend.threads import one_thread_each
 if TYPE_CHECKING:
     # Whoever has tensors has torch; whoever repairs folders need not wait for its import.
     import torch
+
+_Item = TypeVar("_Item")
 
 _FLOATS = {"torch.bfloat16": "BF16", "torch.float16": "F16", "torch.float32": "F32", "torch.float64": "F64"}
 # What quantised weights come as.
@@ -98,19 +100,26 @@ def repair_state_dict(
     surveyed: dict[Method, Any] = {}
 
     def opened(pair: TensorPair) -> tuple[MemoryMatrix, MemoryMatrix, Job]:
-        ours, theirs = MemoryMatrix(_array(base[pair.name])), MemoryMatrix(_array(finetuned[pair.name]))
-        rows = pair.rows if len(pair.finetuned.shape) == 2 else theirs.shape[0]
+        view = StoredMatrix.view_shape(pair.finetuned)
+        ours, theirs = (MemoryMatrix(_array(side[pair.name]).reshape(-1, view[1])) for side in (base, finetuned))
+        rows = pair.rows if pair.is_matrix else theirs.shape[0]
         method = methods[pair.name]
         return ours, theirs, Job(pair.name, rows, method, device, surveyed.get(method))
 
-    def one_by_one(function: Callable[[TensorPair], None], pairs: Sequence[TensorPair]) -> None:
-        for pair in pairs:
-            function(pair)
+    def opened_part(item: tuple[TensorPair, Part | None]) -> tuple[Matrix, Matrix, Job]:
+        pair, part = item
+        ours, theirs, job = opened(pair)
+        return (ours, theirs, job) if part is None else open_part((ours, theirs), job, part, buffers)
+
+    def one_by_one(function: Callable[[_Item], None], items: Sequence[_Item]) -> None:
+        for item in items:
+            function(item)
 
     with one_thread_each():
         for chosen in set(methods.values()):
             pairs = [pair for pair in pairing.pairs if methods.get(pair.name) == chosen]
-            surveyed[chosen] = chosen.survey(Survey(pairs, opened, lambda: buffers, one_by_one))
+            items = [(pair, part) for pair in pairs for part in pair.parts or (None,)]
+            surveyed[chosen] = chosen.survey(Survey(items, opened_part, lambda: buffers, one_by_one))
         for pair in pairing.pairs:
             if pair.name not in methods:
                 if not all_finite(_array(finetuned[pair.name])):
@@ -118,7 +127,8 @@ def repair_state_dict(
             else:
                 like = finetuned[pair.name]
                 sink = _MemorySink(pair.finetuned, dtype_name or pair.finetuned.dtype)
-                records[pair.name] = repair_matrix(*opened(pair), sink, buffers)
+                ours, theirs, job = opened(pair)
+                records[pair.name] = repair_parts((ours, theirs), pair, job, sink, buffers)[0]
                 tensors[pair.name] = _tensor(sink.array).view(like.shape).to(like.device)
     return RepairedStateDict(tensors, records, pairing.only_in_base)
 
@@ -170,9 +180,9 @@ class _MemorySink:
         """See `Sink.write_rows`."""
         self.array[start : start + values.shape[0]] = values
 
-    def write_columns(self, start: int, values: Array) -> None:
+    def write_columns(self, start: int, values: Array, row: int = 0) -> None:
         """See `Sink.write_columns`."""
-        self.array[: values.shape[0], start : start + values.shape[1]] = values
+        self.array[row : row + values.shape[0], start : start + values.shape[1]] = values
 
 
 def _refuse_split_ties(tensors: Mapping[str, torch.Tensor], methods: Mapping[str, Method]) -> None:

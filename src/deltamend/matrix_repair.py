@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from deltamend.checkpoint.dtypes import all_finite, is_float
-from deltamend.checkpoint.manifest import MatrixRepair, Outcome, SpectrumRecord
-from deltamend.delta import Array, BaseBlocks, Buffers, DeltaBlocks, Matrix, norm_squared, row_chunks
+from deltamend.checkpoint.manifest import MatrixRepair, Outcome, PartRecord, SpectrumRecord
+from deltamend.checkpoint.pairing import Part, TensorPair
+from deltamend.delta import (
+    Array,
+    BaseBlocks,
+    Buffers,
+    DeltaBlocks,
+    Matrix,
+    SubMatrix,
+    norm_squared,
+    pieces_of,
+    row_chunks,
+)
 from deltamend.errors import FilterError
 from deltamend.methods.method import Counts, KeptDelta, Method, TensorContext
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
@@ -22,7 +34,7 @@ Item = TypeVar("Item")
 
 
 class Sink(Protocol):
-    """Where the repaired matrix goes, in its output dtype; rows come in order, or columns do."""
+    """Where the repaired matrix goes, in its output dtype."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -31,8 +43,8 @@ class Sink(Protocol):
     def write_rows(self, start: int, values: Array) -> None:
         """Take rows from `start` on, contiguous, in the output dtype."""
 
-    def write_columns(self, start: int, values: Array) -> None:
-        """Take columns from `start` on, contiguous, in the output dtype."""
+    def write_columns(self, start: int, values: Array, row: int = 0) -> None:
+        """Take columns from `start` on, of the rows from `row` on, in the output dtype."""
 
 
 @dataclass
@@ -56,6 +68,7 @@ class Job:
         method: decides what of Δ is kept.
         device: where spectral filters run.
         surveyed: what the method's survey of the whole model found.
+        update_rank: see `TensorContext`.
     """
 
     name: str
@@ -63,6 +76,7 @@ class Job:
     method: Method
     device: str = "cpu"
     surveyed: Any = None
+    update_rank: int | None = None
 
 
 def open_delta(base: Matrix, finetuned: Matrix, job: Job, buffers: Buffers) -> tuple[DeltaBlocks, TensorContext]:
@@ -74,6 +88,7 @@ def open_delta(base: Matrix, finetuned: Matrix, job: Job, buffers: Buffers) -> t
         str(finetuned.dtype),
         job.device,
         surveyed=job.surveyed,
+        update_rank=job.update_rank,
         workspace=buffers.workspace,
     )
     return delta, context
@@ -156,6 +171,93 @@ def repair_matrix(base: Matrix, finetuned: Matrix, job: Job, sink: Sink, buffers
         realised_error=math.sqrt(norms.lost / norms.kept) if norms.kept else None,
         unmoved=norms.unmoved / (rows * base.shape[1]),
     )
+
+
+def repair_parts(
+    sides: tuple[Matrix, Matrix], pair: TensorPair, job: Job, sink: Sink, buffers: Buffers
+) -> tuple[MatrixRepair, tuple[PartRecord, ...]]:
+    """Repair a tensor: as one matrix, or each of its parts by itself, and copy what is in none of them.
+
+    Args:
+        sides: base and fine-tuned, whole.
+        pair: says what the parts are.
+        job: for the whole tensor.
+        sink: takes the result.
+        buffers: this thread's memory.
+
+    Returns:
+        What was done over all, and for each part where there are several.
+    """
+    if not pair.parts:
+        return repair_matrix(*sides, job, sink, buffers), ()
+    done = []
+    for part in pair.parts:
+        ours, theirs, own_job = open_part(sides, job, part, buffers)
+        inner = _SubSink(sink, part.finetuned_rows, part.columns)
+        done.append(PartRecord(label=part.label, **repair_matrix(ours, theirs, own_job, inner, buffers).model_dump()))
+    covered = sorted(span for part in pair.parts for span in part.finetuned_rows)
+    position = 0
+    for start, stop in [*covered, (sides[1].shape[0], sides[1].shape[0])]:
+        if start > position:
+            copy_rows(sides[1], (position, start), sink, job.name, buffers)
+        position = max(position, stop)
+    if len(done) == 1:
+        return MatrixRepair(**done[0].model_dump(exclude={"label"})), ()
+    return _over_all(done, pair), tuple(done)
+
+
+def open_part(sides: tuple[Matrix, Matrix], job: Job, part: Part, buffers: Buffers) -> tuple[Matrix, Matrix, Job]:
+    """Both sides of one part, and its job."""
+    ours = SubMatrix(sides[0], part.base_rows, part.columns, buffers, "base-part")
+    theirs = SubMatrix(sides[1], part.finetuned_rows, part.columns, buffers, "finetuned-part")
+    return ours, theirs, replace(job, name=job.name + part.label, rows=part.rows)
+
+
+def _over_all(parts: Sequence[PartRecord], pair: TensorPair) -> MatrixRepair:
+    """What was done to a tensor of several matrices."""
+
+    def norm(values: Iterable[float | None]) -> float:
+        return math.sqrt(sum(value**2 for value in values if value is not None))
+
+    outcomes = Counter(part.outcome for part in parts)
+    delta, kept = norm(part.delta_norm for part in parts), norm(part.kept_norm for part in parts)
+    lost = norm((part.realised_error or 0.0) * (part.kept_norm or 0.0) for part in parts)
+    sizes = [rows * columns for rows, columns in pair.shapes]
+    unmoved = sum((part.unmoved or 0.0) * size for part, size in zip(parts, sizes, strict=True))
+    only = next(iter(outcomes)) if len(outcomes) == 1 else "filtered"
+    return MatrixRepair(
+        outcome=only,
+        reason=", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common()),
+        delta_norm=delta,
+        kept_norm=kept,
+        kept_energy=(kept / delta) ** 2 if delta else None,
+        realised_norm=norm(part.realised_norm for part in parts),
+        realised_error=lost / kept if kept else None,
+        unmoved=unmoved / sum(sizes),
+    )
+
+
+class _SubSink:
+    """Where a part of a matrix goes."""
+
+    def __init__(self, sink: Sink, spans: tuple[tuple[int, int], ...], columns: tuple[int, int] | None) -> None:
+        self._sink, self._spans, self._columns = sink, spans, columns
+        self.dtype = sink.dtype
+
+    def write_rows(self, start: int, values: Array) -> None:
+        """See `Sink.write_rows`."""
+        for piece in pieces_of(self._spans, start, start + values.shape[0]):
+            part = values[piece.start : piece.stop]
+            if self._columns is None:
+                self._sink.write_rows(piece.source[0], part)
+            else:
+                self._sink.write_columns(self._columns[0], part, piece.source[0])
+
+    def write_columns(self, start: int, values: Array, row: int = 0) -> None:
+        """See `Sink.write_columns`."""
+        first = start if self._columns is None else start + self._columns[0]
+        for piece in pieces_of(self._spans, row, row + values.shape[0]):
+            self._sink.write_columns(first, values[piece.start : piece.stop], piece.source[0])
 
 
 def copy_rows(source: Matrix, span: tuple[int, int], sink: Sink, name: str, buffers: Buffers) -> None:

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -20,9 +20,10 @@ from threadpoolctl import threadpool_limits
 from deltamend.checkpoint.dtypes import FLOAT_NAMES, OUT_DTYPES
 from deltamend.checkpoint.hashing import hash_file
 from deltamend.checkpoint.layout import Layout, plan_layout
-from deltamend.checkpoint.open import Checkpoint, open_checkpoint
-from deltamend.checkpoint.pairing import Pairing, TensorPair, pair_tensors
-from deltamend.checkpoint.sidecars import LeftOut, Sidecar, list_sidecars
+from deltamend.checkpoint.load import open_pair
+from deltamend.checkpoint.open import Checkpoint
+from deltamend.checkpoint.pairing import Pairing, TensorPair
+from deltamend.checkpoint.sidecars import LeftOut, Sidecar, list_sidecars, with_tokenizer_of
 from deltamend.checkpoint.work_folder import check_output
 from deltamend.delta import BLOCK_ELEMENTS
 from deltamend.errors import UsageError
@@ -43,6 +44,8 @@ class RepairOptions:
     max_shard_size: int | str | None = None
     rules: tuple[Rule, ...] = ()
     vectors: Vectors = "finetuned"
+    rename: str | None = None
+    split_fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,13 @@ class RepairPlan:
             "methods": sorted((name, method.described()) for name, method in self.methods.items()),
             "options": self.described_options,
             "sidecars": [hash_file(sidecar.source, sidecar.name).sha256 for sidecar in self.sidecars],
+            "parts": [(pair.name, pair.rows, [astuple(part) for part in pair.parts]) for pair in self.pairing.pairs],
         }
         for side, checkpoint in (("base", self.base), ("finetuned", self.finetuned)):
             tensors = sorted(checkpoint.tensors.values(), key=lambda tensor: tensor.name)
             described[side] = [(item.name, item.dtype, item.shape, item.file, item.start) for item in tensors]
+            adapter = {} if checkpoint.adapter is None else checkpoint.adapter.config
+            described[f"{side} configs"] = [dict(checkpoint.config), dict(adapter)]
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -91,6 +97,11 @@ class RepairPlan:
         """Identifies the plan and these very files, by their times; what `--resume` compares."""
         times = [*self.base.modification_times(), *self.finetuned.modification_times()]
         return hashlib.sha256(json.dumps([self.sha256, times]).encode()).hexdigest()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how the inputs are read."""
+        return (*self.base.notes, *self.finetuned.notes)
 
     @property
     def described_options(self) -> dict[str, str | None]:
@@ -103,6 +114,8 @@ class RepairPlan:
             "max_shard_size": None if size is None else str(size),
             "rules": json.dumps([rule.model_dump(exclude_defaults=True) for rule in self.options.rules]),
             "vectors": str(self.options.vectors),
+            "rename": self.options.rename,
+            "split_fused": str(self.options.split_fused),
         }
 
     @property
@@ -112,7 +125,7 @@ class RepairPlan:
 
     def estimate(self, workers: int) -> Estimate:
         """Expected time and memory with `workers` workers, from a quick measurement of this machine's arithmetic."""
-        matrices = [pair for pair in self.pairing.pairs if pair.action == "filter" and len(pair.finetuned.shape) == 2]
+        matrices = [pair for pair in self.pairing.pairs if pair.action == "filter" and pair.is_matrix]
         seconds = sum(pair_flops(pair) for pair in matrices) / _flops_per_second() / workers
         seconds += self.bytes_to_write / _WRITE_BYTES_PER_SECOND
         largest = max((_matrix_bytes(pair) for pair in matrices), default=0)
@@ -140,17 +153,25 @@ def plan_repair(
     """
     wanted = options or RepairOptions()
     choice = MethodChoice(method, parameters, wanted.rules, wanted.vectors)
-    check_output(Path(out), [Path(base), Path(finetuned)], overwrite=overwrite)
     with ExitStack() as opened:
-        ours = opened.enter_context(open_checkpoint(base))
-        theirs = opened.enter_context(open_checkpoint(finetuned))
-        pairing = pair_tensors(
-            ours.tensors, theirs.tensors, (ours.config, theirs.config), include=wanted.include, exclude=wanted.exclude
+        pair = opened.enter_context(
+            open_pair(
+                base,
+                finetuned,
+                include=wanted.include,
+                exclude=wanted.exclude,
+                rename=wanted.rename,
+                split_fused=wanted.split_fused,
+            )
         )
+        ours, theirs = pair.base, pair.finetuned
+        check_output(Path(out), [*ours.folders, *theirs.folders], overwrite=overwrite)
         layout = plan_layout(theirs, out_dtype=out_dtype_name(wanted.out_dtype), max_shard_size=wanted.max_shard_size)
         sidecars, left_out = list_sidecars(theirs.folder, frozenset(theirs.headers))
+        if theirs.adapter is not None:
+            sidecars = with_tokenizer_of(sidecars, theirs.adapter.folder)
+        pairing, methods = assign_methods(pair.pairing, choice)
         opened.pop_all()
-    pairing, methods = assign_methods(pairing, choice)
     return RepairPlan(ours, theirs, Path(out), choice.default, methods, wanted, pairing, layout, sidecars, left_out)
 
 
@@ -179,17 +200,16 @@ def out_dtype_name(text: str | None) -> str | None:
 
 def is_shared_vector(pair: TensorPair) -> bool:
     """Whether it is a tensor of both sides that is no matrix but can be added to."""
-    if pair.base is None or len(pair.finetuned.shape) == 2 or pair.finetuned.shape != pair.base.shape:
+    if pair.base is None or pair.is_matrix or pair.finetuned.shape != pair.base.shape:
         return False
     return pair.finetuned.elements > 0 and {pair.finetuned.dtype, pair.base.dtype} <= FLOAT_NAMES
 
 
 def pair_flops(pair: TensorPair) -> float:
     """Floating-point operations of filtering one pair: 2·m·n·min(m, n), one GEMM-equivalent pass."""
-    if pair.action != "filter" or len(pair.finetuned.shape) != 2:
+    if pair.action != "filter" or not pair.is_matrix:
         return 0.0
-    m, n = pair.rows, pair.finetuned.shape[1]
-    return 2.0 * m * n * min(m, n)
+    return sum(2.0 * m * n * min(m, n) for m, n in pair.shapes)
 
 
 def _matrix_bytes(pair: TensorPair) -> int:
@@ -197,9 +217,12 @@ def _matrix_bytes(pair: TensorPair) -> int:
 
     A wide matrix that is cut is read in columns, for which a block of both sides and of the output are held as well.
     """
-    m, n = pair.rows, pair.finetuned.shape[1]
-    blocks = 3 if m < n and m * n > BLOCK_ELEMENTS else 1
-    return 4 * blocks * min(m * n, BLOCK_ELEMENTS) + 3 * 8 * min(m, n) ** 2
+
+    def needed(m: int, n: int) -> int:
+        blocks = 3 if m < n and m * n > BLOCK_ELEMENTS else 1
+        return 4 * blocks * min(m * n, BLOCK_ELEMENTS) + 3 * 8 * min(m, n) ** 2
+
+    return max(needed(*shape) for shape in pair.shapes)
 
 
 def _flops_per_second(size: int = 768) -> float:

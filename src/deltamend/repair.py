@@ -26,6 +26,7 @@ from deltamend.checkpoint.manifest import (
     LeftOutRecord,
     Manifest,
     MatrixRepair,
+    PartRecord,
     RunRecord,
     TensorRecord,
     decode_manifest,
@@ -33,13 +34,13 @@ from deltamend.checkpoint.manifest import (
 )
 from deltamend.checkpoint.model_card import license_of_card, render_model_card
 from deltamend.checkpoint.open import CONFIG_FILE, INDEX_FILE, Checkpoint, StoredTensor
-from deltamend.checkpoint.pairing import TensorPair
+from deltamend.checkpoint.pairing import Part, TensorPair
 from deltamend.checkpoint.sidecars import CARD_FILE, FINETUNED_CARD_FILE, MANIFEST_FILE
 from deltamend.checkpoint.verify import verify
 from deltamend.checkpoint.work_folder import ShardWriter, WorkFolder, check_output, remove_leftovers
-from deltamend.delta import Array, Buffers, StoredMatrix, bytes_of
+from deltamend.delta import Array, Buffers, Matrix, StoredMatrix, bytes_of
 from deltamend.errors import UsageError
-from deltamend.matrix_repair import Job, Survey, copy_rows, repair_matrix
+from deltamend.matrix_repair import Job, Survey, copy_rows, open_part, repair_parts
 from deltamend.methods.method import Method
 from deltamend.plan import RepairOptions, RepairPlan, out_dtype_name, pair_flops, plan_repair
 from deltamend.rules import Rule, Vectors, read_rules
@@ -95,6 +96,8 @@ def repair(
     max_shard_size: int | str | None = None,
     rules: Sequence[Rule | Mapping[str, object]] = (),
     vectors: Vectors = "finetuned",
+    rename: str | None = None,
+    split_fused: bool = False,
     device: str = "cpu",
     workers: int | None = None,
     overwrite: bool = False,
@@ -107,8 +110,8 @@ def repair(
     `delta.BLOCK_ELEMENTS` entries and a few squares of a matrix's shorter side.
 
     Args:
-        base: folder of the checkpoint fine-tuning started from.
-        finetuned: folder of its descendant.
+        base: the checkpoint fine-tuning started from: a folder, or a hub id `org/name@revision`.
+        finetuned: its descendant; either may be `MODEL+ADAPTER`, a model with a LoRA adapter.
         out: folder to write; it must not exist or be empty, unless `overwrite`.
         method: name of a method, or one made with `get_method`.
         parameters: the method's parameters, when `method` is a name.
@@ -118,6 +121,8 @@ def repair(
         max_shard_size: bytes, or text such as "5GB"; None keeps the shards of FINETUNED.
         rules: another method or other parameters for some of the tensors; see `rules.Rule`.
         vectors: what parameters that are no matrices follow: "finetuned", "base", or the share of the way to FINETUNED.
+        rename: `OLD=NEW`, prefixes of names in BASE and FINETUNED; None finds the rule where no name is the same.
+        split_fused: repair query, key and value, or gate and up, that are stored as one weight, one by one.
         device: where spectral filters run, "cpu" or a torch device such as "cuda".
         workers: tensors worked on at a time, with one BLAS thread each; None for one a core. The result is the same.
         overwrite: replace what is in OUT, once the new output is whole.
@@ -134,7 +139,9 @@ def repair(
         FilterError: NaN or Inf in a tensor, or a filter failed; nothing is passed through.
         OutputError: OUT cannot be written.
     """
-    options = RepairOptions(include, exclude, out_dtype, max_shard_size, read_rules(rules), vectors)
+    options = RepairOptions(
+        include, exclude, out_dtype, max_shard_size, read_rules(rules), vectors, rename, split_fused
+    )
     plan = plan_repair(
         base, finetuned, out, method=method, parameters=parameters, options=options, overwrite=overwrite or resume
     )
@@ -142,7 +149,7 @@ def repair(
         if resume and (manifest := published_manifest(plan)) is not None:
             remove_leftovers(plan.out)
             return RepairReport(plan.out, manifest, written=False)
-        check_output(plan.out, [plan.base.folder, plan.finetuned.folder], overwrite=overwrite)
+        check_output(plan.out, [*plan.base.folders, *plan.finetuned.folders], overwrite=overwrite)
         return run_plan(plan, device=device, workers=workers, resume=resume, overwrite=overwrite, progress=progress)
     finally:
         plan.close()
@@ -180,6 +187,7 @@ def run_plan(
                 options=plan.described_options,
                 base=inputs[0],
                 finetuned=inputs[1],
+                notes=plan.notes,
                 only_in_base=plan.pairing.only_in_base,
                 left_out=tuple(LeftOutRecord(name=file.name, reason=file.reason) for file in plan.left_out),
                 tensors=tensors,
@@ -247,7 +255,7 @@ class _Run:
 
     def hash_inputs(self) -> tuple[InputRecord, InputRecord]:
         """Hash the weight files of both sides as they are now; `check_unchanged` sees to it that they stay so."""
-        base, finetuned = _weight_files(self._plan.base), _weight_files(self._plan.finetuned)
+        base, finetuned = self._plan.base.weight_files, self._plan.finetuned.weight_files
         names = sorted(base.keys() | finetuned.keys())
         hashed = self._map(lambda name: _hash_sides(base.get(name), finetuned.get(name), name), names)
         sides = [tuple(record for pair in hashed if (record := pair[side]) is not None) for side in (0, 1)]
@@ -260,7 +268,8 @@ class _Run:
         """Let every method look at all deltas it is going to be given."""
         for method in set(self._plan.methods.values()):
             pairs = [pair for pair in self._plan.pairing.pairs if self._plan.methods.get(pair.name) == method]
-            self._surveyed[method] = method.survey(Survey(pairs, self._open, self._buffers, self._map))
+            items = [(pair, part) for pair in pairs for part in pair.parts or (None,)]
+            self._surveyed[method] = method.survey(Survey(items, self._open_part, self._buffers, self._map))
 
     def repair_tensors(self) -> tuple[TensorRecord, ...]:
         """Repair or copy every tensor that is not finished yet, the costliest first."""
@@ -276,6 +285,8 @@ class _Run:
 
         def hash_one(shard: ShardLayout) -> FileRecord:
             original = self._plan.finetuned.headers.get(shard.file)
+            if any(self._plan.finetuned.is_computed(self._plan.finetuned.tensors[item.name]) for item in shard.tensors):
+                original = None
             copied = original is not None and original.text == shard.header and shard.file not in changed
             return known[shard.file] if copied else hash_file(self._work.staged / shard.file, shard.file)
 
@@ -308,20 +319,33 @@ class _Run:
         record = self._work.finished.get(pair.name)
         if record is None or record.xxh3 != tensor_hash(writer.read(target)):
             sink = _FileSink(writer, target, self._stopped)
-            done = self._apply(pair, sink)
-            method = self._plan.methods.get(pair.name)
-            record = _tensor_record(pair, target, done, method, sink.xxh3(), time.perf_counter() - started)
+            done, parts = self._apply(pair, sink)
+            record = TensorRecord(
+                **done.model_dump(exclude={"reason"}),
+                **_described(pair, target, self._plan.methods.get(pair.name)),
+                reason="; ".join(text for text in (pair.reason, done.reason) if text),
+                parts=parts,
+                xxh3=sink.xxh3(),
+                seconds=time.perf_counter() - started,
+            )
             self._work.record(record)
         self._report(pair)
         return record
 
-    def _apply(self, pair: TensorPair, sink: _FileSink) -> MatrixRepair:
+    def _apply(self, pair: TensorPair, sink: _FileSink) -> tuple[MatrixRepair, tuple[PartRecord, ...]]:
         """Write one tensor to the sink."""
         if pair.action == "keep":
             finetuned = StoredMatrix(self._plan.finetuned, pair.finetuned, self._buffers(), "finetuned")
             copy_rows(finetuned, (0, finetuned.shape[0]), sink, pair.name, self._buffers())
-            return MatrixRepair(outcome="kept", reason="")
-        return repair_matrix(*self._open(pair), sink, self._buffers())
+            return MatrixRepair(outcome="kept", reason=""), ()
+        base, finetuned, job = self._open(pair)
+        return repair_parts((base, finetuned), pair, job, sink, self._buffers())
+
+    def _open_part(self, item: tuple[TensorPair, Part | None]) -> tuple[Matrix, Matrix, Job]:
+        """The same for one part of a tensor, or for all of it."""
+        pair, part = item
+        base, finetuned, job = self._open(pair)
+        return (base, finetuned, job) if part is None else open_part((base, finetuned), job, part, self._buffers())
 
     def _open(self, pair: TensorPair) -> tuple[StoredMatrix, StoredMatrix, Job]:
         """Both sides of a tensor that is given to a method, and what is to be done with them."""
@@ -331,8 +355,8 @@ class _Run:
         finetuned = StoredMatrix(self._plan.finetuned, pair.finetuned, buffers, "finetuned")
         base = StoredMatrix(self._plan.base, pair.base, buffers, "base")
         method = self._plan.methods[pair.name]
-        rows = pair.rows if len(pair.finetuned.shape) == 2 else finetuned.shape[0]
-        return base, finetuned, Job(pair.name, rows, method, self._device, self._surveyed.get(method))
+        rows = pair.rows if pair.is_matrix else finetuned.shape[0]
+        return base, finetuned, Job(pair.name, rows, method, self._device, self._surveyed.get(method), pair.update_rank)
 
     def _buffers(self) -> Buffers:
         """The memory of this thread."""
@@ -357,23 +381,25 @@ class _FileSink:
         self._writer, self._tensor, self._stopped = writer, tensor, stopped
         self._columns = StoredMatrix.view_shape(tensor)[1]
         self._hash = xxhash.xxh3_128()
-        self._in_order = True
+        self._in_order, self._next_row = True, 0
 
     def write_rows(self, start: int, values: Array) -> None:
         """See `Sink.write_rows`."""
         if self._stopped.is_set():
             raise CancelledError
         data = bytes_of(values)
+        self._in_order &= start == self._next_row
+        self._next_row = start + values.shape[0]
         self._writer.write(self._tensor, start * self._columns * self.dtype.itemsize, data)
         self._hash.update(data)
 
-    def write_columns(self, start: int, values: Array) -> None:
+    def write_columns(self, start: int, values: Array, row: int = 0) -> None:
         """See `Sink.write_columns`; one short write for each row."""
         if self._stopped.is_set():
             raise CancelledError
         self._in_order = False
-        for row, part in enumerate(values):
-            self._writer.write(self._tensor, (row * self._columns + start) * self.dtype.itemsize, bytes_of(part))
+        for number, part in enumerate(values, row):
+            self._writer.write(self._tensor, (number * self._columns + start) * self.dtype.itemsize, bytes_of(part))
 
     def xxh3(self) -> str:
         """XXH3-128 of the tensor's bytes; read back where they were not written in order."""
@@ -385,33 +411,28 @@ def _cost(pair: TensorPair) -> float:
     return pair_flops(pair) + 100.0 * pair.finetuned.nbytes
 
 
-def _tensor_record(
-    pair: TensorPair, target: StoredTensor, done: MatrixRepair, method: Method | None, xxh3: str, seconds: float
-) -> TensorRecord:
-    reason = "; ".join(text for text in (pair.reason, done.reason) if text)
-    return TensorRecord(
-        **done.model_dump(exclude={"reason"}),
-        reason=reason,
-        name=pair.name,
-        file=target.file,
-        shape=target.shape,
-        dtype=target.dtype,
-        finetuned_dtype=pair.finetuned.dtype,
-        base_dtype=None if pair.base is None else pair.base.dtype,
-        action=pair.action,
-        method=None if method is None else method.described(),
-        rows=pair.rows if pair.action == "filter" else 0,
-        xxh3=xxh3,
-        seconds=seconds,
-    )
+def _described(pair: TensorPair, target: StoredTensor, method: Method | None) -> dict[str, Any]:
+    """What the record of a tensor says that is known beforehand."""
+    return {
+        "name": pair.name,
+        "file": target.file,
+        "shape": target.shape,
+        "dtype": target.dtype,
+        "finetuned_dtype": pair.finetuned.dtype,
+        "base_dtype": None if pair.base is None else pair.base.dtype,
+        "action": pair.action,
+        "method": None if method is None else method.described(),
+        "rows": pair.rows if pair.action == "filter" else 0,
+    }
 
 
 def _write_sidecars(plan: RepairPlan, work: WorkFolder, manifest: Manifest) -> list[FileRecord]:
     """Write every file of the output that is not weights, but for the manifest itself."""
     own_card, license_name = None, None
     for sidecar in plan.sidecars:
-        if sidecar.name == CONFIG_FILE and (dtype := out_dtype_name(plan.options.out_dtype)) is not None:
-            work.write_file(CONFIG_FILE, _config_with_dtype(plan.finetuned.config, CONFIG_NAMES[dtype]))
+        dtype = out_dtype_name(plan.options.out_dtype)
+        if sidecar.name == CONFIG_FILE and (dtype is not None or plan.finetuned.config_altered):
+            work.write_file(CONFIG_FILE, _config_with_dtype(plan.finetuned.config, dtype))
         else:
             work.copy_file(sidecar.source, sidecar.name)
         if sidecar.name == FINETUNED_CARD_FILE:
@@ -428,10 +449,11 @@ def _write_sidecars(plan: RepairPlan, work: WorkFolder, manifest: Manifest) -> l
     ]
 
 
-def _config_with_dtype(config: Mapping[str, object], dtype: str) -> bytes:
+def _config_with_dtype(config: Mapping[str, object], dtype: str | None) -> bytes:
     """config.json with the dtype the weights now have; transformers wrote `torch_dtype` before version 5."""
     field = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-    return (json.dumps({**config, field: dtype}, indent=2) + "\n").encode()
+    stated = {} if dtype is None else {field: CONFIG_NAMES[dtype]}
+    return (json.dumps({**config, **stated}, indent=2) + "\n").encode()
 
 
 def published_manifest(plan: RepairPlan) -> Manifest | None:
@@ -443,13 +465,9 @@ def published_manifest(plan: RepairPlan) -> Manifest | None:
     if manifest.plan_sha256 != plan.sha256 or verify(plan.out):
         return None
     found = [
-        [hash_file(path, name) for name, path in _weight_files(side).items()] for side in (plan.base, plan.finetuned)
+        [hash_file(path, name) for name, path in side.weight_files.items()] for side in (plan.base, plan.finetuned)
     ]
     return manifest if [list(manifest.base.files), list(manifest.finetuned.files)] == found else None
-
-
-def _weight_files(checkpoint: Checkpoint) -> dict[str, Path]:
-    return {file: checkpoint.folder / file for file in sorted(checkpoint.headers)}
 
 
 def _hash_sides(base: Path | None, finetuned: Path | None, name: str) -> tuple[FileRecord | None, FileRecord | None]:
@@ -461,8 +479,8 @@ def _hash_sides(base: Path | None, finetuned: Path | None, name: str) -> tuple[F
 
 def _folder_name(checkpoint: Checkpoint) -> str:
     """The folder's own name: the manifest holds no path of anybody's machine."""
-    name = Path(os.path.abspath(checkpoint.folder)).name  # noqa: PTH100 - resolve() would name a link's target
-    return os.fsencode(name).decode(errors="replace")
+    names = [Path(os.path.abspath(folder)).name for folder in checkpoint.folders]  # noqa: PTH100 - resolve() would name a link's target
+    return os.fsencode("+".join(names)).decode(errors="replace")
 
 
 def _versions() -> dict[str, str]:

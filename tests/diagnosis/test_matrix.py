@@ -129,6 +129,18 @@ def test_planted_updates_get_their_verdict(verdict: str, delta: Array, dtype: np
     assert found.reasons or verdict == "too small to tell"
 
 
+def test_an_adapter_that_is_given_as_one_keeps_its_whole_update() -> None:
+    base = weights().astype(np.float32)
+    finetuned = (base + 1e-3 * signal((96, 160), 4)).astype(np.float32)
+    question = Question(NAME, 96, F32, update_rank=4)
+    found = diagnose_matrix(MemoryMatrix(base), MemoryMatrix(finetuned), question, Buffers())
+    assert found.spectrum is not None
+    assert (found.spectrum.threshold, found.spectrum.rank, found.spectrum.energy) == (None, 96, 1.0)
+    assert (found.spectrum.numerical_rank, found.bulk) == (4, None)
+    assert found.verdict == "low-rank by construction"
+    assert found.reasons[0] == "Δ is a LoRA adapter of rank 4."
+
+
 def test_a_base_of_zeros_is_compared_with_nothing() -> None:
     delta = 1e-3 * noise((40, 60))
     zeros = MemoryMatrix(np.zeros((40, 60), np.float32))

@@ -94,7 +94,7 @@ def test_names_may_be_written_as_mergekit_does() -> None:
         ("rank", {"rank": 3, "energy": 0.4}, "exclude each other; give one of them"),
         ("dg-hard", {"noise": "known"}, "noise=known and noise_level belong together"),
         ("dg-hard", {"noise": "screenot", "rule": "edge"}, "finds its own threshold"),
-        ("graft", {"mask": "learned"}, "use mask=magnitude"),
+        ("graft", {"mask": "absent"}, "parameter 'mask': Path does not point to a file"),
         ("fisher", {}, "'fisher', parameter 'fisher': Field required"),
         ("task-arithmetic", {"weight": "nan"}, "parameter 'weight'"),
     ],

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from deltamend.checkpoint.dtypes import FLOAT_NAMES, itemsize
-from deltamend.checkpoint.open import INDEX_FILE, Checkpoint, StoredTensor
+from deltamend.checkpoint.open import INDEX_FILE, TORCH_SUFFIX, Checkpoint, StoredTensor
 from deltamend.checkpoint.safetensors_header import encode_header
 from deltamend.errors import UsageError
 
@@ -55,7 +55,10 @@ def plan_layout(
     """
     tensors = {name: _planned_dtype(tensor, out_dtype) for name, tensor in finetuned.tensors.items()}
     if max_shard_size is None:
-        files = {file: [entry.name for entry in header.entries] for file, header in finetuned.headers.items()}
+        files: dict[str, list[str]] = {_written_name(file): [] for file in finetuned.headers}
+        for tensor in finetuned.tensors.values():
+            files[_written_name(tensor.file)].append(tensor.name)
+        files = {file: names for file, names in files.items() if names}
         indexed = finetuned.has_index
     else:
         files = _split(finetuned.tensors, tensors, max_shard_size)
@@ -65,7 +68,17 @@ def plan_layout(
 
 
 def _planned_dtype(tensor: StoredTensor, out_dtype: str | None) -> str:
-    return out_dtype if out_dtype is not None and tensor.dtype in FLOAT_NAMES else tensor.dtype
+    own = tensor.written_dtype or tensor.dtype
+    return out_dtype if out_dtype is not None and own in FLOAT_NAMES else own
+
+
+def _written_name(file: str) -> str:
+    """The output's name of a weight file: the same, or what transformers calls a PyTorch file's safetensors twin."""
+    return (
+        file.replace("pytorch_model", "model", 1).removesuffix(TORCH_SUFFIX) + ".safetensors"
+        if file.endswith(TORCH_SUFFIX)
+        else file
+    )
 
 
 def _split(
@@ -91,7 +104,7 @@ def _shard(file: str, names: list[str], finetuned: Checkpoint, dtypes: Mapping[s
     metadata = finetuned.headers[file].metadata if file in finetuned.headers else {}
     header, offsets = encode_header(described, {**metadata, "format": "pt"})
     original = finetuned.headers.get(file)
-    if original is not None and metadata.get("format") == "pt" and described == original.described:
+    if original is not None and original.text and metadata.get("format") == "pt" and described == original.described:
         # The same tensors in the same order: the file's own spelling, whoever wrote it.
         header, offsets = original.text, {entry.name: (entry.start, entry.stop) for entry in original.entries}
     tensors = tuple(StoredTensor(name, dtype, shape, file, *offsets[name]) for name, dtype, shape in described)
@@ -102,7 +115,7 @@ def _index_text(shards: tuple[ShardLayout, ...], finetuned: Checkpoint) -> str:
     """The index of these shards; FINETUNED's own text where it says the same."""
     weight_map = {tensor.name: shard.file for shard in shards for tensor in shard.tensors}
     total = sum(tensor.nbytes for shard in shards for tensor in shard.tensors)
-    if finetuned.has_index:
+    if (finetuned.folder / INDEX_FILE).exists():
         text = (finetuned.folder / INDEX_FILE).read_text(encoding="utf-8")
         theirs = json.loads(text)
         metadata = theirs.get("metadata")

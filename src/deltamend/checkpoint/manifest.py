@@ -54,8 +54,18 @@ class MatrixRepair(_Record):
     )
 
 
+class PartRecord(MatrixRepair):
+    """One of the matrices of a tensor that holds several."""
+
+    label: str = Field(description="Such as [3] for an expert, or [q] for the query of a fused weight.")
+
+
 class TensorRecord(MatrixRepair):
     """One tensor of the output."""
+
+    parts: tuple[PartRecord, ...] = Field(
+        default=(), description="Its matrices, where it holds several; none otherwise."
+    )
 
     name: str
     file: str
@@ -113,6 +123,9 @@ class Manifest(_Record):
     options: dict[str, str | None]
     base: InputRecord
     finetuned: InputRecord
+    notes: tuple[str, ...] = Field(
+        default=(), description="How the inputs were read, where it is not simply as stored."
+    )
     only_in_base: tuple[str, ...]
     left_out: tuple[LeftOutRecord, ...]
     tensors: tuple[TensorRecord, ...]

@@ -9,16 +9,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-from deltamend.checkpoint.dtypes import itemsize
+import numpy as np
+
+from deltamend.checkpoint.dtypes import NUMPY_DTYPES, itemsize
 from deltamend.checkpoint.safetensors_header import Header, read_header
 from deltamend.errors import CheckpointError
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+TORCH_SUFFIX = ".bin"
+TORCH_FILE = "pytorch_model.bin"
+TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
 CONFIG_FILE = "config.json"
 MAX_JSON_BYTES = 200_000_000
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_WEIGHT_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".gguf", ".safetensors"})
 
 # Names under which quantisers store packed weights or their scales.
 PACKED_SUFFIXES = (
@@ -29,7 +37,10 @@ PACKED_SUFFIXES = (
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies: its bytes are [start, stop) of `file`, row-major, in the safetensors dtype `dtype`."""
+    """Where one tensor lies: its bytes are [start, stop) of `file`, row-major, in the safetensors dtype `dtype`.
+
+    Of one that is computed as it is read, `dtype` and `shape` say what is read, and `written_dtype` what it is written as.
+    """
 
     name: str
     dtype: str
@@ -37,6 +48,7 @@ class StoredTensor:
     file: str
     start: int
     stop: int
+    written_dtype: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -56,10 +68,28 @@ class _OpenFile:
     mtime_ns: int
 
 
+class ComputedTensor(Protocol):
+    """What stands in for a stored tensor whose values are computed as they are read."""
+
+    def read_into(self, start: int, stop: int, out: Array) -> None:
+        """Fill `out` with the values of entries [start, stop), counted row by row, in the dtype of its StoredTensor."""
+
+
 class Checkpoint:
     """An open checkpoint: its config, and its tensors by name. Reads from several threads are safe.
 
     Use it as a context manager; it holds one file descriptor for each weight file.
+
+    Attributes:
+        folder: where it lies.
+        config: its config.json, or what it has to say of the tensors as they are shown.
+        config_altered: whether it is not what the file says.
+        headers: what each weight file says of itself, by the file's name.
+        has_index: whether an index names the files.
+        adapter: the adapter that is added to it, if any.
+        update_ranks: ranks of what the adapter adds, by the tensor's name.
+        notes: what a person should know of how it is read, a sentence each.
+        tensors: by name. Some may be computed as they are read; see `present`.
     """
 
     def __init__(
@@ -69,11 +99,16 @@ class Checkpoint:
         self.config = config
         self.headers = headers
         self.has_index = has_index
+        self.config_altered = False
+        self.adapter: Checkpoint | None = None
+        self.update_ranks: dict[str, int] = {}
+        self.notes: tuple[str, ...] = ()
         self.tensors: dict[str, StoredTensor] = {
             entry.name: StoredTensor(entry.name, entry.dtype, entry.shape, file, entry.start, entry.stop)
             for file, header in headers.items()
             for entry in header.entries
         }
+        self._computed: dict[StoredTensor, ComputedTensor] = {}
         self._files: dict[str, _OpenFile] = {}
         try:
             for file in headers:
@@ -82,12 +117,42 @@ class Checkpoint:
             self.close()
             raise
 
+    def present(
+        self,
+        tensors: Mapping[str, StoredTensor],
+        computed: Mapping[StoredTensor, ComputedTensor] | None = None,
+        notes: Iterable[str] = (),
+    ) -> None:
+        """Show other tensors than the files hold: under other names, with other shapes, or computed as they are read.
+
+        Args:
+            tensors: what `tensors` is from now on.
+            computed: those among them, or among what they are computed of, that are not read as they are stored.
+            notes: sentences for a person.
+        """
+        self.tensors = dict(tensors)
+        self._computed.update(computed or {})
+        self.notes += tuple(notes)
+
+    def alter_config(self, config: Mapping[str, Any]) -> None:
+        """Say what config.json has to be for the tensors as they are shown."""
+        self.config, self.config_altered = config, True
+
+    def is_computed(self, tensor: StoredTensor) -> bool:
+        """Whether its values are not the bytes of its file."""
+        return tensor in self._computed
+
     def read_into(self, tensor: StoredTensor, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes of `tensor` from byte `offset` of its data on.
 
         Raises:
             CheckpointError: the file ended early or could not be read.
         """
+        if (computed := self._computed.get(tensor)) is not None:
+            values = np.frombuffer(buffer, NUMPY_DTYPES[tensor.dtype])
+            start = offset // values.itemsize
+            computed.read_into(start, start + values.size, values)
+            return
         opened = self._files[tensor.file]
         position, done = tensor.start + offset, 0
         while done < len(buffer):
@@ -103,12 +168,33 @@ class Checkpoint:
                 )
             done += count
 
+    def values(self, tensor: StoredTensor, start: int, stop: int) -> Array:
+        """Entries [start, stop) of a tensor, counted row by row, in its stored dtype."""
+        dtype = NUMPY_DTYPES[tensor.dtype]
+        values = np.empty(stop - start, dtype)
+        self.read_into(tensor, start * dtype.itemsize, values.view(np.uint8).data)
+        return values
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders it is read from: its own, and its adapter's."""
+        return [self.folder, *([] if self.adapter is None else self.adapter.folders)]
+
+    @property
+    def weight_files(self) -> dict[str, Path]:
+        """Every weight file by its name, those of its adapter included."""
+        theirs = {} if self.adapter is None else self.adapter.weight_files
+        return theirs | {file: self.folder / file for file in sorted(self.headers)}
+
     def modification_times(self) -> list[int]:
         """When each weight file was last written, in nanoseconds, as of opening."""
-        return [opened.mtime_ns for opened in self._files.values()]
+        theirs = [] if self.adapter is None else self.adapter.modification_times()
+        return [*(opened.mtime_ns for opened in self._files.values()), *theirs]
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError when a weight file was written to since it was opened."""
+        if self.adapter is not None:
+            self.adapter.check_unchanged()
         for file, opened in self._files.items():
             try:
                 now = (self.folder / file).stat()
@@ -121,6 +207,8 @@ class Checkpoint:
 
     def close(self) -> None:
         """Close the weight files."""
+        if self.adapter is not None:
+            self.adapter.close()
         for opened in self._files.values():
             os.close(opened.descriptor)
         self._files = {}
@@ -134,34 +222,20 @@ class Checkpoint:
         self.close()
 
 
-def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
-    """Open the checkpoint in `folder`: config.json and model.safetensors, or the shards an index names.
+def open_folder(path: Path) -> Checkpoint:
+    """Open the weights in a folder as they are stored; see `load.open_checkpoint` for all that a model may be.
 
     Where there is an index only the files it names are read; other weight files in the folder are left alone.
 
     Raises:
-        CheckpointError: something is missing, truncated, corrupt, quantised, or points outside the folder.
+        CheckpointError: something is missing, truncated, corrupt, or points outside the folder.
     """
-    path = Path(folder)
-    if not path.is_dir():
-        raise CheckpointError(
-            f"{path}: no such folder; give the folder of a checkpoint with config.json and {WEIGHTS_FILE}"
-        )
-    config = _read_json(path / CONFIG_FILE)
-    if config.get("quantization_config") is not None:
-        raise CheckpointError(
-            f"{path / CONFIG_FILE}: the weights are quantised (quantization_config); a raw difference of packed values means nothing, "
-            "give the unquantised checkpoint"
-        )
-    has_index = (path / INDEX_FILE).exists()
-    headers = _indexed_headers(path) if has_index else {WEIGHTS_FILE: _single_header(path)}
-    checkpoint = Checkpoint(path, config, headers, has_index=has_index)
-    try:
-        refuse_quantised(checkpoint.tensors.values(), path)
-    except CheckpointError:
-        checkpoint.close()
-        raise
-    return checkpoint
+    config = read_json(path / CONFIG_FILE)
+    index = next((name for name in (INDEX_FILE, TORCH_INDEX_FILE) if (path / name).exists()), None)
+    headers = (
+        {(file := _single_file(path)): _read_any(path / file)} if index is None else _indexed_headers(path / index)
+    )
+    return Checkpoint(path, config, headers, has_index=index is not None)
 
 
 def _open_file(path: Path) -> _OpenFile:
@@ -175,7 +249,7 @@ def _open_file(path: Path) -> _OpenFile:
     return _OpenFile(descriptor, stat.st_size, stat.st_mtime_ns)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, with an error that names the file."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
@@ -194,33 +268,41 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _single_header(folder: Path) -> Header:
-    if not (folder / WEIGHTS_FILE).exists():
-        others = sorted(
-            file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".gguf", ".safetensors"}
-        )
-        found = f"found only {', '.join(others[:3])}" if others else "found no weights at all"
+def _single_file(folder: Path) -> str:
+    found = next((file for file in (WEIGHTS_FILE, TORCH_FILE) if (folder / file).exists()), None)
+    if found is None:
+        others = sorted(file.name for file in folder.iterdir() if file.suffix in _WEIGHT_SUFFIXES)
+        what = f"found only {', '.join(others[:3])}" if others else "found no weights at all"
         raise CheckpointError(
-            f"{folder}: no {WEIGHTS_FILE} and no {INDEX_FILE} ({found}); save it with save_pretrained first"
+            f"{folder}: no {WEIGHTS_FILE} and no {INDEX_FILE} ({what}); save it with save_pretrained first"
         )
-    return read_header(folder / WEIGHTS_FILE)
+    return found
 
 
-def _indexed_headers(folder: Path) -> dict[str, Header]:
+def _read_any(path: Path) -> Header:
+    if path.suffix == TORCH_SUFFIX:
+        from deltamend.checkpoint.torch_file import read_torch_header  # torch, which safetensors do without
+
+        return read_torch_header(path)
+    return read_header(path)
+
+
+def _indexed_headers(path: Path) -> dict[str, Header]:
     """Headers of the shards the index names, in the order of their names, checked against the index."""
-    path = folder / INDEX_FILE
-    weight_map = _read_json(path).get("weight_map")
+    folder = path.parent
+    weight_map = read_json(path).get("weight_map")
     if not (isinstance(weight_map, dict) and weight_map and all(isinstance(file, str) for file in weight_map.values())):
         raise CheckpointError(f"{path}: no weight_map of tensor names to files; download it again")
+    suffix = TORCH_SUFFIX if path.name == TORCH_INDEX_FILE else ".safetensors"
     headers: dict[str, Header] = {}
     for file in sorted(set(weight_map.values())):
-        if not _is_plain_name(file):
+        if not _is_plain_name(file, suffix):
             raise CheckpointError(
-                f"{path}: names {file!r}, which is not a .safetensors file of its own folder; do not use this checkpoint"
+                f"{path}: names {file!r}, which is not a {suffix} file of its own folder; do not use this checkpoint"
             )
         if not (folder / file).is_file():
             raise CheckpointError(f"{path}: names the shard {file!r}, which is missing; download it again")
-        headers[file] = read_header(folder / file)
+        headers[file] = _read_any(folder / file)
     held = {entry.name: file for file, header in headers.items() for entry in header.entries}
     for name in sorted(weight_map.keys() | held.keys()):
         if held.get(name) != weight_map.get(name):
@@ -230,10 +312,10 @@ def _indexed_headers(folder: Path) -> dict[str, Header]:
     return headers
 
 
-def _is_plain_name(file: str) -> bool:
+def _is_plain_name(file: str, suffix: str) -> bool:
     """Whether a shard's name is one of the folder itself, and fit to be printed."""
     separated = any(part in file for part in ("/", "\\", "\0"))
-    return file.endswith(".safetensors") and file.isprintable() and not separated and not file.startswith(".")
+    return file.endswith(suffix) and file.isprintable() and not separated and not file.startswith(".")
 
 
 def refuse_quantised(tensors: Iterable[StoredTensor], where: Path | str) -> None:

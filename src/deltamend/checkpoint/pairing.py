@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from deltamend.checkpoint.align import INPUT_EMBEDDING, OUTPUT_EMBEDDING
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
+from deltamend.checkpoint.fused import fused_parts
 from deltamend.checkpoint.open import StoredTensor
+from deltamend.checkpoint.vocabulary import SharedRows
 from deltamend.errors import PairingError, UsageError
+
+Span = tuple[int, int]
+_EXPERTS = re.compile(r"(^|\.)experts?(\.|$)")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A matrix inside a tensor that holds several, or rows that are not all the first ones: where both sides hold it.
+
+    Rows are spans of the tensor's `matrix_view`, one after another; no columns means all of them.
+    """
+
+    label: str
+    finetuned_rows: tuple[Span, ...]
+    base_rows: tuple[Span, ...]
+    columns: Span | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return sum(stop - start for start, stop in self.finetuned_rows)
 
 
 @dataclass(frozen=True)
@@ -17,7 +42,9 @@ class TensorPair:
     """One tensor of the output.
 
     `filter`: it is a matrix both sides hold; the first `rows` rows are repaired, further rows are kept as fine-tuned.
-    `keep`: its bytes are those of FINETUNED; `reason` says why.
+    With `parts` each of them is repaired by itself, and rows in none of them are kept.
+    `keep`: its bytes are those of FINETUNED; `reason` says why. `update_rank` is that of the adapter that makes the
+    difference, where that is all the difference.
     """
 
     finetuned: StoredTensor
@@ -25,6 +52,23 @@ class TensorPair:
     action: Literal["filter", "keep"]
     reason: str
     rows: int
+    parts: tuple[Part, ...] = ()
+    update_rank: int | None = None
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) of every matrix that is repaired in it; one column for what is no matrix."""
+        rows, columns = matrix_view(self.name, self.finetuned.shape) or (self.finetuned.elements, 1)
+        if not self.parts:
+            return ((self.rows if columns > 1 else rows, columns),)
+        return tuple(
+            (part.rows, columns if part.columns is None else part.columns[1] - part.columns[0]) for part in self.parts
+        )
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the tensor is a matrix, or holds some."""
+        return matrix_view(self.name, self.finetuned.shape) is not None
 
     @property
     def name(self) -> str:
@@ -40,6 +84,23 @@ class Pairing:
     only_in_base: tuple[str, ...]
 
 
+def matrix_view(name: str, shape: Sequence[int]) -> tuple[int, int] | None:
+    """(rows, columns) a tensor is read as, or None where it is no matrix.
+
+    Three-dimensional tensors of experts are their matrices on top of each other; the kernel of a convolution is a matrix
+    over its output channels. What would have a single row or column is no matrix, unless it is stored as one.
+    """
+    if len(shape) == 2:
+        return shape[0], shape[1]
+    if len(shape) == 3 and _EXPERTS.search(name):
+        view = shape[0] * shape[1], shape[2]
+    elif len(shape) > 2:
+        view = shape[0], math.prod(shape[1:])
+    else:
+        return None
+    return view if min(view) > 1 else None
+
+
 def pair_tensors(
     base: Mapping[str, StoredTensor],
     finetuned: Mapping[str, StoredTensor],
@@ -47,6 +108,8 @@ def pair_tensors(
     *,
     include: str | None = None,
     exclude: str | None = None,
+    shared_rows: tuple[SharedRows, ...] | None = None,
+    split_fused: bool = False,
 ) -> Pairing:
     """Pair the tensors of two models by name.
 
@@ -56,6 +119,8 @@ def pair_tensors(
         configs: the config.json of the two, or empty mappings where there is none.
         include: a regular expression; matrices whose name it does not find are kept as fine-tuned.
         exclude: a regular expression; matrices whose name it finds are kept as fine-tuned.
+        shared_rows: rows of the vocabulary that hold the same tokens; None where they are the first of both.
+        split_fused: whether query, key and value, or gate and up, that are stored as one are repaired one by one.
 
     Raises:
         PairingError: other architecture, shapes that differ by more than a resized vocabulary, or no matrix in common.
@@ -68,9 +133,10 @@ def pair_tensors(
                 f"config.json: {key} is {ours!r} in BASE and {theirs!r} in FINETUNED; give the base model this one was fine-tuned from"
             )
     vocabularies = (_vocabulary(configs[0]), _vocabulary(configs[1]))
-    selection = _Selection(_pattern(include, "include"), _pattern(exclude, "exclude"))
-    pairs = tuple(_pair(tensor, base.get(name), vocabularies, selection) for name, tensor in finetuned.items())
-    if not any(pair.base is not None and len(pair.finetuned.shape) == 2 for pair in pairs):
+    fused = configs[1] if split_fused else None
+    how = _How(vocabularies, _Selection(_pattern(include, "include"), _pattern(exclude, "exclude")), shared_rows, fused)
+    pairs = tuple(_pair(tensor, base.get(name), how) for name, tensor in finetuned.items())
+    if not any(pair.base is not None and pair.is_matrix for pair in pairs):
         raise PairingError(
             f"no matrix has the same name in BASE (which holds {next(iter(base), 'nothing')!r}) and FINETUNED "
             f"(which holds {next(iter(finetuned), 'nothing')!r}); give a base of the same layout"
@@ -92,6 +158,14 @@ class _Selection:
         return ""
 
 
+@dataclass(frozen=True)
+class _How:
+    vocabularies: tuple[int | None, int | None]
+    selection: _Selection
+    shared_rows: tuple[SharedRows, ...] | None
+    fused_config: Mapping[str, Any] | None
+
+
 def _pattern(text: str | None, option: str) -> re.Pattern[str] | None:
     try:
         return None if text is None else re.compile(text)
@@ -108,12 +182,7 @@ def _vocabulary(config: Mapping[str, Any]) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _pair(
-    finetuned: StoredTensor,
-    base: StoredTensor | None,
-    vocabularies: tuple[int | None, int | None],
-    selection: _Selection,
-) -> TensorPair:
+def _pair(finetuned: StoredTensor, base: StoredTensor | None, how: _How) -> TensorPair:
     rows = finetuned.shape[0] if finetuned.shape else 1
 
     def keep(reason: str) -> TensorPair:
@@ -121,22 +190,76 @@ def _pair(
 
     if base is None:
         return keep("only in FINETUNED")
-    if finetuned.shape != base.shape:
-        rows = _shared_rows(finetuned, base, vocabularies)
-    if len(finetuned.shape) != 2:
+    by_token = _rows_by_token(finetuned, base, how)
+    if finetuned.shape != base.shape and not by_token:
+        rows = _shared_rows(finetuned, base, how.vocabularies)
+    view = matrix_view(finetuned.name, finetuned.shape)
+    if view is None:
         return keep("not a matrix")
     if finetuned.elements == 0 or rows == 0:
         return keep("empty")
     if finetuned.dtype not in FLOAT_NAMES or base.dtype not in FLOAT_NAMES:
         return keep("not floating point")
-    if refusal := selection.refusal(finetuned.name):
+    if refusal := how.selection.refusal(finetuned.name):
         return keep(refusal)
-    reason = (
-        ""
-        if finetuned.shape == base.shape
-        else f"vocabulary resized from {base.shape[0]} to {finetuned.shape[0]} rows; the first {rows} are repaired"
+    if by_token:
+        reason = f"the tokenizers differ; {by_token[0].rows} of {view[0]} rows have a token that BASE has too, and are repaired"
+        return TensorPair(finetuned, base, "filter", reason, by_token[0].rows, by_token)
+    if finetuned.shape != base.shape:
+        reason = f"vocabulary resized from {base.shape[0]} to {finetuned.shape[0]} rows; the first {rows} are repaired"
+        return TensorPair(finetuned, base, "filter", reason, rows)
+    parts = _experts(finetuned)
+    if how.fused_config is not None:
+        parts = tuple(cut for part in parts or (_whole(view),) for cut in _cut(part, finetuned, how.fused_config))
+        parts = () if parts == (_whole(view),) else parts
+    return TensorPair(
+        finetuned, base, "filter", f"{len(parts)} matrices in one tensor" if parts else "", view[0], parts
     )
-    return TensorPair(finetuned, base, "filter", reason, rows)
+
+
+def _whole(view: tuple[int, int]) -> Part:
+    return Part("", ((0, view[0]),), ((0, view[0]),))
+
+
+def _experts(tensor: StoredTensor) -> tuple[Part, ...]:
+    """A part for each expert of a three-dimensional tensor."""
+    if len(tensor.shape) != 3 or not _EXPERTS.search(tensor.name):
+        return ()
+    count, rows, _ = tensor.shape
+    spans = [((number * rows, (number + 1) * rows),) for number in range(count)]
+    return tuple(Part(f"[{number}]", span, span) for number, span in enumerate(spans))
+
+
+def _cut(part: Part, tensor: StoredTensor, config: Mapping[str, Any]) -> tuple[Part, ...]:
+    """The parts of a matrix that is several on top of or beside each other, as config.json says; itself where it is one."""
+    first = part.finetuned_rows[0][0]
+    found = fused_parts(tensor.name, (part.rows, tensor.shape[-1]), config)
+    if not found:
+        return (part,)
+    cuts = []
+    for name, rows, columns in found:
+        spans = tuple((first + start, first + stop) for start, stop in rows)
+        cuts.append(Part(f"{part.label}[{name}]", spans, spans, columns))
+    return tuple(cuts)
+
+
+def _rows_by_token(finetuned: StoredTensor, base: StoredTensor, how: _How) -> tuple[Part, ...]:
+    """The rows of an embedding or head whose tokens both models have; nothing where rows are matched by their numbers."""
+    vocabulary = INPUT_EMBEDDING.search(finetuned.name) or OUTPUT_EMBEDDING.search(finetuned.name)
+    if how.shared_rows is None or not vocabulary or len(finetuned.shape) != 2 or finetuned.shape[1:] != base.shape[1:]:
+        return ()
+    runs = []
+    for run in how.shared_rows:
+        count = min(run.length, finetuned.shape[0] - run.finetuned, base.shape[0] - run.base)
+        if count > 0:
+            runs.append(SharedRows(run.finetuned, run.base, count))
+    if not runs:
+        raise PairingError(
+            f"tensor {finetuned.name!r}: the tokenizers of BASE and FINETUNED have no token in common; give the base model "
+            "this one was fine-tuned from"
+        )
+    ours = tuple((run.finetuned, run.finetuned + run.length) for run in runs)
+    return (Part("", ours, tuple((run.base, run.base + run.length) for run in runs)),)
 
 
 def _shared_rows(finetuned: StoredTensor, base: StoredTensor, vocabularies: tuple[int | None, int | None]) -> int:

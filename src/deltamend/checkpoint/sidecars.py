@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltamend.checkpoint.open import INDEX_FILE
+from deltamend.checkpoint.open import INDEX_FILE, TORCH_INDEX_FILE
 from deltamend.errors import CheckpointError
 
 MANIFEST_FILE = "deltamend.json"
@@ -19,6 +20,7 @@ _WEIGHT_SUFFIXES = frozenset(
 )
 _TRAINER_FILES = frozenset({"trainer_state.json", "training_args.json"})
 _INDEX_SUFFIX = ".index.json"
+_TOKENIZER = re.compile(r"tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab.*|merges\.txt|chat_template.*")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def list_sidecars(folder: Path, weight_files: frozenset[str]) -> tuple[tuple[Sid
     left_out: list[LeftOut] = []
     for path in _walk(folder, folder):
         name = path.relative_to(folder).as_posix()
-        if name in weight_files or name == INDEX_FILE:
+        if name in weight_files or name in {INDEX_FILE, TORCH_INDEX_FILE}:
             continue
         if reason := _reason_to_leave(path, name, folder):
             left_out.append(LeftOut(name if name.isprintable() else ascii(name), reason))
@@ -60,6 +62,18 @@ def list_sidecars(folder: Path, weight_files: frozenset[str]) -> tuple[tuple[Sid
             renamed = FINETUNED_CARD_FILE if name == CARD_FILE else name
             copied.append(Sidecar(path, renamed, path.stat().st_size))
     return tuple(copied), tuple(left_out)
+
+
+def with_tokenizer_of(sidecars: tuple[Sidecar, ...], adapter: Path) -> tuple[Sidecar, ...]:
+    """The files of a model, with the tokenizer and chat template of its adapter's folder where it brings its own.
+
+    Raises:
+        CheckpointError: the folder cannot be listed, or one of them is a link that leads out of it.
+    """
+    brought = {file.name: file for file in list_sidecars(adapter, frozenset())[0] if _TOKENIZER.fullmatch(file.name)}
+    if not any(name.startswith("tokenizer") for name in brought):
+        return sidecars
+    return (*(file for file in sidecars if not _TOKENIZER.fullmatch(file.name)), *brought.values())
 
 
 def _walk(folder: Path, top: Path) -> Iterator[Path]:

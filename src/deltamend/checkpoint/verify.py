@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deltamend.checkpoint.hashing import hash_file, tensor_hash
 from deltamend.checkpoint.manifest import Manifest, decode_manifest
-from deltamend.checkpoint.open import Checkpoint, StoredTensor, open_checkpoint
+from deltamend.checkpoint.open import Checkpoint, StoredTensor, open_folder
 from deltamend.checkpoint.sidecars import MANIFEST_FILE
 from deltamend.errors import CheckpointError
 
@@ -54,7 +54,7 @@ def _changed_files(folder: Path, manifest: Manifest) -> list[str]:
 def _changed_tensors(folder: Path, manifest: Manifest) -> list[str]:
     """Tensors that are not as written, read through the headers and the index as a loader would."""
     try:
-        with open_checkpoint(folder) as checkpoint:
+        with open_folder(folder) as checkpoint:
             written = {tensor.name for tensor in manifest.tensors}
             faults = [
                 f"tensor {name!r}: not written by deltamend" for name in checkpoint.tensors if name not in written

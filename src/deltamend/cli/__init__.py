@@ -9,6 +9,7 @@ import traceback
 
 import typer
 
+from deltamend.cli.calibrate import calibrate
 from deltamend.cli.compare import compare
 from deltamend.cli.demo import demo
 from deltamend.cli.diagnose import diagnose
@@ -30,6 +31,7 @@ app.command()(verify)
 app.add_typer(methods, name="methods")
 app.command()(compare)
 app.command()(diagnose)
+app.add_typer(calibrate, name="calibrate")
 app.command()(demo)
 
 

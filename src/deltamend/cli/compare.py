@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.table import Column, Table
 
 import deltamend
-from deltamend.cli.repair import progress_bar
+from deltamend.cli.repair import parameters_of, progress_bar
 from deltamend.compare import Comparison, choose_methods
 from deltamend.compare import compare as compare_methods
 from deltamend.errors import UsageError
+from deltamend.methods.method import Method
+from deltamend.methods.registry import get_method
 from deltamend.report.compare_page import COLUMNS, compare_csv, compare_page, method_row
 from deltamend.whole_file import write_whole
 
@@ -22,7 +24,10 @@ from deltamend.whole_file import write_whole
 def compare(
     base: Annotated[str, typer.Argument(help="Folder of the checkpoint fine-tuning started from.")],
     finetuned: Annotated[str, typer.Argument(help="Folder of its fine-tuned descendant.")],
-    methods: Annotated[str, typer.Option(help="Names with commas between, or all.")] = "all",
+    methods: Annotated[
+        str,
+        typer.Option(help="all, or names with commas between; parameters follow after colons, as in ties:density=0.1."),
+    ] = "all",
     include: Annotated[
         str | None, typer.Option("-i", "--include", metavar="REGEX", help="Only matrices it finds.")
     ] = None,
@@ -32,14 +37,16 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write a line for each method and matrix.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with both tables.")] = None,
-    write: Annotated[str | None, typer.Option(help="Names of methods whose checkpoint to write, into --out.")] = None,
+    write: Annotated[
+        str | None, typer.Option(help="Methods whose checkpoint to write, into --out; written like --methods.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for --write; each method gets one of its own in it.")] = None,
     device: Annotated[str, typer.Option(help="Where filters run: cpu, or cuda.")] = "cpu",
     workers: Annotated[int | None, typer.Option(min=1, help="Matrices at a time; default: one a core.")] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Compare methods on one update, in one pass over the weights, without writing checkpoints."""
-    wanted = _names(write)
+    wanted = [method for method in _methods(write) if isinstance(method, Method)]
     if bool(wanted) != (out is not None):
         raise UsageError("--write and --out belong together: --write dg-hard,ties --out FOLDER")
     choose_methods(wanted)
@@ -47,7 +54,7 @@ def compare(
         found = compare_methods(
             base,
             finetuned,
-            methods=_names(methods),
+            methods=_methods(methods),
             include=include,
             exclude=exclude,
             device=device,
@@ -62,13 +69,14 @@ def compare(
     for path, text in ((csv, compare_csv), (html, compare_page)):
         if path is not None:
             write_whole(path, text(found))
-    for name in wanted:
-        with progress_bar(quiet, f"writing {name}") as progress:
+    for method in wanted:
+        folder = method.described().replace(" ", ",").replace("/", "_")
+        with progress_bar(quiet, f"writing {method.name}") as progress:
             deltamend.repair(
                 base,
                 finetuned,
-                Path(str(out)) / name,
-                method=name,
+                Path(str(out)) / folder,
+                method=method,
                 include=include,
                 exclude=exclude,
                 device=device,
@@ -77,8 +85,13 @@ def compare(
             )
 
 
-def _names(text: str | None) -> list[str]:
-    return [name.strip() for name in (text or "").split(",") if name.strip()]
+def _methods(text: str | None) -> list[str | Method]:
+    """`all`, or methods with commas between, each with its parameters after colons."""
+    chosen: list[str | Method] = []
+    for entry in filter(None, (part.strip() for part in (text or "").split(","))):
+        name, *settings = entry.split(":")
+        chosen.append(name if name == "all" else get_method(name, parameters_of(settings, "--methods")))
+    return chosen
 
 
 def _print(console: Console, found: Comparison) -> None:

@@ -25,8 +25,8 @@ _FULL_KS = 0.4
 
 
 def diagnose(
-    base: Annotated[str, typer.Argument(help="Folder of the checkpoint fine-tuning started from.")],
-    finetuned: Annotated[str, typer.Argument(help="Folder of its fine-tuned descendant.")],
+    base: Annotated[str, typer.Argument(help="The model fine-tuning started from: a folder or hub id.")],
+    finetuned: Annotated[str, typer.Argument(help="Its fine-tuned descendant; MODEL+ADAPTER for a LoRA.")],
     include: Annotated[
         str | None, typer.Option("-i", "--include", metavar="REGEX", help="Only matrices it finds.")
     ] = None,
@@ -81,6 +81,8 @@ def _print(console: Console, found: Diagnosis, folders: tuple[str, str]) -> None
     console.print(f"\nverdict: {found.verdict}", style="bold")
     for sentence in found.sentences:
         console.print(f"  {sentence}", soft_wrap=True)
+    for note in found.notes:
+        console.print(f"  note: {note}", soft_wrap=True)
     if found.commands:
         console.print("next:")
     names = {"BASE": shlex.quote(folders[0]), "FINETUNED": shlex.quote(folders[1])}

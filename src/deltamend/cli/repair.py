@@ -30,8 +30,12 @@ _LOSS_WORTH_A_WARNING = 0.1
 
 
 def repair(
-    base: Annotated[str | None, typer.Argument(help="Folder of the checkpoint fine-tuning started from.")] = None,
-    finetuned: Annotated[str | None, typer.Argument(help="Folder of its fine-tuned descendant.")] = None,
+    base: Annotated[
+        str | None, typer.Argument(help="What fine-tuning started from: a folder, or a hub id org/name@revision.")
+    ] = None,
+    finetuned: Annotated[
+        str | None, typer.Argument(help="Its fine-tuned descendant; MODEL+ADAPTER adds a LoRA adapter to a model.")
+    ] = None,
     out: Annotated[str | None, typer.Argument(help="Folder to write; appears whole or not at all.")] = None,
     method: Annotated[str | None, typer.Option(help="See `deltamend methods`; default: dg-hard.")] = None,
     set_: Annotated[
@@ -50,6 +54,12 @@ def repair(
         str | None,
         typer.Option(help="What norms and biases follow: finetuned (default), base, or a number between 0 and 1."),
     ] = None,
+    rename: Annotated[
+        str | None, typer.Option(metavar="OLD=NEW", help="What names begin with in BASE and in FINETUNED.")
+    ] = None,
+    split_fused: Annotated[
+        bool, typer.Option("--split-fused", help="Repair q, k and v, or gate and up, stored as one, one by one.")
+    ] = False,
     out_dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; default: as FINETUNED.")] = None,
     max_shard_size: Annotated[str | None, typer.Option(help="Such as 5GB; default: the shards of FINETUNED.")] = None,
     device: Annotated[str, typer.Option(help="Where filters run: cpu, or cuda.")] = "cpu",
@@ -74,6 +84,8 @@ def repair(
         max_shard_size=max_shard_size or given.max_shard_size,
         rules=given.rules,
         vectors=vectors or given.vectors,
+        rename=rename or given.rename,
+        split_fused=split_fused or given.split_fused,
     )
     console = Console(stderr=as_json, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
     if dry_run:
@@ -84,7 +96,7 @@ def repair(
             if resume and published_manifest(plan) is not None:
                 console.print(f"{plan.out} is whole already; there is nothing to do")
                 return
-            check_output(plan.out, [plan.base.folder, plan.finetuned.folder], overwrite=overwrite)
+            check_output(plan.out, [*plan.base.folders, *plan.finetuned.folders], overwrite=overwrite)
             _print_plan(console, plan, workers or len(os.sched_getaffinity(0)), verbose)
         finally:
             plan.close()
@@ -126,17 +138,17 @@ def _method(given: RepairConfig, method: str | None, parameters: dict[str, objec
     return given.method, {**given.method_parameters, **parameters}
 
 
-def parameters_of(settings: list[str]) -> dict[str, object]:
-    """The parameters that `--set` gives; a value in [ ] or { } is read as YAML."""
+def parameters_of(settings: list[str], option: str = "--set") -> dict[str, object]:
+    """The parameters that KEY=VALUE texts give; a value in [ ] or { } is read as YAML."""
     parameters: dict[str, object] = {}
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator:
-            raise UsageError(f"--set: {setting!r} is not KEY=VALUE; write it like --set alpha=0.5")
+            raise UsageError(f"{option}: {setting!r} is not KEY=VALUE; write it like alpha=0.5")
         try:
             parameters[key] = yaml.safe_load(value) if value[:1] in ("[", "{") else value
         except yaml.YAMLError as error:
-            raise UsageError(f"--set: {value!r} is not YAML ({' '.join(str(error).split())}); mend it") from error
+            raise UsageError(f"{option}: {value!r} is not YAML ({' '.join(str(error).split())}); mend it") from error
     return parameters
 
 
@@ -159,10 +171,15 @@ def progress_bar(quiet: bool, doing: str) -> Iterator[ProgressCallback]:
 
 def _print_plan(console: Console, plan: RepairPlan, workers: int, verbose: int) -> None:
     """What would be done: tensors, what is kept and why, files, bytes, time and memory."""
-    matrices = [pair for pair in plan.pairing.pairs if pair.action == "filter"]
+    filtered = [pair for pair in plan.pairing.pairs if pair.action == "filter"]
+    matrices = sum(len(pair.shapes) for pair in filtered if pair.is_matrix)
+    vectors = sum(not pair.is_matrix for pair in filtered)
+    also = f" and {vectors} other parameters" if vectors else ""
     console.print(
-        f"{plan.method.name} on {len(matrices)} matrices of {len(plan.pairing.pairs)} tensors; nothing is written"
+        f"{plan.method.name} on {matrices} matrices{also} of {len(plan.pairing.pairs)} tensors; nothing is written"
     )
+    for note in plan.notes:
+        console.print(f"  {note}")
     kept = Counter(pair.reason for pair in plan.pairing.pairs if pair.action == "keep")
     for reason, count in sorted(kept.items()):
         console.print(f"  {count} kept as fine-tuned: {reason}")
@@ -187,6 +204,8 @@ def _print_left_out(console: Console, only_in_base: Sequence[str], files: Sequen
 
 def _print_report(console: Console, report: RepairReport, verbose: int) -> None:
     manifest = report.manifest
+    for note in manifest.notes:
+        console.print(f"  {note}")
     _print_left_out(console, manifest.only_in_base, [(file.name, file.reason) for file in manifest.left_out])
     if verbose:
         table = Table(Column("tensor", overflow="fold"), "outcome", "rank", "energy kept", "lost in cast", "s")

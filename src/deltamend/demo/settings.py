@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deltamend.demo.training import Recipe
+from deltamend.finetuning import Recipe
 
 
 @dataclass(frozen=True)

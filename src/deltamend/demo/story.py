@@ -13,16 +13,16 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from deltamend.cache import fingerprint, publish
 from deltamend.checkpoint.sidecars import MANIFEST_FILE
 from deltamend.demo.base import smollm2_folder, unpack_smollm2
-from deltamend.demo.cache import fingerprint, publish
-from deltamend.demo.hf import LoadedModel, load, quiet_transformers
 from deltamend.demo.measure import Exam, Measured, exam_length, measure
 from deltamend.demo.probes import Probes, load_probes
 from deltamend.demo.settings import REPAIRS, DemoSettings, RepairChoice
 from deltamend.demo.task import Problem, sums
 from deltamend.demo.toy import PRETRAINING, build_toy, toy_folder
-from deltamend.demo.training import chat_example, train
+from deltamend.finetuning import chat_example, train
+from deltamend.language_model import LoadedModel, load, quiet_transformers
 from deltamend.repair import RepairReport, repair
 from deltamend.threads import one_thread_each
 

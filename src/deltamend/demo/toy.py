@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from deltamend.demo.cache import fingerprint, publish
-from deltamend.demo.hf import plain_tokens, transformers_module
+from deltamend.cache import fingerprint, publish
 from deltamend.demo.probes import Probes, toy_lessons
-from deltamend.demo.training import Example, Recipe, chat_example, train
+from deltamend.finetuning import Example, Recipe, chat_example, train
+from deltamend.language_model import plain_tokens, transformers_module
 
 SHAPE = {
     "hidden_size": 128,

@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
-from deltamend.checkpoint.open import Checkpoint, open_checkpoint
-from deltamend.checkpoint.pairing import TensorPair, pair_tensors
-from deltamend.delta import Buffers, StoredMatrix
+from deltamend.checkpoint.load import open_pair
+from deltamend.checkpoint.open import Checkpoint
+from deltamend.compare import Item, item_name
+from deltamend.delta import Buffers, Matrix, StoredMatrix, SubMatrix
 from deltamend.diagnosis.matrix import Question, diagnose_matrix
 from deltamend.diagnosis.records import Diagnosis, MatrixDiagnosis
 from deltamend.diagnosis.verdict import summary
@@ -39,8 +40,8 @@ def diagnose(
     entries and a few squares of a matrix's shorter side. The same inputs give the same numbers with any number of workers.
 
     Args:
-        base: folder of the checkpoint fine-tuning started from.
-        finetuned: folder of its descendant.
+        base: the model fine-tuning started from: a folder, a hub id, or what else `open_checkpoint` takes.
+        finetuned: its descendant.
         include: regular expression; only matrices whose name it finds are diagnosed.
         exclude: regular expression; matrices whose name it finds are left out.
         out_dtype: bf16, fp16 or fp32: what the realised delta is predicted for; None for the dtype each tensor has.
@@ -56,15 +57,12 @@ def diagnose(
     """
     started = time.perf_counter()
     written = out_dtype_name(out_dtype)
-    with open_checkpoint(base) as ours, open_checkpoint(finetuned) as theirs:
-        pairing = pair_tensors(
-            ours.tensors, theirs.tensors, (ours.config, theirs.config), include=include, exclude=exclude
-        )
-        pairs = [pair for pair in pairing.pairs if pair.action == "filter"]
-        if not pairs:
+    with open_pair(base, finetuned, include=include, exclude=exclude) as pair:
+        items = [(one, part) for one in pair.pairing.pairs if one.action == "filter" for part in one.parts or (None,)]
+        if not items:
             raise UsageError("no matrix is left to diagnose; widen --include or --exclude")
-        run = _Diagnosing(ours, theirs, written, values)
-        order = sorted(pairs, key=lambda pair: (-pair_flops(pair), pair.name))
+        run = _Diagnosing(pair.base, pair.finetuned, written, values)
+        order = sorted(items, key=lambda item: (-pair_flops(item[0]), item_name(item)))
         found: dict[str, MatrixDiagnosis] = {}
         with one_thread_each(), ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as executor:
             try:
@@ -75,14 +73,15 @@ def diagnose(
             except BaseException:
                 executor.shutdown(cancel_futures=True)
                 raise
-    matrices = tuple(found[pair.name] for pair in pairs)
+    matrices = tuple(found[item_name(item)] for item in items)
     verdict, sentences, commands = summary(matrices)
     return Diagnosis(
         base=Path(base).name,
         finetuned=Path(finetuned).name,
         written=out_dtype or "as stored",
         matrices=matrices,
-        left_out=dict(Counter(pair.reason for pair in pairing.pairs if pair.action == "keep")),
+        left_out=dict(Counter(one.reason for one in pair.pairing.pairs if one.action == "keep")),
+        notes=pair.notes,
         verdict=verdict,
         sentences=sentences,
         commands=commands,
@@ -97,16 +96,21 @@ class _Diagnosing:
         self._base, self._finetuned, self._written, self._values = base, finetuned, written, values
         self._local = threading.local()
 
-    def one(self, pair: TensorPair) -> MatrixDiagnosis:
+    def one(self, item: Item) -> MatrixDiagnosis:
         """One matrix, in the memory of the calling thread."""
+        pair, part = item
         if pair.base is None:
             raise AssertionError(f"{pair.name} has no base")
         if not hasattr(self._local, "buffers"):
             self._local.buffers = Buffers()
         buffers: Buffers = self._local.buffers
-        return diagnose_matrix(
-            StoredMatrix(self._base, pair.base, buffers, "base"),
-            StoredMatrix(self._finetuned, pair.finetuned, buffers, "finetuned"),
-            Question(pair.name, pair.rows, NUMPY_DTYPES[self._written or pair.finetuned.dtype], self._values),
-            buffers,
-        )
+        base: Matrix = StoredMatrix(self._base, pair.base, buffers, "base")
+        finetuned: Matrix = StoredMatrix(self._finetuned, pair.finetuned, buffers, "finetuned")
+        rows = pair.rows
+        if part is not None:
+            base = SubMatrix(base, part.base_rows, part.columns, buffers, "base-part")
+            finetuned = SubMatrix(finetuned, part.finetuned_rows, part.columns, buffers, "finetuned-part")
+            rows = part.rows
+        written = NUMPY_DTYPES[self._written or pair.finetuned.dtype]
+        question = Question(item_name(item), rows, written, self._values, pair.update_rank)
+        return diagnose_matrix(base, finetuned, question, buffers)

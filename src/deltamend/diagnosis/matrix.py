@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,9 @@ from deltamend.diagnosis.records import (
 from deltamend.diagnosis.verdict import judge
 from deltamend.errors import FilterError
 from deltamend.matrix_repair import Norms, refuse_damaged, write_merged
+from deltamend.methods.dg_hard import DGHard
 from deltamend.methods.finetuned_blocks import BaseOnly, FinetunedBlocks
-from deltamend.methods.method import spectral_result
+from deltamend.methods.method import TensorContext, spectral_result
 from deltamend.rules import kind_of, layer_of
 from deltamend.spectrum.blocks import Blocks, FloatArray
 from deltamend.spectrum.eigen import Workspace
@@ -66,12 +67,14 @@ class Question:
         rows: how many rows both sides hold.
         written: the dtype the realised delta is predicted for.
         all_values: whether the record holds every singular value.
+        update_rank: the rank of an adapter's update, where that is known by construction.
     """
 
     name: str
     rows: int
     written: np.dtype[Any]
     all_values: bool = False
+    update_rank: int | None = None
 
 
 def diagnose_matrix(base: Matrix, finetuned: Matrix, question: Question, buffers: Buffers) -> MatrixDiagnosis:
@@ -136,7 +139,7 @@ class _Discard:
     def write_rows(self, start: int, values: Array) -> None:
         """Nothing is written."""
 
-    def write_columns(self, start: int, values: Array) -> None:
+    def write_columns(self, start: int, values: Array, row: int = 0) -> None:
         """Nothing is written."""
 
 
@@ -168,6 +171,7 @@ class _Measuring:
         found = None if self._delta.is_zero() else filter_delta(self._delta, recording, workspace=self._workspace)
         if found is None or found.outcome == "zero":
             return self._record(0.0)
+        found = self._without_floor(found)
         spectrum = _Known(found.shape, found.energy, recording.values)
         whole = BaseBlocks(self._delta)
         base = self._leading(BaseOnly(self._delta, whole), max(min(found.shape) // _TOP_SHARE, _TOP_LEAST))
@@ -186,6 +190,23 @@ class _Measuring:
             rounding=self._rounding(found, floor),  # last: it uses up Δ
         )
 
+    def _without_floor(self, found: SpectralFilter) -> SpectralFilter:
+        """Δ is kept whole where it is an adapter's, as DG-Hard keeps it; what was found is then the rounding of B·A."""
+        context = TensorContext(
+            self._question.name,
+            BaseBlocks(self._delta),
+            str(self._sides[1].dtype),
+            update_rank=self._question.update_rank,
+        )
+        kept = DGHard.model_validate({}).without_floor(self._delta, context)
+        if kept is None:
+            return found
+        none = np.zeros(0)
+        return replace(
+            found, outcome="no-noise-floor", rank=min(found.shape), threshold=0.0, noise=None, singular_values=none,
+            gains=none, kept_energy=found.energy, basis=None, reason=kept.reason,
+        )  # fmt: skip
+
     def _record(self, norm: float, **parts: Any) -> Measured:
         name = self._question.name
         nothing = dict.fromkeys(("spectrum", "bulk", "controls", "entries", "rounding", "base"))
@@ -196,6 +217,7 @@ class _Measuring:
             module=module_of(name),
             shape=self._delta.shape,
             dtypes=(str(self._sides[0].dtype), str(self._sides[1].dtype)),
+            update_rank=self._question.update_rank,
             norm=norm,
             **{**nothing, **parts},
         )

@@ -139,6 +139,7 @@ class Measured(_Record):
     module: str = Field(description="The name without the layer and `.weight`.")
     shape: tuple[int, int] = Field(description="Of the part both sides hold.")
     dtypes: tuple[str, str] = Field(description="Of BASE and of FINETUNED, as stored.")
+    update_rank: int | None = Field(description="Rank of the adapter that makes the difference, where it is known.")
     norm: float = Field(description="‖Δ‖.")
     spectrum: SpectrumFacts | None
     bulk: Bulk | None
@@ -176,6 +177,7 @@ class MatrixDiagnosis(Measured):
             "base_dtype": self.dtypes[0],
             "finetuned_dtype": self.dtypes[1],
             "verdict": self.verdict,
+            "update_rank": self.update_rank,
             "norm": self.norm,
             **{key: getattr(spectrum, key, None) for key in _SPECTRUM},
             **{
@@ -236,6 +238,7 @@ class Diagnosis(_Record):
     written: str = Field(description="The dtype that the realised delta was predicted for: a name, or as stored.")
     matrices: tuple[MatrixDiagnosis, ...] = Field(description="In the order of FINETUNED.")
     left_out: dict[str, int] = Field(description="Why tensors were not diagnosed, and how many.")
+    notes: tuple[str, ...] = Field(description="What a person should know of how the inputs were read.")
     verdict: Verdict = Field(description="The verdict that holds for most of the entries.")
     sentences: tuple[str, ...] = Field(description="What is found, for a person.")
     commands: tuple[str, ...] = Field(description="What to run next; BASE, FINETUNED and OUT stand for folders.")

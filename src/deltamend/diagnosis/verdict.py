@@ -52,6 +52,8 @@ def _low_rank(found: Measured) -> bool:
     spectrum = found.spectrum
     if spectrum is None:
         return False
+    if found.update_rank is not None and found.update_rank <= LOW_RANK_SHARE * min(found.shape):
+        return True
     few = spectrum.numerical_rank <= LOW_RANK_SHARE * min(found.shape)
     return few and spectrum.numerical_rank > 0 and spectrum.residue <= LOW_RANK_RESIDUE
 
@@ -59,9 +61,11 @@ def _low_rank(found: Measured) -> bool:
 def _low_rank_reasons(found: Measured) -> list[str]:
     if found.spectrum is None:
         return []
+    known = [] if found.update_rank is None else [f"Δ is a LoRA adapter of rank {found.update_rank}."]
     return [
+        *known,
         f"{found.spectrum.numerical_rank} of {min(found.shape)} singular values hold all but {found.spectrum.residue:.1g} "
-        "of ‖Δ‖²; the rest is not above rounding."
+        "of ‖Δ‖²; the rest is not above rounding.",
     ]
 
 
@@ -142,15 +146,17 @@ RULES = (
     ),
     VerdictRule(
         "low-rank by construction",
-        f"at most {LOW_RANK_SHARE:.0%} of the singular values are above rounding, and the others hold at most {LOW_RANK_RESIDUE:g} of ‖Δ‖²",
+        f"at most {LOW_RANK_SHARE:.0%} of the singular values are above rounding, and the others hold at most {LOW_RANK_RESIDUE:g} of ‖Δ‖²; or FINETUNED is BASE+ADAPTER of such a rank",
         _low_rank,
         _low_rank_reasons,
         "The median singular value is rounding and says nothing of noise: DG-Hard keeps Δ, or all of it but rounding. A merged "
         "adapter looks like this.",
-        "Use a method that does not read the median: scale the update, or shrink its intruder dimensions.",
+        "Use a method that does not read the median: scale the update, or shrink its intruder dimensions. Where the adapter itself is "
+        "at hand, give it as BASE+ADAPTER: spectrum=nonzero then measures noise on its own singular values.",
         (
             "deltamend repair BASE FINETUNED OUT --method wise-ft --set alpha=0.5",
             "deltamend repair BASE FINETUNED OUT --method intruder",
+            "deltamend repair BASE FINETUNED OUT --set spectrum=nonzero",
         ),
     ),
     VerdictRule(

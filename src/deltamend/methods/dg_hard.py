@@ -28,7 +28,8 @@ class DGHard(NoiseMethod):
     The defaults are the paper's. `rule=edge` takes the edge of the Marchenko–Pastur bulk as τ and `rule=tracy-widom`
     the 99% quantile of the largest singular value of noise; both keep more. `noise=screenot` is the threshold for
     correlated noise of unknown law (arXiv 2009.12297), which needs no noise level. On a delta of exactly low rank, such
-    as a merged adapter, the median is rounding and nothing can be measured: the delta is kept and the report says so.
+    as a merged adapter, the median is rounding and nothing can be measured: the delta is kept and the report says so. For
+    an adapter that is given as one, `spectrum=nonzero` measures the noise on its own singular values instead.
     """
 
     name: ClassVar[str] = "dg-hard"
@@ -52,7 +53,9 @@ class DGHard(NoiseMethod):
 
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
         """Filter one delta; see `Method.apply`."""
-        rule = _Scaled(self._rule(delta, context), self.scale)
+        if kept := self.without_floor(delta, context):
+            return kept
+        rule = _Scaled(self.own(self._rule(delta, context), context), self.scale)
         return spectral_result(filter_delta(delta, rule, device=context.device, workspace=context.workspace))
 
     def _rule(self, delta: Blocks, context: TensorContext) -> ThresholdRule:

@@ -42,6 +42,7 @@ class TensorContext:
         stored_dtype: the dtype FINETUNED is stored in, by its torch name such as "bfloat16".
         device: where to compute what is expensive, "cpu" or a torch device.
         surveyed: what `Method.survey` found.
+        update_rank: the rank of the delta, where it is an adapter's and known by construction.
         workspace: scratch memory of this thread for spectral filters.
     """
 
@@ -50,6 +51,7 @@ class TensorContext:
     stored_dtype: str = "float32"
     device: str = "cpu"
     surveyed: Any = None
+    update_rank: int | None = None
     workspace: Workspace = field(default_factory=Workspace)
 
 
@@ -133,7 +135,7 @@ class Method(BaseModel, ABC):
 
     def described(self) -> str:
         """Name and the parameters that are not at their defaults, such as "wise-ft alpha=0.3"."""
-        given: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
+        given: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
         return " ".join([self.name, *(f"{key}={value}" for key, value in given.items())])
 
 

@@ -40,7 +40,9 @@ class Shrink(NoiseMethod):
         """Filter one delta; see `Method.apply`."""
         if self.noise_level == 0.0:
             return KeptDelta.identity("the noise level is 0")
-        rule = MarchenkoPasturEdge(self.estimator(delta, context))
+        if kept := self.without_floor(delta, context):
+            return kept
+        rule = self.own(MarchenkoPasturEdge(self.estimator(delta, context)), context)
         found = filter_delta(
             delta, rule, shrinker=_SHRINKERS[self.loss], device=context.device, workspace=context.workspace
         )

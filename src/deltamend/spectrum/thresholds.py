@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from deltamend.spectrum.blocks import FloatArray
 from deltamend.spectrum.marchenko_pastur import aspect_ratio, check_beta, median
 from deltamend.spectrum.noise import FixedNoise, MedianNoise, NoiseEstimator
 from deltamend.spectrum.screenot import screenot_threshold
@@ -81,6 +82,44 @@ class GavishDonoho:
         noise = self.noise.noise(spectrum)
         beta = aspect_ratio(spectrum.shape)
         return Threshold(optimal_coefficient(beta) * math.sqrt(max(spectrum.shape)) * noise, noise)
+
+
+@dataclass(frozen=True)
+class OwnSpectrum:
+    """Another rule on the nonzero singular values of an update of known rank r, as if it were a matrix of r×n.
+
+    Most singular values of an adapter's update are exactly 0, and so is their median. Its own r are those of the factors,
+    and noise in B·A with orthogonal columns in B is noise in the r×n matrix A. Ours.
+
+    Args:
+        rule: what to apply to them.
+        rank: r, at least 1.
+    """
+
+    rule: ThresholdRule
+    rank: int
+
+    def threshold(self, spectrum: Spectrum) -> Threshold:
+        """The threshold of the rule; the noise is that of the r×n matrix."""
+        return self.rule.threshold(_Leading(spectrum, self.rank))
+
+
+class _Leading:
+    """The r largest singular values of a spectrum, as those of an r×n matrix."""
+
+    def __init__(self, spectrum: Spectrum, rank: int) -> None:
+        self._spectrum = spectrum
+        self.shape = (min(rank, *spectrum.shape), max(spectrum.shape))
+        self.energy = spectrum.energy
+
+    def largest(self) -> float:
+        return self._spectrum.largest()
+
+    def values(self) -> FloatArray:
+        return self._spectrum.values()[: self.shape[0]]
+
+    def median(self) -> float:
+        return float(np.median(self.values()))
 
 
 @dataclass(frozen=True)

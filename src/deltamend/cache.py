@@ -1,4 +1,4 @@
-"""Where the demo keeps its models, and how a folder gets there: whole, or not at all."""
+"""Where models that deltamend made are kept, and how a folder gets there: whole, or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one place where the demo meets transformers: imported late, kept quiet, and never allowed to reach for a hub."""
+"""Load a language model and its tokenizer: transformers imported late, kept quiet, never allowed to reach for a hub."""
 
 from __future__ import annotations
 
@@ -27,14 +27,12 @@ def transformers_module() -> Any:
     try:
         return importlib.import_module("transformers")
     except ImportError as error:
-        raise DeltamendError(
-            f"the demo loads models with transformers ({error}): pip install 'deltamend[hf]'"
-        ) from error
+        raise DeltamendError(f"models are loaded with transformers ({error}): pip install 'deltamend[hf]'") from error
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' own log lines and progress bars, which would tear the demo's; restore them afterwards."""
+    """Silence transformers' own log lines and progress bars, which would tear ours; restore them afterwards."""
     logging = transformers_module().logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

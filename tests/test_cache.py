@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from deltamend.cache import default_cache_dir, fingerprint, publish
 from deltamend.demo import base
-from deltamend.demo.cache import default_cache_dir, fingerprint, publish
 from deltamend.errors import DeltamendError
 
 

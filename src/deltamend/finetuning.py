@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from deltamend.demo.hf import chat_prompt, plain_tokens
+from deltamend.language_model import chat_prompt, plain_tokens
 from deltamend.threads import one_thread_each
 
 GIVEN, PADDING = -1, -2  # labels of positions without a loss

@@ -1,0 +1,125 @@
+"""The diagonal of the Fisher information of a language model, from texts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from deltamend.calibration.texts import as_examples, read_texts
+from deltamend.checkpoint.load import open_checkpoint
+from deltamend.errors import CheckpointError
+from deltamend.finetuning import Example
+from deltamend.language_model import LoadedModel, load, quiet_transformers
+from deltamend.whole_file import whole_file
+
+if TYPE_CHECKING:
+    import torch
+
+
+def write_fisher(
+    model: Path,
+    texts: Path,
+    out: Path,
+    *,
+    labels: Literal["sampled", "given"] = "sampled",
+    chat: bool = False,
+    max_tokens: int = 512,
+    seed: int = 0,
+    progress: Callable[[str, float], None] | None = None,
+) -> int:
+    """Write F = mean over texts of (∇ log p(ŷ | x))², entry by entry (Matena & Raffel 2022, equation 2).
+
+    The gradient is that of a whole text's log-likelihood. The model is held in fp32 with its gradient and F: three times
+    its size.
+
+    Args:
+        model: folder of the checkpoint.
+        texts: JSONL file; see `CalibrationText`.
+        out: safetensors file to write, float32, one tensor for each parameter under its name in the checkpoint.
+        labels: "sampled" draws every predicted token from the model, which makes it the Fisher information; "given" takes
+            the tokens of the text, which makes it the empirical one.
+        chat: whether prompts go through the chat template.
+        max_tokens: of a text.
+        seed: of the sampled tokens, together with the number of the text.
+        progress: called after each text.
+
+    Returns:
+        The number of texts.
+
+    Raises:
+        UsageError: a text or an option means nothing.
+        CheckpointError: transformers calls a matrix by a name that the checkpoint does not hold.
+        OutputError: `out` cannot be written.
+    """
+    read = read_texts(texts)
+    with quiet_transformers():
+        loaded = load(model)
+    refuse_other_names(loaded, model)
+    examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=max_tokens)
+    squares = squared_gradients(loaded, examples, labels=labels, seed=seed, progress=progress)
+    from safetensors.torch import save_file
+
+    with whole_file(out) as temporary:
+        save_file(squares, temporary, metadata={"format": "pt"})
+    return len(examples)
+
+
+def squared_gradients(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    *,
+    labels: Literal["sampled", "given"],
+    seed: int,
+    progress: Callable[[str, float], None] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Mean squared gradient of every parameter, float32, by its name; see `write_fisher`."""
+    import torch
+
+    parameters = dict(loaded.model.named_parameters())
+    squares = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
+    for number, example in enumerate(examples):
+        loss = _surprise(loaded.model, example, None if labels == "given" else (seed, number))
+        loss.backward()  # type: ignore[no-untyped-call]
+        for name, parameter in parameters.items():
+            if parameter.grad is not None:
+                squares[name].addcmul_(parameter.grad, parameter.grad, value=1.0 / len(examples))
+                parameter.grad = None
+        if progress is not None:
+            progress(f"text {number + 1}", (number + 1) / len(examples))
+    return squares
+
+
+def refuse_other_names(loaded: LoadedModel, folder: Path) -> None:
+    """Refuse a model whose matrices transformers calls otherwise: its numbers could not be put beside the checkpoint's.
+
+    Raises:
+        CheckpointError: naming the first of them.
+    """
+    with open_checkpoint(folder) as checkpoint:
+        strange = [
+            name
+            for name, parameter in loaded.model.named_parameters()
+            if parameter.ndim == 2 and name not in checkpoint.tensors
+        ]
+    if strange:
+        raise CheckpointError(
+            f"{folder}: transformers holds a matrix {strange[0]!r} that the checkpoint does not; save it again with "
+            "save_pretrained of the transformers that is installed"
+        )
+
+
+def _surprise(model: torch.nn.Module, example: Example, draw: tuple[int, int] | None) -> torch.Tensor:
+    """−log p of the answer's tokens, or with `draw`, a seed and a number, of tokens the model itself draws there."""
+    import torch
+
+    ids = torch.tensor([[*example.prompt, *example.answer]])
+    logits = model(input_ids=ids).logits[0, len(example.prompt) - 1 : -1].float()
+    if draw is None:
+        drawn = torch.tensor(example.answer)
+    else:
+        digest = hashlib.sha256(f"{draw[0]}\0{draw[1]}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+    return torch.nn.functional.cross_entropy(logits, drawn, reduction="sum")

@@ -1,0 +1,183 @@
+"""The learned mask of grafting: which entries of an update a task needs, from its texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deltamend.calibration.fisher import refuse_other_names
+from deltamend.calibration.texts import as_examples, read_texts
+from deltamend.errors import PairingError
+from deltamend.finetuning import Example, answer_loss
+from deltamend.language_model import LoadedModel, load, quiet_transformers
+from deltamend.methods.elementwise import Part, cut_at, magnitude, summed, tie_breaker
+from deltamend.whole_file import whole_file
+
+if TYPE_CHECKING:
+    import torch
+
+_START = 3.0
+"""The mask begins at σ(±3): 5% away from 0 and 1, so that entries can cross over within a few steps."""
+
+
+def write_graft_mask(
+    base: Path,
+    finetuned: Path,
+    texts: Path,
+    out: Path,
+    *,
+    density: float = 0.01,
+    steps: int = 50,
+    batch: int = 8,
+    rate: float = 1.0,
+    chat: bool = False,
+    max_tokens: int = 512,
+    progress: Callable[[str, float], None] | None = None,
+) -> tuple[float, float]:
+    """Learn a mask γ for W = W_base + γ ⊙ Δ that lowers the loss on the texts (Panigrahi et al. 2023, section 2).
+
+    γ starts at the largest |Δ| of the whole model and is relaxed to γ₀ ⊙ (1 − σ(S)) + (1 − γ₀) ⊙ σ(S), as in the paper.
+    S goes down the gradient; ours is its unit, so that `rate` means the same for every model: the gradient of the first
+    step that as many entries exceed as the mask has. At the end the mask is the `density` share of the largest γ, so it
+    has the size that was asked for. Matrices only; other parameters are the fine-tuned ones. Both models, the gradient
+    and S are held in fp32: four times the model.
+
+    Args:
+        base: folder of the checkpoint fine-tuning started from.
+        finetuned: folder of its descendant.
+        texts: JSONL file; see `CalibrationText`.
+        out: safetensors file to write, uint8, one tensor of 0 and 1 for each matrix under its name.
+        density: share of the matrices' entries that is grafted.
+        steps: gradient steps.
+        batch: texts a step.
+        rate: units of S a step.
+        chat: whether prompts go through the chat template.
+        max_tokens: of a text.
+        progress: called after each step.
+
+    Returns:
+        Mean loss a predicted token in nats over all texts: with the mask it started from, and with the one it learnt.
+
+    Raises:
+        UsageError: a text means nothing.
+        CheckpointError: transformers calls a matrix by a name that the checkpoint does not hold.
+        PairingError: the two models have other matrices.
+        OutputError: `out` cannot be written.
+    """
+    read = read_texts(texts)
+    with quiet_transformers():
+        loaded, tuned = load(base), load(finetuned).model
+    refuse_other_names(LoadedModel(tuned, None), finetuned)
+    examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=max_tokens)
+    graft = _Graft(loaded.model, tuned, density)
+    before = graft.loss(examples, batch)
+    for step, texts_of_step in enumerate(_batches(examples, batch, steps), 1):
+        graft.learn(texts_of_step, rate)
+        if progress is not None:
+            progress(f"step {step}", step / steps)
+    graft.settle()
+    after = graft.loss(examples, batch)
+    from safetensors.torch import save_file
+
+    with whole_file(out) as temporary:
+        save_file(graft.masks(), temporary, metadata={"format": "pt"})
+    return before, after
+
+
+def _batches(examples: Sequence[Example], batch: int, steps: int) -> list[list[Example]]:
+    """The texts in their order, again and again."""
+    endless = cycle(examples)
+    return [list(islice(endless, min(batch, len(examples)))) for _ in range(steps)]
+
+
+class _Graft:
+    """A model that wears the mask, and S, the mask's parameters."""
+
+    def __init__(self, model: Any, tuned: Any, density: float) -> None:
+        import torch
+
+        self._model, self._density = model, density
+        theirs = dict(tuned.named_parameters())
+        self._base: dict[str, torch.Tensor] = {}
+        self._deltas: dict[str, torch.Tensor] = {}
+        self._unit: float | None = None
+        for name, parameter in model.named_parameters():
+            if name not in theirs or theirs[name].shape != parameter.shape:
+                raise PairingError(f"tensor {name!r} is not the same in BASE and FINETUNED; a mask needs equal shapes")
+            if parameter.ndim == 2:
+                self._base[name] = parameter.detach().clone()
+                self._deltas[name] = theirs[name].detach() - self._base[name]
+            else:
+                parameter.data.copy_(theirs[name].detach())
+        self._first = self._largest({name: delta.numpy() for name, delta in self._deltas.items()})
+        self._soft = {name: torch.full_like(delta, -_START) for name, delta in self._deltas.items()}
+        self._hard = self._first
+
+    def learn(self, batch: list[Example], rate: float) -> None:
+        """One step of S down the gradient of the loss."""
+        import torch
+
+        parameters = dict(self._model.named_parameters())
+        for name, delta in self._deltas.items():
+            away = self._soft[name].sigmoid()
+            gamma = torch.where(self._first[name], 1.0 - away, away)
+            parameters[name].data.copy_(torch.addcmul(self._base[name], gamma, delta))
+        tokens = sum(len(example.answer) for example in batch)
+        (answer_loss(self._model, batch) / tokens).backward()  # type: ignore[no-untyped-call]
+        slopes = {}
+        for name, delta in self._deltas.items():
+            away = self._soft[name].sigmoid()
+            slope = parameters[name].grad * delta * away * (1.0 - away)
+            slopes[name] = torch.where(self._first[name], -slope, slope)
+        self._model.zero_grad()
+        if self._unit is None:
+            sizes = {name: slope.numpy() for name, slope in slopes.items()}
+            self._unit = max(self._cut(sizes).score, np.finfo(np.float32).tiny)
+        for name, slope in slopes.items():
+            self._soft[name] -= slope * (rate / self._unit)
+
+    def settle(self) -> None:
+        """Make the mask hard: the share of the largest γ."""
+        import torch
+
+        gammas = {}
+        for name, soft in self._soft.items():
+            away = soft.double().sigmoid().float()
+            gammas[name] = torch.where(self._first[name], 1.0 - away, away).numpy()
+        self._hard = self._largest(gammas)
+
+    def loss(self, examples: Sequence[Example], batch: int) -> float:
+        """Mean loss a token under the hard mask, in nats."""
+        import torch
+
+        parameters = dict(self._model.named_parameters())
+        for name, delta in self._deltas.items():
+            parameters[name].data.copy_(self._base[name] + self._hard[name] * delta)
+        with torch.no_grad():
+            spans = range(0, len(examples), batch)
+            total = sum(float(answer_loss(self._model, examples[start : start + batch])) for start in spans)
+        return total / sum(len(example.answer) for example in examples)
+
+    def masks(self) -> dict[str, torch.Tensor]:
+        """0 and 1 as uint8."""
+        import torch
+
+        return {name: mask.to(torch.uint8) for name, mask in self._hard.items()}
+
+    def _largest(self, scores: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """The share of the largest |score| over the whole model, as `graft` selects it."""
+        import torch
+
+        cut = self._cut(scores)
+        chosen = {}
+        for name, values in scores.items():
+            part = Part(0, 0, np.abs(values))
+            chosen[name] = torch.from_numpy(cut.selects(part.values, part, tie_breaker(name, values.shape)))
+        return chosen
+
+    def _cut(self, scores: dict[str, Any]) -> Any:
+        return cut_at(lambda count: summed(count(size) for size in map(magnitude, scores.values())), self._density)

@@ -1,0 +1,81 @@
+"""Calibration texts: a JSONL file of texts, or of prompts with the answers that count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from deltamend.errors import UsageError
+from deltamend.finetuning import Example
+from deltamend.language_model import chat_prompt, plain_tokens
+
+
+class CalibrationText(BaseModel):
+    """One line: `{"text": …}`, where every token after the first counts, or `{"prompt": …, "response": …}`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    text: str | None = Field(None, min_length=1)
+    prompt: str | None = Field(None, min_length=1)
+    response: str | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> Self:
+        if (self.text is None) == (self.prompt is None) or (self.prompt is None) != (self.response is None):
+            raise ValueError('a line is {"text": …} or {"prompt": …, "response": …}')
+        return self
+
+
+def read_texts(path: Path) -> tuple[CalibrationText, ...]:
+    """Every line of a file; empty lines are passed over.
+
+    Raises:
+        UsageError: the file cannot be read, holds nothing, or a line is neither of the two.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); give a JSONL file of texts") from error
+    texts = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                texts.append(CalibrationText.model_validate_json(line))
+            except ValidationError as error:
+                message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+                raise UsageError(f"{path}, line {number}: {message}") from error
+    if not texts:
+        raise UsageError(f"{path}: holds no text; give a JSONL file of texts")
+    return tuple(texts)
+
+
+def as_examples(texts: tuple[CalibrationText, ...], tokenizer: Any, *, chat: bool, max_tokens: int) -> list[Example]:
+    """Token ids of each text: what is given, and what is predicted.
+
+    Args:
+        texts: what to tokenise.
+        tokenizer: of the model.
+        chat: whether a prompt is one message of a chat, put through the model's template.
+        max_tokens: longer texts are cut at their end, long prompts at their beginning.
+
+    Raises:
+        UsageError: a text has too few tokens to predict one.
+    """
+    examples = []
+    for number, text in enumerate(texts, 1):
+        if text.text is not None:
+            tokens = plain_tokens(tokenizer, text.text)[:max_tokens]
+            example = Example(prompt=tokens[:1], answer=tokens[1:])
+        else:
+            answer = plain_tokens(tokenizer, str(text.response))[: max_tokens - 1]
+            if chat and tokenizer.eos_token_id is not None:
+                answer.append(tokenizer.eos_token_id)
+            asked = str(text.prompt)
+            prompt = chat_prompt(tokenizer, asked) if chat else plain_tokens(tokenizer, asked)
+            example = Example(prompt=prompt[-max(1, max_tokens - len(answer)) :], answer=answer)
+        if not example.prompt or not example.answer:
+            raise UsageError(f"text {number} has too few tokens to predict one; leave it out")
+        examples.append(example)
+    return examples

@@ -1,0 +1,83 @@
+"""Which rows or columns of a fused weight are query, key and value, or gate and up, by config.json."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+Span = tuple[int, int]
+
+_QKV = re.compile(r"(^|\.)(qkv_proj|query_key_value|c_attn|Wqkv|W_pack)\.weight$")
+_GATE_UP = re.compile(r"(^|\.)gate_up_proj(\.weight)?$")
+# Families whose query_key_value holds query, key and value of the first head, then of the second, and so on.
+_BY_HEAD = frozenset({"gpt_neox", "bloom"})
+# Families whose Conv1D stores weights as (inputs, outputs).
+_BY_COLUMN = frozenset({"gpt2"})
+
+
+class FusedPart(NamedTuple):
+    """One of the matrices: spans of rows, one after another, and of columns where it does not have all of them."""
+
+    name: str
+    rows: tuple[Span, ...]
+    columns: Span | None
+
+
+def fused_parts(name: str, shape: tuple[int, int], config: Mapping[str, Any]) -> tuple[FusedPart, ...]:
+    """The matrices a fused weight consists of; nothing where it is not fused, or config.json does not explain its shape.
+
+    Args:
+        name: of the tensor.
+        shape: (rows, columns), of one expert where the tensor holds several.
+        config: of the model.
+    """
+    text = config.get("text_config")
+    config = {**config, **text} if isinstance(text, Mapping) else config
+    if _GATE_UP.search(name):
+        half, odd = divmod(shape[0], 2)
+        known = {config.get("intermediate_size"), config.get("moe_intermediate_size")}
+        if odd or half not in known:
+            return ()
+        return FusedPart("gate", ((0, half),), None), FusedPart("up", ((half, shape[0]),), None)
+    if not _QKV.search(name):
+        return ()
+    sizes = _head_sizes(config)
+    if sizes is None:
+        return ()
+    heads, shared, width = sizes
+    family = config.get("model_type")
+    if family in _BY_HEAD:
+        return _by_head(shape, heads, width)
+    ends = [heads * width, (heads + shared) * width, (heads + 2 * shared) * width]
+    spans = list(zip([0, *ends[:2]], ends, strict=True))
+    if family in _BY_COLUMN:
+        everything = ((0, shape[0]),)
+        fits = ends[-1] == shape[1]
+        return tuple(FusedPart(part, everything, span) for part, span in zip("qkv", spans, strict=True)) if fits else ()
+    if ends[-1] != shape[0] or family == "falcon":  # falcon orders its rows in three ways, by its version
+        return ()
+    return tuple(FusedPart(part, (span,), None) for part, span in zip("qkv", spans, strict=True))
+
+
+def _by_head(shape: tuple[int, int], heads: int, width: int) -> tuple[FusedPart, ...]:
+    if shape[0] != 3 * heads * width:
+        return ()
+    parts = []
+    for number, part in enumerate("qkv"):
+        starts = ((3 * head + number) * width for head in range(heads))
+        parts.append(FusedPart(part, tuple((start, start + width) for start in starts), None))
+    return tuple(parts)
+
+
+def _head_sizes(config: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """Heads of the query, heads of key and value, and entries of a head."""
+
+    def number(*names: str) -> int | None:
+        found = (config.get(name) for name in names)
+        return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+    heads, hidden = number("num_attention_heads", "n_head"), number("hidden_size", "n_embd")
+    if heads is None or hidden is None:
+        return None
+    return heads, number("num_key_value_heads") or heads, number("head_dim") or hidden // heads

@@ -1,0 +1,72 @@
+"""A GGUF file as a checkpoint folder, unpacked by transformers."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+from deltamend.cache import default_cache_dir, fingerprint, publish
+from deltamend.errors import CheckpointError
+from deltamend.language_model import quiet_transformers, transformers_module
+
+
+def unpacked(gguf: Path) -> Path:
+    """The folder a GGUF file was unpacked to, in fp32 so that nothing is rounded twice; in deltamend's cache.
+
+    The whole model is held in memory once, while it is unpacked.
+
+    Raises:
+        CheckpointError: transformers cannot read the file.
+    """
+    stat = gguf.stat()
+    source = {"file": gguf.name, "bytes": stat.st_size, "modified": stat.st_mtime_ns, "dtype": "float32"}
+    folder = default_cache_dir() / f"gguf-{gguf.stem}-{fingerprint(source)}"
+    if not folder.is_dir():
+        with publish(folder) as part, quiet_transformers():
+            try:
+                unpack_gguf(gguf, part, dtype="float32")
+            except Exception as error:  # transformers and tokenizers raise of all kinds on a file they do not know
+                reason = " ".join(str(error).split())[:200]
+                raise CheckpointError(
+                    f"{gguf}: transformers cannot read it ({reason}); give a safetensors folder"
+                ) from error
+    return folder
+
+
+def unpack_gguf(gguf: Path, out: Path, *, dtype: str) -> None:
+    """Write the GGUF file's model, tokenizer and chat template into the folder `out`.
+
+    Args:
+        gguf: the file.
+        out: an empty folder.
+        dtype: of the weights, by torch's name.
+    """
+    import torch
+
+    transformers = transformers_module()
+    where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    # Newer transformers may leave the weights packed in their 4-bit blocks; older ones always unpack them.
+    unpacking = {"quantization_config": transformers.GgufConfig(dequantize=True)} if has_packed_gguf() else {}
+    # transformers draws its own bar here, and has no switch for this one; an error still arrives as an exception.
+    with redirect_stderr(io.StringIO()):
+        packed = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype=torch.float32, **where, **unpacking
+        )
+        # A model that has come out of a GGUF file still says it is quantised, and save_pretrained refuses it.
+        settings = packed.config.to_dict()
+        settings.pop("quantization_config", None)
+        settings.update(dtype=dtype, _name_or_path=gguf.stem)
+        config = type(packed.config).from_dict(settings)
+        chosen = getattr(torch, dtype)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=chosen)
+        model.load_state_dict({name: tensor.to(chosen) for name, tensor in packed.state_dict().items()})
+        model.generation_config = transformers.GenerationConfig.from_model_config(config)
+        model.save_pretrained(out)
+        transformers.AutoTokenizer.from_pretrained(gguf.parent, **where).save_pretrained(out)
+
+
+def has_packed_gguf() -> bool:
+    """Whether this transformers can keep GGUF weights packed, and so has to be told not to."""
+    return hasattr(transformers_module(), "GgufConfig")

@@ -1,0 +1,56 @@
+"""Fetch a model from a hub by its id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from deltamend.errors import CheckpointError
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+
+# Code is fetched with the rest and copied to the output, never run. Weights in a second format are left where they are.
+_SMALL = ["*.json", "*.jinja", "*.txt", "*.model", "*.py", "*.md", "tokenizer*", "merges*", "vocab*"]
+_SAFETENSORS = ["*.safetensors"]
+_TORCH = ["*.bin"]
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether it is written like `org/name` or `org/name@revision`."""
+    return _ID.fullmatch(text) is not None and ".." not in text
+
+
+def fetch(model: str) -> Path:
+    """The local folder of a model on the hub, downloaded where it is not in the cache yet.
+
+    Interrupted downloads go on where they stopped, HF_HUB_OFFLINE and the cache's place are huggingface_hub's own, and so
+    is the token, which comes from the environment or its login.
+
+    Args:
+        model: `org/name`, or with a branch, tag or commit `org/name@revision`.
+
+    Raises:
+        CheckpointError: there is no such model, no access, no network, or it holds no weights that can be read.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    name, _, revision = model.partition("@")
+
+    def download(patterns: list[str]) -> Path:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+
+    try:
+        folder = download([*_SMALL, *_SAFETENSORS])
+        if not any(folder.glob("*.safetensors")):
+            folder = download([*_SMALL, *_TORCH])
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no answer"
+        raise CheckpointError(
+            f"{model}: the hub does not give it ({status}); check the name, the revision, and HF_TOKEN for a gated model"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise CheckpointError(
+            f"{model}: is no folder here, not in the cache, and the hub cannot be reached; download it first"
+        ) from error
+    return folder

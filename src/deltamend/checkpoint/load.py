@@ -1,0 +1,141 @@
+"""Open whatever a person calls a model: a folder, an id on the hub, a model with an adapter, a GGUF file."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from deltamend.checkpoint.adapter import add_adapter
+from deltamend.checkpoint.align import align_base
+from deltamend.checkpoint.hub import fetch, is_hub_id
+from deltamend.checkpoint.open import WEIGHTS_FILE, Checkpoint, open_folder, refuse_quantised
+from deltamend.checkpoint.pairing import Pairing, pair_tensors
+from deltamend.checkpoint.scaled import present_dequantised
+from deltamend.checkpoint.vocabulary import shared_rows
+from deltamend.errors import CheckpointError
+
+
+def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
+    """Open a model without reading its weights.
+
+    Args:
+        model: a folder with config.json and model.safetensors, pytorch_model.bin, or the shards an index names; a hub id
+            `org/name` or `org/name@revision`; a GGUF file; or any of them followed by `+` and the folder or id of a LoRA
+            adapter.
+
+    Raises:
+        CheckpointError: something is missing, truncated, corrupt, quantised in a way that cannot be undone, or points
+            outside its folder.
+    """
+    text = os.fspath(model)
+    name, plus, adapter = text.rpartition("+")
+    if not plus or Path(text).exists():
+        return _open_model(text)
+    checkpoint = _open_model(name)
+    try:
+        add_adapter(checkpoint, model_folder(adapter))
+    except BaseException:
+        checkpoint.close()
+        raise
+    return checkpoint
+
+
+GGUF_SUFFIX = ".gguf"
+
+
+@dataclass(frozen=True)
+class OpenPair:
+    """Both models, and which tensors belong together; a context manager that closes them."""
+
+    base: Checkpoint
+    finetuned: Checkpoint
+    pairing: Pairing
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how they are read."""
+        return (*self.base.notes, *self.finetuned.notes)
+
+    def close(self) -> None:
+        """Close both."""
+        self.base.close()
+        self.finetuned.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_pair(
+    base: str | os.PathLike[str],
+    finetuned: str | os.PathLike[str],
+    *,
+    include: str | None = None,
+    exclude: str | None = None,
+    rename: str | None = None,
+    split_fused: bool = False,
+) -> OpenPair:
+    """Open both models, show BASE in the layout of FINETUNED, and pair their tensors.
+
+    Arguments and errors are those of `open_checkpoint`, `align_base` and `pair_tensors`.
+    """
+    with ExitStack() as opened:
+        ours = opened.enter_context(open_checkpoint(base))
+        theirs = opened.enter_context(open_checkpoint(finetuned))
+        align_base(ours, theirs, rename=rename)
+        pairing = pair_tensors(
+            ours.tensors,
+            theirs.tensors,
+            (ours.config, theirs.config),
+            include=include,
+            exclude=exclude,
+            shared_rows=shared_rows(ours.folders[::-1], theirs.folders[::-1]),
+            split_fused=split_fused,
+        )
+        if theirs.adapter is not None and ours.adapter is None and ours.folder.samefile(theirs.folder):
+            ranks = {name: theirs.update_ranks.get(name) for name in theirs.tensors}
+            pairing = replace(
+                pairing, pairs=tuple(replace(pair, update_rank=ranks[pair.name]) for pair in pairing.pairs)
+            )
+        opened.pop_all()
+    return OpenPair(ours, theirs, pairing)
+
+
+def model_folder(text: str) -> Path:
+    """The folder of a model on this machine: `text` itself, where its hub id was downloaded to, or its GGUF file unpacked.
+
+    Raises:
+        CheckpointError: there is no such folder, and it is no hub id or cannot be fetched.
+    """
+    path = Path(text)
+    if path.is_dir():
+        return path
+    if path.is_file() and path.suffix == GGUF_SUFFIX:
+        from deltamend.checkpoint.gguf_file import unpacked  # torch and transformers
+
+        return unpacked(path)
+    if path.exists() or not is_hub_id(text):
+        what = "is not a folder" if path.exists() else "no such folder"
+        raise CheckpointError(f"{text}: {what}; give the folder of a checkpoint with config.json and {WEIGHTS_FILE}")
+    return fetch(text)
+
+
+def _open_model(text: str) -> Checkpoint:
+    folder = model_folder(text)
+    checkpoint = open_folder(folder)
+    try:
+        if text.endswith(GGUF_SUFFIX):
+            checkpoint.notes += (
+                f"{Path(text).name}: read from a GGUF file; what its quantisation changed counts as part of Δ",
+            )
+        present_dequantised(checkpoint)
+        refuse_quantised(checkpoint.tensors.values(), folder)
+    except BaseException:
+        checkpoint.close()
+        raise
+    return checkpoint

@@ -1,0 +1,79 @@
+"""Numbers for every entry of every matrix, from a safetensors file beside the checkpoints: Fisher information, masks."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deltamend.checkpoint.dtypes import NUMPY_DTYPES
+from deltamend.checkpoint.pairing import matrix_view
+from deltamend.checkpoint.safetensors_header import Header, HeaderEntry, read_header
+from deltamend.errors import CheckpointError, FilterError, MethodError
+
+
+class EntryTensor:
+    """One tensor of such a file, mapped; at least as high as the matrix, and as wide.
+
+    Args:
+        path: of the file.
+        name: of the tensor.
+        shape: (m, n) of the delta; anything that is no matrix is seen as one column.
+        dtypes: the dtypes it may be stored in, by their safetensors names.
+
+    Raises:
+        MethodError: the file cannot be read.
+        FilterError: it does not hold the tensor, or in another shape or dtype.
+    """
+
+    def __init__(self, path: Path, name: str, shape: tuple[int, int], dtypes: frozenset[str]) -> None:
+        entry = _entry(path, name)
+        stored = matrix_view(name, entry.shape) or (int(np.prod(entry.shape)), 1)
+        if entry.dtype not in dtypes or stored[0] < shape[0] or stored[1] != shape[1]:
+            raise FilterError(f"{path.name} holds it as {entry.dtype} {list(entry.shape)}; compute it for this model")
+        self.file = path.name
+        self._values = np.memmap(path, NUMPY_DTYPES[entry.dtype], "r", entry.start, stored)[: shape[0]]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """That of the delta."""
+        return self._values.shape[0], self._values.shape[1]
+
+    def read(self, row: int, column: int, shape: tuple[int, int]) -> np.ndarray[Any, np.dtype[Any]]:
+        """The part of `shape` whose first entry is (row, column), as stored."""
+        return self._values[row : row + shape[0], column : column + shape[1]]
+
+
+def name_and_content(path: Path, method: str) -> str:
+    """What identifies a file anywhere: a path says nothing on another machine, and what lies there may change.
+
+    Raises:
+        MethodError: there is no such file.
+    """
+    if not path.is_file():
+        raise MethodError(f"method {method!r}: there is no file {path}; make one with `deltamend calibrate`")
+    return f"{path.name} sha256:{_hashed(path, path.stat().st_mtime_ns)}"
+
+
+def _entry(path: Path, name: str) -> HeaderEntry:
+    for entry in _header(path, path.stat().st_mtime_ns if path.exists() else 0).entries:
+        if entry.name == name:
+            return entry
+    raise FilterError(f"{path.name} holds no tensor of this name; compute it for this model")
+
+
+@lru_cache(maxsize=4)
+def _header(path: Path, mtime_ns: int) -> Header:  # noqa: ARG001 - read again when the file changes
+    try:
+        return read_header(path)
+    except CheckpointError as error:
+        raise MethodError(str(error)) from error
+
+
+@lru_cache(maxsize=4)
+def _hashed(path: Path, mtime_ns: int) -> str:  # noqa: ARG001 - read again when the file changes
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from deltamend.cli import app
+from tests.calibration.conftest import Task
+
+PAGE = Path(__file__).parents[2] / "docs" / "calibration.md"
+
+
+def test_the_commands_of_the_page_run_in_order(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.jsonl").write_bytes(task.texts.read_bytes())
+    commands = re.findall(r"^    deltamend (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(commands) == 4
+    for number, command in enumerate(commands):
+        words = {"BASE": str(task.base), "FINETUNED": str(task.finetuned), "OUT": f"out{number}"}
+        ran = CliRunner().invoke(app, [words.get(word, word) for word in shlex.split(command)])
+        assert ran.exit_code == 0, f"{command}: {ran.output} {ran.exception}"
+    assert (tmp_path / "out1" / "deltamend.json").exists()
+    assert (tmp_path / "out3" / "deltamend.json").exists()

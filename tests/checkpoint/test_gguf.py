@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+import deltamend
+from tests.conftest import Printed, fine_tune, llama
+from tests.reference import load
+
+Cli = Callable[..., Printed]
+
+
+def write_gguf(path: Path) -> None:
+    """A Llama of two layers in fp32, in the names of llama.cpp."""
+    model = llama(torch.float32)
+    config = model.config
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["t", "1", *(f"t{row}" for row in range(1, config.vocab_size - 1))])
+    writer.add_token_merges(["t 1"])
+    writer.add_token_scores([0.0] * config.vocab_size)
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_token_types([1] * config.vocab_size)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        values = tensor
+        for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if part in name:  # llama.cpp stores them in another order of rows
+                values = (
+                    tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(tensor.shape)
+                )
+        found = names.get_name(name, try_suffixes=(".weight",))
+        assert found is not None
+        writer.add_tensor(found, np.ascontiguousarray(values.numpy()))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_base_is_unpacked_once_and_repaired_against(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deltamend_cli: Cli
+) -> None:
+    monkeypatch.setenv("DELTAMEND_CACHE", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "base.gguf")
+    model = llama(torch.float32)
+    model.save_pretrained(tmp_path / "base")
+    fine_tune(model)
+    model.save_pretrained(tmp_path / "finetuned")
+    deltamend.repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "expected")
+    printed = deltamend_cli("repair", tmp_path / "base.gguf", tmp_path / "finetuned", tmp_path / "out")
+    assert printed.code == 0, printed.err
+    assert "base.gguf: read from a GGUF file; what its quantisation changed counts as part of Δ" in printed.out
+    ours, theirs = load(tmp_path / "out"), load(tmp_path / "expected")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    (unpacked,) = (tmp_path / "cache").iterdir()
+    before = (unpacked / "model.safetensors").stat().st_mtime_ns
+    deltamend_cli("repair", tmp_path / "base.gguf", tmp_path / "finetuned", tmp_path / "again")
+    assert (unpacked / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_gguf_file_that_cannot_be_read_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deltamend_cli: Cli
+) -> None:
+    monkeypatch.setenv("DELTAMEND_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"\x03\0\0\0" + b"\xff" * 60)
+    printed = deltamend_cli("repair", tmp_path / "bad.gguf", tmp_path / "bad.gguf", tmp_path / "out")
+    assert printed.code == 1
+    assert "bad.gguf: transformers cannot read it" in printed.err
+    assert printed.err.count("\n") == 1
+    assert not any((tmp_path / "cache").iterdir())
