@@ -156,6 +156,17 @@ def test_tiny_matrices_are_no_hindrance(shape: tuple[int, int]) -> None:
     assert found.verdict in ("too small to tell", "low-rank by construction")
 
 
+@pytest.mark.parametrize("size", [1e-40, 1e-25, 1e15])
+def test_updates_of_any_size_are_measured(size: float) -> None:
+    delta = (size * noise((40, 60))).astype(np.float32)
+    zeros = MemoryMatrix(np.zeros((40, 60), np.float32))
+    found = diagnose_matrix(zeros, MemoryMatrix(delta), Question(NAME, 40, F32), Buffers())
+    assert found.entries is not None
+    assert found.entries.kurtosis == pytest.approx(kurtosis(delta.astype(np.float64), axis=None), abs=0.01)
+    assert found.bulk is not None
+    assert found.bulk.noise == pytest.approx(size, rel=0.05)
+
+
 def test_a_damaged_tensor_is_named() -> None:
     delta = noise((20, 30))
     delta[3, 4] = math.nan
@@ -175,7 +186,7 @@ def test_the_same_name_gives_the_same_controls_and_another_name_others() -> None
 def test_a_sample_of_a_large_matrix_is_filled_from_its_blocks(cut: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltamend.diagnosis.controls.ENTRIES", 600)
     matrix = noise((60, 90)).astype(np.float32)
-    sample = Sample.of_shape((60, 90), np.random.default_rng(0))
+    sample = Sample.of_shape((60, 90), F32, np.random.default_rng(0))
     for start in range(0, 90, 7):
         span = slice(start, start + 7)
         if cut == "rows":

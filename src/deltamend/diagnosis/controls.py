@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class Sample:
     Attributes:
         rows: row numbers, ascending.
         columns: column numbers, ascending.
-        values: (rows, columns), float32.
+        values: (rows, columns), in the dtype of Δ.
     """
 
     rows: np.ndarray[tuple[int], np.dtype[np.intp]]
@@ -28,7 +29,7 @@ class Sample:
     values: FloatArray
 
     @classmethod
-    def of_shape(cls, shape: tuple[int, int], random: np.random.Generator) -> Sample:
+    def of_shape(cls, shape: tuple[int, int], dtype: np.dtype[Any], random: np.random.Generator) -> Sample:
         """Rows and columns chosen at random; all of them up to `ENTRIES` entries."""
         factor = min(1.0, math.sqrt(ENTRIES / (shape[0] * shape[1])))
         chosen = [
@@ -37,7 +38,7 @@ class Sample:
             else np.arange(side)
             for side in shape
         ]
-        return cls(chosen[0], chosen[1], np.zeros((chosen[0].size, chosen[1].size), np.float32))
+        return cls(chosen[0], chosen[1], np.zeros((chosen[0].size, chosen[1].size), dtype))
 
     def take(self, values: FloatArray, row: int, column: int) -> None:
         """Take what is wanted of a part of Δ whose first entry is (row, column)."""
@@ -55,4 +56,4 @@ class Sample:
     def flipped(self, random: np.random.Generator) -> FloatArray:
         """The entries with random signs."""
         signs = random.integers(0, 2, self.values.shape, dtype=np.int8)
-        return self.values * (2 * signs - 1).astype(np.float32)
+        return self.values * (2 * signs - 1).astype(self.values.dtype)

@@ -229,7 +229,7 @@ class _Measuring:
         """Entries, rounding, the sample for the controls, and what of Δ lies in the base's top subspace."""
         shape = self._delta.shape
         scale = math.sqrt(found.energy / math.prod(shape))
-        sums = _Pass(EntrySums(shape, scale), Sample.of_shape(shape, self._random))
+        sums = _Pass(EntrySums(shape, scale), Sample.of_shape(shape, self._delta.dtype, self._random))
         weights = FinetunedBlocks(self._delta, BaseBlocks(self._delta))
         top = None if base is None or found.basis is not None else base.vectors[:, : _directions(shape)]
         stored = str(self._sides[1].dtype)
@@ -332,7 +332,7 @@ def _spectrum_facts(spectrum: _Known, found: SpectralFilter, floor: float, whole
         numerical_rank=numerical,
         residue=float(np.sum(values[numerical:] ** 2)) / found.energy,
         tail=None if tail is None else Tail(**vars(tail)),
-        histogram=_histogram(values, found.threshold if measurable else float(values[0])),
+        histogram=_histogram(values, found.threshold or float(values[0])),
         values=tuple(float(value) for value in values) if whole else None,
         route=found.route,
     )

@@ -13,6 +13,7 @@ from deltamend.spectrum.blocks import FloatArray
 Array = npt.NDArray[np.float64]
 
 _PICTURE = 33
+_LARGE_FACTOR = 1e30  # beyond which float32 would overflow
 
 
 class VarianceTest(NamedTuple):
@@ -65,7 +66,7 @@ class EntrySums:
 
     def add(self, values: FloatArray, row: int, column: int) -> None:
         """Take in a part whose first entry is (row, column); each entry once. A part of about 2^18 entries is fastest."""
-        scaled = values * values.dtype.type(self._factor)
+        scaled = (values if self._factor < _LARGE_FACTOR else values.astype(np.float64)) * self._factor
         squares = scaled * scaled
         self._rows[row : row + values.shape[0]] += squares.sum(axis=1)
         self._columns[column : column + values.shape[1]] += squares.sum(axis=0)

@@ -11,6 +11,9 @@ from deltamend.spectrum.blocks import ArrayBlocks, Blocks, FloatArray
 from deltamend.spectrum.eigen import Tridiagonal, UnsureError, Workspace, by_svd, gram
 from deltamend.spectrum.lapack import LapackError
 
+# Of which neither the squares nor the squares of their rounding leave the range of the dtype.
+_SAFE_ENERGY = {np.dtype(np.float32): (1e-12, 1e15), np.dtype(np.float64): (0.0, 1e150)}
+
 
 class Leading(NamedTuple):
     """The leading part of a matrix.
@@ -43,7 +46,8 @@ def leading_vectors(blocks: Blocks, count: int, workspace: Workspace) -> Leading
     for dtype in (np.float32, np.float64):
         try:
             square = gram(blocks, dtype, workspace)
-            if square.energy > 0.0:
+            low, high = _SAFE_ENERGY[np.dtype(dtype)]
+            if low < square.energy < high:
                 values, vectors = Tridiagonal(square, workspace).leading(count)
                 return Leading(values, vectors.copy(), math.sqrt(square.energy))
         except (UnsureError, LapackError):
