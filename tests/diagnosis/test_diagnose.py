@@ -105,6 +105,22 @@ def test_inputs_are_not_modified(own_pair: Pair) -> None:
     assert {file: hash_file(file, file.name).sha256 for file in files} == before
 
 
+def test_an_adapter_beside_its_base_is_low_rank_by_construction(float_pair: Pair, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    factors = {
+        f"base_model.model.model.layers.{layer}.mlp.up_proj.lora_{side}.weight": torch.randn(shape, generator=generator)
+        for layer in (0, 1)
+        for side, shape in (("A", (4, 64)), ("B", (160, 4)))
+    }
+    save_file(factors, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["up_proj"], "bias": "none"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    found = deltamend.diagnose(float_pair.base, f"{float_pair.base}+{tmp_path}", include="up_proj")
+    assert [matrix.update_rank for matrix in found.matrices] == [4, 4]
+    assert found.verdict == "low-rank by construction"
+    assert all(matrix.spectrum and matrix.spectrum.numerical_rank == 4 for matrix in found.matrices)
+
+
 def test_include_and_exclude_choose_matrices(llama_pair: Pair) -> None:
     found = deltamend.diagnose(llama_pair.base, llama_pair.finetuned, include="mlp", exclude="down_proj")
     assert {matrix.module for matrix in found.matrices} == {"mlp.gate_proj", "mlp.up_proj"}
