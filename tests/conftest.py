@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deltamend.spectrum import goodness_of_fit
 from deltamend.threads import one_thread_each
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -87,6 +88,14 @@ def gpt2(dtype: torch.dtype = torch.float32) -> GPT2LMHeadModel:
 def one_thread() -> Iterator[None]:
     """One BLAS thread: on small matrices more of them only get in each other's way, ten times over on a busy machine."""
     with one_thread_each():
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_draws() -> Iterator[None]:
+    """199 draws of noise behind a p-value in place of 1,999, for modules that do not test p-values."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(goodness_of_fit, "SIMULATIONS", 199)
         yield
 
 

@@ -14,7 +14,7 @@ from tests.conftest import Pair, Printed, fine_tune, llama
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("**/*.md")])
 COMMAND = re.compile(
-    r"^    (deltamend (?:repair|verify|methods|compare|inspect|diff|push) .*|deltamend methods)$", re.MULTILINE
+    r"^    (deltamend (?:repair|verify|methods|compare|diagnose|inspect|diff|push) .*|deltamend methods)$", re.MULTILINE
 )
 
 
@@ -38,8 +38,14 @@ def test_the_pages_have_commands() -> None:
 
 @pytest.mark.parametrize(("page", "command"), commands(), ids=lambda text: text)
 def test_commands_run_as_printed(
-    page: str, command: str, llama_pair: Pair, tmp_path: Path, deltamend_cli: Callable[..., Printed]
+    page: str,
+    command: str,
+    llama_pair: Pair,
+    tmp_path: Path,
+    deltamend_cli: Callable[..., Printed],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     words = {"BASE": llama_pair.base, "FINETUNED": llama_pair.finetuned, "OUT": out}
     if command.split()[1] in {"verify", "inspect", "diff", "push"}:

@@ -4,6 +4,7 @@ from deltamend.checkpoint.load import open_checkpoint
 from deltamend.checkpoint.manifest import Manifest, MatrixRepair, SpectrumRecord, TensorRecord
 from deltamend.checkpoint.open import Checkpoint
 from deltamend.checkpoint.verify import verify
+from deltamend.diagnosis import Diagnosis, MatrixDiagnosis, diagnose
 from deltamend.errors import (
     CheckpointError,
     DeltamendError,
@@ -25,9 +26,11 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "DeltamendError",
+    "Diagnosis",
     "EvaluationError",
     "FilterError",
     "Manifest",
+    "MatrixDiagnosis",
     "MatrixRepair",
     "Method",
     "MethodError",
@@ -39,6 +42,7 @@ __all__ = [
     "SpectrumRecord",
     "TensorRecord",
     "UsageError",
+    "diagnose",
     "get_method",
     "open_checkpoint",
     "repair",

@@ -150,7 +150,8 @@ Item = tuple[TensorPair, Part | None]
 """A matrix of the output: a tensor, or one of its parts."""
 
 
-def _name(item: Item) -> str:
+def item_name(item: Item) -> str:
+    """The name of the tensor, and the label of the part."""
     pair, part = item
     return pair.name if part is None else pair.name + part.label
 
@@ -174,13 +175,13 @@ class _Comparing:
 
         for method in self._methods:
             self._surveyed[method] = method.survey(Survey(items, self._opener(method), self._buffers, run))
-        order = sorted(items, key=lambda item: (-pair_flops(item[0]), _name(item)))
+        order = sorted(items, key=lambda item: (-pair_flops(item[0]), item_name(item)))
         rows: dict[str, list[TensorComparison]] = {}
         for done, (item, found) in enumerate(zip(order, executor.map(self._compare_one, order), strict=True), start=1):
-            rows[_name(item)] = found
+            rows[item_name(item)] = found
             if self._progress is not None:
-                self._progress(_name(item), done / len(order))
-        return [row for item in items for row in rows[_name(item)]]
+                self._progress(item_name(item), done / len(order))
+        return [row for item in items for row in rows[item_name(item)]]
 
     def _compare_one(self, item: Item) -> list[TensorComparison]:
         base, finetuned, job = self._opener(self._methods[0])(item)

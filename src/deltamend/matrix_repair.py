@@ -175,7 +175,7 @@ def repair_matrix(
         kept = apply_method(job.method, delta, context, (base, finetuned))
         outcome = kept.outcome
         taken = None if factor_sink is None else factor_sink.take_factors(delta, kept)
-        norms = taken or _write(delta, kept, (base, finetuned), sink, job, buffers)
+        norms = taken or write_merged(delta, kept, (base, finetuned), sink, job.name, buffers, rounding=job.rounding)
     copy_rows(finetuned, (rows, finetuned.shape[0]), sink, context.name, buffers)
     return MatrixRepair(
         outcome=outcome,
@@ -313,21 +313,32 @@ def refuse_damaged(sides: tuple[Matrix, Matrix], name: str) -> None:
             raise FilterError(f"tensor {name!r} holds NaN or Inf in {side}; give an undamaged checkpoint")
 
 
-def _write(
-    delta: DeltaBlocks, kept: KeptDelta, sides: tuple[Matrix, Matrix], sink: Sink, job: Job, buffers: Buffers
+def write_merged(
+    delta: DeltaBlocks,
+    kept: KeptDelta,
+    sides: tuple[Matrix, Matrix],
+    sink: Sink,
+    name: str,
+    buffers: Buffers,
+    *,
+    rounding: Rounding = "nearest",
 ) -> Norms:
-    """Write W_base + Δ* block by block and add up the norms."""
+    """Write W_base + Δ* block by block and add up the norms; what a held block of Δ holds is used up.
+
+    Raises:
+        FilterError: as `repair_matrix`.
+    """
     rows, columns = delta.shape
     norms = Norms()
-    part = _Part(job.name, kept.outcome, sink.dtype, rounding_bits(job.rounding, job.name, delta.shape), buffers)
+    part = _Part(name, kept.outcome, sink.dtype, rounding_bits(rounding, name, delta.shape), buffers)
     for start, stop, values in delta:
         height, width = values.shape
         for first, last in row_chunks((height, width)):
             norms.delta += norm_squared(values[first:last])
         if not math.isfinite(norms.delta):
-            refuse_damaged(sides, job.name)
+            refuse_damaged(sides, name)
             raise FilterError(
-                f"tensor {job.name!r}: the difference of base and fine-tuned overflows; give a base that belongs to it"
+                f"tensor {name!r}: the difference of base and fine-tuned overflows; give a base that belongs to it"
             )
         kept_values = kept.block(Block(start, stop, values))
         if width < columns:  # a block of columns of a wide matrix

@@ -16,6 +16,7 @@ import typer
 from deltamend.cli.calibrate import calibrate
 from deltamend.cli.compare import compare
 from deltamend.cli.demo import demo
+from deltamend.cli.diagnose import diagnose
 from deltamend.cli.diff import diff
 from deltamend.cli.inspect import inspect
 from deltamend.cli.methods import methods
@@ -41,6 +42,7 @@ app.command()(diff)
 app.command()(push)
 app.add_typer(methods, name="methods")
 app.command()(compare)
+app.command()(diagnose)
 app.add_typer(calibrate, name="calibrate")
 app.command()(score)
 app.command()(tune)
