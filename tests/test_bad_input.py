@@ -7,14 +7,17 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import deltamend
+from deltamend.methods.dg_hard import DGHard
 from tests.conftest import Pair, Printed, gpt2
 from tests.reference import load
 
@@ -354,3 +357,50 @@ def test_a_traceback_is_shown_when_asked_for(tmp_path: Path, deltamend_cli: Cli)
     printed = deltamend_cli("repair", tmp_path / "a", tmp_path / "b", tmp_path / "c", "-vv")
     assert printed.code == 1
     assert "Traceback" in printed.err
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
+def test_a_pipe_is_refused_and_not_waited_for(name: str, own_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
+    (own_pair.base / name).unlink(missing_ok=True)
+    os.mkfifo(own_pair.base / name)
+    printed = deltamend_cli("repair", own_pair.base, own_pair.finetuned, tmp_path / "out")
+    assert_one_line(printed, (f"base/{name}: not a regular file",))
+
+
+def test_folders_that_were_made_for_out_go_again(own_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
+    nan_in_matrix(own_pair)
+    printed = deltamend_cli("repair", own_pair.base, own_pair.finetuned, tmp_path / "a" / "b" / "out")
+    assert_one_line(printed, ("holds NaN or Inf in BASE",))
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "finetuned"}
+
+
+@pytest.mark.parametrize(
+    ("error", "piece"),
+    [(np.linalg.LinAlgError("did not converge"), "did not converge"), (MemoryError(), "there is not enough memory")],
+)
+def test_a_method_that_fails_names_the_tensor(
+    error: Exception, piece: str, own_pair: Pair, tmp_path: Path, deltamend_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(DGHard, "apply", fail)
+    printed = deltamend_cli("repair", own_pair.base, own_pair.finetuned, tmp_path / "out")
+    assert_one_line(printed, ("deltamend: tensor '", piece))
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "finetuned"}
+
+
+def test_mutated_headers_indexes_and_configs_are_refused_or_repaired() -> None:
+    """In a process of its own, whose memory is limited; `benchmarks/faults.py` tries 10,000."""
+    root = Path(__file__).parents[1]
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.mutations", "--count", "500"],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    tally = json.loads(found.stdout)["tally"]
+    assert tally["refused"] + tally["repaired"] == 500
+    assert tally["repaired"] >= 5

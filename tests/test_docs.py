@@ -13,7 +13,9 @@ from tests.conftest import Pair, Printed, fine_tune, llama
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("**/*.md")])
-COMMAND = re.compile(r"^    (deltamend (?:repair|verify|methods|compare|diagnose) .*|deltamend methods)$", re.MULTILINE)
+COMMAND = re.compile(
+    r"^    (deltamend (?:repair|verify|methods|compare|diagnose|inspect|diff|push) .*|deltamend methods)$", re.MULTILINE
+)
 
 
 def commands() -> list[tuple[str, str]]:
@@ -46,7 +48,7 @@ def test_commands_run_as_printed(
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     words = {"BASE": llama_pair.base, "FINETUNED": llama_pair.finetuned, "OUT": out}
-    if command.startswith("deltamend verify"):
+    if command.split()[1] in {"verify", "inspect", "diff", "push"}:
         assert deltamend_cli("repair", llama_pair.base, llama_pair.finetuned, out).code == 0
     printed = deltamend_cli(*(words.get(word, word) for word in shlex.split(command)[1:]))
     assert printed.code == 0, f"{page}: {command}: {printed.err}"

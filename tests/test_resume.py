@@ -5,6 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -176,3 +180,33 @@ def test_kill_at_random_moments(wide_pair: Pair, tmp_path: Path, out_exists: boo
         for file in out.iterdir():
             file.unlink()
         out.rmdir()
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_is_one_line_and_goes_on(wide_pair: Pair, tmp_path: Path) -> None:
+    deltamend.repair(wide_pair.base, wide_pair.finetuned, tmp_path / "whole")
+    folders = (str(wide_pair.base), str(wide_pair.finetuned), str(tmp_path / "out"))
+    command = [sys.executable, "-m", "deltamend", "repair", *folders]
+    moments = random.Random(0)
+    for _ in range(3):
+        shutil.rmtree(tmp_path / PARTIAL, ignore_errors=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # ignored where the tests run in the background
+        )
+        while process.poll() is None and not (tmp_path / PARTIAL).exists():
+            time.sleep(0.01)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(moments.uniform(0, 0.05))
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert errors == "deltamend: interrupted; the same command with --resume goes on\n"
+        assert not (tmp_path / "out").exists()
+    deltamend.repair(wide_pair.base, wide_pair.finetuned, tmp_path / "out", resume=True)
+    assert without_seconds(tmp_path / "out") == without_seconds(tmp_path / "whole")

@@ -19,6 +19,8 @@ from deltamend.in_memory import RepairedStateDict, repair_module, repair_state_d
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method
 from deltamend.repair import RepairReport, repair
+from deltamend.score.result import Score
+from deltamend.score.scoring import score
 
 __all__ = [
     "Checkpoint",
@@ -36,6 +38,7 @@ __all__ = [
     "PairingError",
     "RepairReport",
     "RepairedStateDict",
+    "Score",
     "SpectrumRecord",
     "TensorRecord",
     "UsageError",
@@ -45,5 +48,6 @@ __all__ = [
     "repair",
     "repair_module",
     "repair_state_dict",
+    "score",
     "verify",
 ]

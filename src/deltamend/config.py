@@ -9,7 +9,9 @@ from typing import Any, Self
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from deltamend.checkpoint.manifest import Output
 from deltamend.errors import UsageError
+from deltamend.rounding import Rounding
 from deltamend.rules import Rule, Vectors, read_rules
 
 _MEANINGLESS = ("normalize", "int8_mask")
@@ -57,6 +59,10 @@ class RepairConfig(BaseModel):
     split_fused: bool = Field(False, description="Repair q, k and v, or gate and up, stored as one, one by one.")
     dtype: str | None = Field(None, description="The dtype to write where `out_dtype` is not given; sums are fp32.")
     out_dtype: str | None = Field(None, description="bfloat16, float16 or float32; none keeps each tensor's own.")
+    output: Output = Field(
+        "checkpoint", validation_alias=AliasChoices("as", "output"), description="checkpoint, or adapter."
+    )
+    rounding: Rounding = Field("nearest", description="nearest, or stochastic.")
     max_shard_size: str | int | None = Field(None, description="Such as 5GB; none keeps the fine-tuned model's shards.")
 
     @field_validator("rules", mode="before")

@@ -26,7 +26,9 @@ from deltamend.delta import (
     row_chunks,
 )
 from deltamend.errors import FilterError
+from deltamend.methods.elementwise import RandomBits
 from deltamend.methods.method import Counts, KeptDelta, Method, TensorContext
+from deltamend.rounding import Rounding, round_for, rounding_bits
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 from deltamend.spectrum.filter import SpectralFilter
 
@@ -49,13 +51,20 @@ class Sink(Protocol):
 
 @dataclass
 class Norms:
-    """Running sums over the entries of one matrix: squares of Δ, Δ*, the realised delta and their difference."""
+    """Running sums over the entries of one matrix; `unmoved` is None where the entries themselves are not written."""
 
     delta: float = 0.0
     kept: float = 0.0
     realised: float = 0.0
     lost: float = 0.0
-    unmoved: int = 0
+    unmoved: int | None = 0
+
+
+class FactorSink(Sink, Protocol):
+    """A sink that would rather have the factors of a low-rank Δ*, or nothing where Δ* = 0, than the matrix."""
+
+    def take_factors(self, delta: DeltaBlocks, kept: KeptDelta) -> Norms | None:
+        """Write the factors and measure them; None where the rows of the matrix are to be written after all."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ class Job:
         device: where spectral filters run.
         surveyed: what the method's survey of the whole model found.
         update_rank: see `TensorContext`.
+        rounding: how W_base + Δ* is cast to a narrower dtype.
     """
 
     name: str
@@ -77,6 +87,7 @@ class Job:
     device: str = "cpu"
     surveyed: Any = None
     update_rank: int | None = None
+    rounding: Rounding = "nearest"
 
 
 def open_delta(base: Matrix, finetuned: Matrix, job: Job, buffers: Buffers) -> tuple[DeltaBlocks, TensorContext]:
@@ -130,7 +141,9 @@ class Survey(Generic[Item]):
         return totals[0]
 
 
-def repair_matrix(base: Matrix, finetuned: Matrix, job: Job, sink: Sink, buffers: Buffers) -> MatrixRepair:
+def repair_matrix(
+    base: Matrix, finetuned: Matrix, job: Job, sink: Sink, buffers: Buffers, *, factor_sink: FactorSink | None = None
+) -> MatrixRepair:
     """Repair the first rows of a matrix and copy the rest from FINETUNED.
 
     W* = W_base + Δ*, added in fp32 (fp64 when a side is fp64) and cast to the sink's dtype; where Δ* = Δ or Δ = 0 the
@@ -142,23 +155,27 @@ def repair_matrix(base: Matrix, finetuned: Matrix, job: Job, sink: Sink, buffers
         job: what to do.
         sink: takes the result.
         buffers: this thread's memory.
+        factor_sink: the sink again, where it takes factors.
 
     Raises:
         FilterError: NaN or Inf in an input or, after a cast to fp16, in the output; or the filter failed.
     """
     rows = job.rows
     delta, context = open_delta(base, finetuned, job, buffers)
-    norms = Norms()
     # A cast may move values that are equal on both sides; the way below measures that.
-    if sink.dtype == finetuned.dtype and delta.is_zero():
-        copy_rows(finetuned, (0, rows), sink, context.name, buffers)
+    if (factor_sink is not None or sink.dtype == finetuned.dtype) and delta.is_zero():
+        if factor_sink is None:
+            copy_rows(finetuned, (0, rows), sink, context.name, buffers)
+        else:
+            refuse_damaged((base, finetuned), context.name)
         outcome: Outcome = "zero"
         kept = KeptDelta.identity("base and fine-tuned are equal")
-        norms.unmoved = rows * base.shape[1]
+        norms = Norms(unmoved=rows * base.shape[1])
     else:
         kept = apply_method(job.method, delta, context, (base, finetuned))
         outcome = kept.outcome
-        write_merged(delta, kept, (base, finetuned), sink, norms, buffers, context.name)
+        taken = None if factor_sink is None else factor_sink.take_factors(delta, kept)
+        norms = taken or write_merged(delta, kept, (base, finetuned), sink, job, buffers)
     copy_rows(finetuned, (rows, finetuned.shape[0]), sink, context.name, buffers)
     return MatrixRepair(
         outcome=outcome,
@@ -169,7 +186,7 @@ def repair_matrix(base: Matrix, finetuned: Matrix, job: Job, sink: Sink, buffers
         kept_energy=norms.kept / norms.delta if norms.delta else None,
         realised_norm=math.sqrt(norms.realised),
         realised_error=math.sqrt(norms.lost / norms.kept) if norms.kept else None,
-        unmoved=norms.unmoved / (rows * base.shape[1]),
+        unmoved=None if norms.unmoved is None else norms.unmoved / (rows * base.shape[1]),
     )
 
 
@@ -280,7 +297,11 @@ def apply_method(method: Method, delta: DeltaBlocks, context: TensorContext, sid
     """Run the method; when it fails, say in which of the inputs (base, finetuned) the fault lies."""
     try:
         return method.apply(delta, context)
-    except FilterError as error:
+    except MemoryError as error:
+        raise FilterError(
+            f"tensor {context.name!r}: there is not enough memory for it; use --workers 1, or a larger machine"
+        ) from error
+    except (FilterError, np.linalg.LinAlgError) as error:
         refuse_damaged(sides, context.name)
         raise FilterError(f"tensor {context.name!r}: {error}") from error
 
@@ -293,78 +314,79 @@ def refuse_damaged(sides: tuple[Matrix, Matrix], name: str) -> None:
 
 
 def write_merged(
-    delta: DeltaBlocks,
-    kept: KeptDelta,
-    sides: tuple[Matrix, Matrix],
-    sink: Sink,
-    norms: Norms,
-    buffers: Buffers,
-    name: str,
-) -> None:
+    delta: DeltaBlocks, kept: KeptDelta, sides: tuple[Matrix, Matrix], sink: Sink, job: Job, buffers: Buffers
+) -> Norms:
     """Write W_base + Δ* block by block and add up the norms; what a held block of Δ holds is used up.
 
     Raises:
         FilterError: as `repair_matrix`.
     """
     rows, columns = delta.shape
+    norms = Norms()
+    part = _Part(job.name, kept.outcome, sink.dtype, rounding_bits(job.rounding, job.name, delta.shape), buffers)
     for start, stop, values in delta:
         height, width = values.shape
         for first, last in row_chunks((height, width)):
             norms.delta += norm_squared(values[first:last])
         if not math.isfinite(norms.delta):
-            refuse_damaged(sides, name)
+            refuse_damaged(sides, job.name)
             raise FilterError(
-                f"tensor {name!r}: the difference of base and fine-tuned overflows; give a base that belongs to it"
+                f"tensor {job.name!r}: the difference of base and fine-tuned overflows; give a base that belongs to it"
             )
         kept_values = kept.block(Block(start, stop, values))
         if width < columns:  # a block of columns of a wide matrix
-            parts = [side.columns(start, stop)[:rows] for side in sides]
+            columns_of = [side.columns(start, stop)[:rows] for side in sides]
             slab = buffers.get("slab", (height, width), sink.dtype)
             for first, last in row_chunks((height, width)):
-                rows_of = [part[first:last] for part in parts]
-                slab[first:last] = _merge(
-                    rows_of, kept_values[first:last], kept.outcome, sink.dtype, norms, buffers, name
-                )
+                rows_of = [values_of[first:last] for values_of in columns_of]
+                slab[first:last] = part.merge(rows_of, kept_values[first:last], (first, start), norms)
             sink.write_columns(start, slab)
             continue
         offset = start if height < rows else 0
         for first, last in row_chunks((height, width)):
-            parts = [side.rows(offset + first, offset + last) for side in sides]
-            written = _merge(parts, kept_values[first:last], kept.outcome, sink.dtype, norms, buffers, name)
+            rows_of = [side.rows(offset + first, offset + last) for side in sides]
+            written = part.merge(rows_of, kept_values[first:last], (offset + first, 0), norms)
             sink.write_rows(offset + first, written)
+    return norms
 
 
-def _merge(
-    parts: list[Array],
-    kept: FloatArray,
-    outcome: Outcome,
-    dtype: np.dtype[Any],
-    norms: Norms,
-    buffers: Buffers,
-    name: str,
-) -> Array:
-    """The values to write for one part of the matrix, in the output dtype; measures the realised delta."""
-    base, finetuned = parts
-    base_values = buffers.get("base-values", kept.shape, kept.dtype)
-    np.copyto(base_values, base)
-    realised = buffers.get("realised", kept.shape, kept.dtype)
-    match outcome:
-        case "filtered":
-            with np.errstate(over="ignore", invalid="ignore"):  # seen in the cast
-                np.add(base_values, kept, out=realised)
-            written = _cast(realised, dtype, name, buffers)
-        case "reverted":
-            written = _cast(base, dtype, name, buffers)
-        case _:
-            written = _cast(finetuned, dtype, name, buffers)
-    np.copyto(realised, written)
-    realised -= base_values
-    norms.kept += norm_squared(kept)
-    norms.realised += norm_squared(realised)
-    norms.unmoved += realised.size - int(np.count_nonzero(realised))
-    realised -= kept
-    norms.lost += norm_squared(realised)
-    return written
+@dataclass(frozen=True)
+class _Part:
+    """What is the same for every part of one matrix while it is written."""
+
+    name: str
+    outcome: Outcome
+    dtype: np.dtype[Any]
+    bits: RandomBits | None
+    buffers: Buffers
+
+    def merge(self, sides: list[Array], kept: FloatArray, at: tuple[int, int], norms: Norms) -> Array:
+        """The values to write from (row, column) `at` on, in the output dtype; measures the realised delta."""
+        base, finetuned = sides
+        base_values = self.buffers.get("base-values", kept.shape, kept.dtype)
+        np.copyto(base_values, base)
+        realised = self.buffers.get("realised", kept.shape, kept.dtype)
+        match self.outcome:
+            case "filtered":
+                with np.errstate(over="ignore", invalid="ignore"):  # seen in the cast
+                    np.add(base_values, kept, out=realised)
+                written = self._cast(round_for(realised, self.dtype, self.bits, at))
+            case "reverted":
+                written = self._cast(base)
+            case _:
+                written = self._cast(finetuned)
+        np.copyto(realised, written)
+        realised -= base_values
+        norms.kept += norm_squared(kept)
+        norms.realised += norm_squared(realised)
+        if norms.unmoved is not None:
+            norms.unmoved += realised.size - int(np.count_nonzero(realised))
+        realised -= kept
+        norms.lost += norm_squared(realised)
+        return written
+
+    def _cast(self, values: Array) -> Array:
+        return _cast(values, self.dtype, self.name, self.buffers)
 
 
 def _cast(values: Array, dtype: np.dtype[Any], name: str, buffers: Buffers) -> Array:
@@ -377,7 +399,7 @@ def _cast(values: Array, dtype: np.dtype[Any], name: str, buffers: Buffers) -> A
         return values
     cast = buffers.get("cast", values.shape, dtype)
     with np.errstate(over="ignore"):  # seen below, and said in our own words
-        np.copyto(cast, values, casting="unsafe")
+        np.copyto(cast, round_for(values, dtype), casting="unsafe")
     if not all_finite(cast):
         raise FilterError(f"tensor {name!r} overflows in {dtype}; write it with --out-dtype fp32")
     return cast

@@ -12,26 +12,36 @@ from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from deltamend.adapter import AdapterPlan, plan_adapter
 from deltamend.checkpoint.dtypes import FLOAT_NAMES, OUT_DTYPES
 from deltamend.checkpoint.hashing import hash_file
 from deltamend.checkpoint.layout import Layout, plan_layout
 from deltamend.checkpoint.load import open_pair
-from deltamend.checkpoint.open import Checkpoint
+from deltamend.checkpoint.manifest import Output
+from deltamend.checkpoint.open import CONFIG_FILE, Checkpoint
 from deltamend.checkpoint.pairing import Pairing, TensorPair
-from deltamend.checkpoint.sidecars import LeftOut, Sidecar, list_sidecars, with_tokenizer_of
+from deltamend.checkpoint.sidecars import (
+    ADAPTER_CONFIG_FILE,
+    LeftOut,
+    Sidecar,
+    list_sidecars,
+    with_tokenizer_of,
+)
 from deltamend.checkpoint.work_folder import check_output
 from deltamend.delta import BLOCK_ELEMENTS
 from deltamend.errors import UsageError
 from deltamend.methods.method import Method
+from deltamend.rounding import Rounding
 from deltamend.rules import MethodChoice, Rule, Vectors
 
 _WRITE_BYTES_PER_SECOND = 0.4e9  # to a fresh file on the machine this was measured on
 _RESIDENT_BYTES = 100 << 20  # Python with numpy and scipy loaded
+_FACTOR_BYTES = 64 << 20  # a piece of a factor in fp64, rounded, and what the rounding did
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,8 @@ class RepairOptions:
     vectors: Vectors = "finetuned"
     rename: str | None = None
     split_fused: bool = False
+    output: Output = "checkpoint"
+    rounding: Rounding = "nearest"
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,8 @@ class Estimate:
 class RepairPlan:
     """What will be done. Both checkpoints stay open until `close`.
 
-    `method` is the default one, `methods` that of each tensor whose action is "filter".
+    `method` is the default one, `methods` that of each tensor whose action is "filter". `adapter` is None for a checkpoint;
+    for an adapter `layout` is that of the checkpoint it stands for.
     """
 
     base: Checkpoint
@@ -73,6 +86,7 @@ class RepairPlan:
     layout: Layout
     sidecars: tuple[Sidecar, ...]
     left_out: tuple[LeftOut, ...]
+    adapter: AdapterPlan | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -82,6 +96,7 @@ class RepairPlan:
             "method": [self.method.name, self.method.model_dump(mode="json")],
             "methods": sorted((name, method.described()) for name, method in self.methods.items()),
             "options": self.described_options,
+            "base_name": None if self.adapter is None else self.adapter.base_name,
             "sidecars": [hash_file(sidecar.source, sidecar.name).sha256 for sidecar in self.sidecars],
             "parts": [(pair.name, pair.rows, [astuple(part) for part in pair.parts]) for pair in self.pairing.pairs],
         }
@@ -116,6 +131,8 @@ class RepairPlan:
             "vectors": str(self.options.vectors),
             "rename": self.options.rename,
             "split_fused": str(self.options.split_fused),
+            "output": self.options.output,
+            "rounding": self.options.rounding,
         }
 
     @property
@@ -129,7 +146,33 @@ class RepairPlan:
         seconds = sum(pair_flops(pair) for pair in matrices) / _flops_per_second() / workers
         seconds += self.bytes_to_write / _WRITE_BYTES_PER_SECOND
         largest = max((_matrix_bytes(pair) for pair in matrices), default=0)
+        largest += 0 if self.adapter is None else _FACTOR_BYTES
         return Estimate(seconds, _RESIDENT_BYTES + workers * largest)
+
+    def described(self, workers: int) -> dict[str, Any]:
+        """The plan for a script: what `--dry-run --json` prints."""
+        estimate = self.estimate(workers)
+        return {
+            "method": self.method.name,
+            "parameters": self.method.model_dump(mode="json"),
+            "options": self.described_options,
+            "tensors": [
+                {
+                    "name": pair.name,
+                    "shape": pair.finetuned.shape,
+                    "action": pair.action,
+                    "method": self.methods[pair.name].described() if pair.name in self.methods else None,
+                    "reason": pair.reason,
+                }
+                for pair in self.pairing.pairs
+            ],
+            "only_in_base": self.pairing.only_in_base,
+            "left_out": [{"name": file.name, "reason": file.reason} for file in self.left_out],
+            "checkpoint_bytes": self.bytes_to_write,
+            "seconds": estimate.seconds,
+            "memory_bytes": estimate.memory_bytes,
+            "workers": workers,
+        }
 
     def close(self) -> None:
         """Close both checkpoints."""
@@ -152,6 +195,7 @@ def plan_repair(
     Arguments and errors are those of `repair`. The caller closes the plan.
     """
     wanted = options or RepairOptions()
+    check_output_options(wanted)
     choice = MethodChoice(method, parameters, wanted.rules, wanted.vectors)
     with ExitStack() as opened:
         pair = opened.enter_context(
@@ -171,8 +215,41 @@ def plan_repair(
         if theirs.adapter is not None:
             sidecars = with_tokenizer_of(sidecars, theirs.adapter.folder)
         pairing, methods = assign_methods(pair.pairing, choice)
+        adapter = None
+        if wanted.output == "adapter":
+            adapter = plan_adapter(ours, os.fspath(base), pairing, methods)
+            sidecars, left_out = _sidecars_of_an_adapter(sidecars, left_out)
         opened.pop_all()
-    return RepairPlan(ours, theirs, Path(out), choice.default, methods, wanted, pairing, layout, sidecars, left_out)
+    return RepairPlan(
+        ours, theirs, Path(out), choice.default, methods, wanted, pairing, layout, sidecars, left_out, adapter
+    )
+
+
+def _sidecars_of_an_adapter(
+    sidecars: tuple[Sidecar, ...], left_out: tuple[LeftOut, ...]
+) -> tuple[tuple[Sidecar, ...], tuple[LeftOut, ...]]:
+    """Leave out what belongs to a model or another adapter: the model is BASE, with BASE's config."""
+    others = {CONFIG_FILE: "an adapter is loaded with BASE's", ADAPTER_CONFIG_FILE: "belongs to another adapter"}
+    dropped = tuple(LeftOut(sidecar.name, others[sidecar.name]) for sidecar in sidecars if sidecar.name in others)
+    return tuple(sidecar for sidecar in sidecars if sidecar.name not in others), left_out + dropped
+
+
+def check_output_options(options: RepairOptions) -> None:
+    """Refuse options of the output that are unknown or exclude each other.
+
+    Raises:
+        UsageError: they do.
+    """
+    for option, value, known in (
+        ("--as", options.output, get_args(Output)),
+        ("--rounding", options.rounding, get_args(Rounding)),
+    ):
+        if value not in known:
+            raise UsageError(f"{option}: there is no {value!r}; give {' or '.join(known)}")
+    if options.output == "adapter" and options.max_shard_size is not None:
+        raise UsageError("--max-shard-size: an adapter is one file; leave it out")
+    if options.output == "adapter" and options.rounding != "nearest":
+        raise UsageError("--rounding: an adapter holds factors, not rounded weights; leave it out")
 
 
 def assign_methods(pairing: Pairing, choice: MethodChoice) -> tuple[Pairing, dict[str, Method]]:

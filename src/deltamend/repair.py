@@ -9,15 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import xxhash
-
-from deltamend.checkpoint.dtypes import CONFIG_NAMES, NUMPY_DTYPES
+from deltamend.adapter import encode_config
+from deltamend.adapter_parts import AdapterParts, PartSink
+from deltamend.checkpoint.dtypes import CONFIG_NAMES
 from deltamend.checkpoint.hashing import hash_alike, hash_file, tensor_hash
 from deltamend.checkpoint.layout import ShardLayout
 from deltamend.checkpoint.manifest import (
@@ -26,6 +26,7 @@ from deltamend.checkpoint.manifest import (
     LeftOutRecord,
     Manifest,
     MatrixRepair,
+    Output,
     PartRecord,
     RunRecord,
     TensorRecord,
@@ -35,14 +36,22 @@ from deltamend.checkpoint.manifest import (
 from deltamend.checkpoint.model_card import license_of_card, render_model_card
 from deltamend.checkpoint.open import CONFIG_FILE, INDEX_FILE, Checkpoint, StoredTensor
 from deltamend.checkpoint.pairing import Part, TensorPair
-from deltamend.checkpoint.sidecars import CARD_FILE, FINETUNED_CARD_FILE, MANIFEST_FILE
+from deltamend.checkpoint.sidecars import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    CARD_FILE,
+    FINETUNED_CARD_FILE,
+    MANIFEST_FILE,
+)
 from deltamend.checkpoint.verify import verify
 from deltamend.checkpoint.work_folder import ShardWriter, WorkFolder, check_output, remove_leftovers
-from deltamend.delta import Array, Buffers, Matrix, StoredMatrix, bytes_of
+from deltamend.delta import Buffers, Matrix, StoredMatrix, row_chunks, same_bytes
 from deltamend.errors import UsageError
-from deltamend.matrix_repair import Job, Survey, copy_rows, open_part, repair_parts
+from deltamend.file_sink import FileSink
+from deltamend.matrix_repair import Job, Sink, Survey, copy_rows, open_part, refuse_damaged, repair_matrix, repair_parts
 from deltamend.methods.method import Method
 from deltamend.plan import RepairOptions, RepairPlan, out_dtype_name, pair_flops, plan_repair
+from deltamend.rounding import Rounding
 from deltamend.rules import Rule, Vectors, read_rules
 from deltamend.threads import one_thread_each
 
@@ -98,6 +107,8 @@ def repair(
     vectors: Vectors = "finetuned",
     rename: str | None = None,
     split_fused: bool = False,
+    output: Output = "checkpoint",
+    rounding: Rounding = "nearest",
     device: str = "cpu",
     workers: int | None = None,
     overwrite: bool = False,
@@ -117,12 +128,15 @@ def repair(
         parameters: the method's parameters, when `method` is a name.
         include: regular expression; matrices whose name it does not find are kept as fine-tuned.
         exclude: regular expression; matrices whose name it finds are kept as fine-tuned.
-        out_dtype: "bf16", "fp16" or "fp32" for every floating-point tensor; None keeps each tensor's own.
+        out_dtype: "bf16", "fp16" or "fp32" for every floating-point tensor; None keeps each tensor's own, and writes the
+            factors of an adapter in fp32.
         max_shard_size: bytes, or text such as "5GB"; None keeps the shards of FINETUNED.
         rules: another method or other parameters for some of the tensors; see `rules.Rule`.
         vectors: what parameters that are no matrices follow: "finetuned", "base", or the share of the way to FINETUNED.
         rename: `OLD=NEW`, prefixes of names in BASE and FINETUNED; None finds the rule where no name is the same.
         split_fused: repair query, key and value, or gate and up, that are stored as one weight, one by one.
+        output: "checkpoint", or "adapter" for a PEFT LoRA adapter to BASE, which methods that keep a low-rank Δ* can write.
+        rounding: how W_base + Δ* is cast to bf16 or fp16: "nearest", or "stochastic", seeded by the tensor's name.
         device: where spectral filters run, "cpu" or a torch device such as "cuda".
         workers: tensors worked on at a time, with one BLAS thread each; None for one a core. The result is the same.
         overwrite: replace what is in OUT, once the new output is whole.
@@ -140,7 +154,16 @@ def repair(
         OutputError: OUT cannot be written.
     """
     options = RepairOptions(
-        include, exclude, out_dtype, max_shard_size, read_rules(rules), vectors, rename, split_fused
+        include=include,
+        exclude=exclude,
+        out_dtype=out_dtype,
+        max_shard_size=max_shard_size,
+        rules=read_rules(rules),
+        vectors=vectors,
+        rename=rename,
+        split_fused=split_fused,
+        output=output,
+        rounding=rounding,
     )
     plan = plan_repair(
         base, finetuned, out, method=method, parameters=parameters, options=options, overwrite=overwrite or resume
@@ -178,7 +201,10 @@ def run_plan(
                 inputs = run.hash_inputs()
                 run.survey()
                 tensors = run.repair_tensors()
-                shards = run.hash_shards(tensors, inputs[1])
+                if plan.adapter is None:
+                    weights = run.hash_shards(tensors, inputs[1])
+                else:
+                    tensors, weights = run.assemble_adapter(tensors)
             manifest = Manifest(
                 deltamend=version("deltamend"),
                 plan_sha256=plan.sha256,
@@ -195,7 +221,7 @@ def run_plan(
                 run=RunRecord(seconds=time.perf_counter() - started, workers=count, versions=_versions()),
             )
             sidecars = _write_sidecars(plan, work, manifest)
-            files = sorted([*shards, *sidecars], key=lambda file: file.name)
+            files = sorted([*weights, *sidecars], key=lambda file: file.name)
             text = encode_manifest(manifest.model_copy(update={"files": tuple(files)}))
             work.write_file(MANIFEST_FILE, text)
             for checkpoint in (plan.base, plan.finetuned):
@@ -238,8 +264,12 @@ class _Run:
         self._total_cost = sum(_cost(pair) for pair in plan.pairing.pairs)
         self._targets = {tensor.name: tensor for shard in plan.layout.shards for tensor in shard.tensors}
         self._writers: dict[str, ShardWriter] = {}
+        self._parts: AdapterParts | None = None
+        if plan.adapter is not None:
+            dtype = out_dtype_name(plan.options.out_dtype)
+            self._parts = AdapterParts(plan.adapter, work.parts, self._targets, dtype, self._stopped)
         with ExitStack() as opening:
-            for shard in plan.layout.shards:
+            for shard in plan.layout.shards if plan.adapter is None else ():
                 writer = self._writers[shard.file] = ShardWriter(work.staged, shard)
                 opening.callback(writer.close)
             opening.enter_context(one_thread_each())
@@ -313,26 +343,85 @@ class _Run:
         return [future.result() for future in futures]
 
     def _repair_one(self, pair: TensorPair) -> TensorRecord:
+        if self._parts is not None:
+            return self._repair_part(pair, self._parts)
         started = time.perf_counter()
         target = self._targets[pair.name]
         writer = self._writers[target.file]
         record = self._work.finished.get(pair.name)
         if record is None or record.xxh3 != tensor_hash(writer.read(target)):
-            sink = _FileSink(writer, target, self._stopped)
-            done, parts = self._apply(pair, sink)
-            record = TensorRecord(
-                **done.model_dump(exclude={"reason"}),
-                **_described(pair, target, self._plan.methods.get(pair.name)),
-                reason="; ".join(text for text in (pair.reason, done.reason) if text),
-                parts=parts,
-                xxh3=sink.xxh3(),
-                seconds=time.perf_counter() - started,
-            )
+            sink = FileSink(writer, target, self._stopped)
+            done = self._apply(pair, sink)
+            record = self._record(pair, target, done, sink.xxh3(), started)
             self._work.record(record)
         self._report(pair)
         return record
 
-    def _apply(self, pair: TensorPair, sink: _FileSink) -> tuple[MatrixRepair, tuple[PartRecord, ...]]:
+    def _repair_part(self, pair: TensorPair, parts: AdapterParts) -> TensorRecord:
+        """The same for an adapter."""
+        started = time.perf_counter()
+        record = self._work.finished.get(pair.name)
+        if record is None or not parts.is_finished(record):
+            with closing(parts.sink(pair)) as sink:
+                done = self._apply_part(pair, sink)
+                stored, xxh3 = sink.finish()
+            target = replace(self._targets[pair.name], file=ADAPTER_FILE, dtype=sink.dtype_name)
+            record = self._record(pair, target, (done, ()), xxh3, started).model_copy(update={"adapter": stored})
+            self._work.record(record)
+        self._report(pair)
+        return record
+
+    def _apply_part(self, pair: TensorPair, sink: PartSink) -> MatrixRepair:
+        """Write what an adapter needs of one tensor; of a matrix that is as in BASE it needs nothing."""
+        matrix = pair.is_matrix
+        if pair.action == "filter":
+            return repair_matrix(*self._open(pair), sink, self._buffers(), factor_sink=sink if matrix else None)
+        equal = self._is_equal(pair)
+        if not (matrix and equal):  # what is no matrix is small, and its module may have to be saved whole
+            self._apply(pair, sink)
+        return MatrixRepair(
+            outcome="zero" if equal else "kept", reason="base and fine-tuned are equal" if equal else ""
+        )
+
+    def _is_equal(self, pair: TensorPair) -> bool:
+        """Whether both sides of a tensor that is not filtered hold the same bytes."""
+        if pair.base is None or pair.base.dtype != pair.finetuned.dtype:
+            return False
+        base = StoredMatrix(self._plan.base, pair.base, self._buffers(), "base")
+        finetuned = StoredMatrix(self._plan.finetuned, pair.finetuned, self._buffers(), "finetuned")
+        equal = all(same_bytes(base.rows(*span), finetuned.rows(*span)) for span in row_chunks(base.shape))
+        if equal:
+            refuse_damaged((base, finetuned), pair.name)
+        return equal
+
+    def assemble_adapter(self, tensors: Sequence[TensorRecord]) -> tuple[tuple[TensorRecord, ...], list[FileRecord]]:
+        """Put the parts of an adapter into its one file, and write its config."""
+        if self._parts is None:
+            raise AssertionError("the output is a checkpoint")
+        records, config = self._parts.assemble(tensors, self._work.staged)
+        self._work.write_file(ADAPTER_CONFIG_FILE, encode_config(config))
+        return records, [hash_file(self._work.staged / ADAPTER_FILE, ADAPTER_FILE)]
+
+    def _record(
+        self,
+        pair: TensorPair,
+        target: StoredTensor,
+        done: tuple[MatrixRepair, tuple[PartRecord, ...]],
+        xxh3: str,
+        started: float,
+    ) -> TensorRecord:
+        """The record of a tensor, from what was done to it over all and to its parts."""
+        whole, parts = done
+        return TensorRecord(
+            **whole.model_dump(exclude={"reason"}),
+            **_described(pair, target, self._plan.methods.get(pair.name)),
+            reason="; ".join(text for text in (pair.reason, whole.reason) if text),
+            parts=parts,
+            xxh3=xxh3,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _apply(self, pair: TensorPair, sink: Sink) -> tuple[MatrixRepair, tuple[PartRecord, ...]]:
         """Write one tensor to the sink."""
         if pair.action == "keep":
             finetuned = StoredMatrix(self._plan.finetuned, pair.finetuned, self._buffers(), "finetuned")
@@ -356,7 +445,8 @@ class _Run:
         base = StoredMatrix(self._plan.base, pair.base, buffers, "base")
         method = self._plan.methods[pair.name]
         rows = pair.rows if pair.is_matrix else finetuned.shape[0]
-        return base, finetuned, Job(pair.name, rows, method, self._device, self._surveyed.get(method), pair.update_rank)
+        surveyed, rounding = self._surveyed.get(method), self._plan.options.rounding
+        return base, finetuned, Job(pair.name, rows, method, self._device, surveyed, pair.update_rank, rounding)
 
     def _buffers(self) -> Buffers:
         """The memory of this thread."""
@@ -373,39 +463,6 @@ class _Run:
             self._progress(pair.name, min(1.0, share))
 
 
-class _FileSink:
-    """Writes one tensor to its place and hashes what it writes."""
-
-    def __init__(self, writer: ShardWriter, tensor: StoredTensor, stopped: threading.Event) -> None:
-        self.dtype = NUMPY_DTYPES[tensor.dtype]
-        self._writer, self._tensor, self._stopped = writer, tensor, stopped
-        self._columns = StoredMatrix.view_shape(tensor)[1]
-        self._hash = xxhash.xxh3_128()
-        self._in_order, self._next_row = True, 0
-
-    def write_rows(self, start: int, values: Array) -> None:
-        """See `Sink.write_rows`."""
-        if self._stopped.is_set():
-            raise CancelledError
-        data = bytes_of(values)
-        self._in_order &= start == self._next_row
-        self._next_row = start + values.shape[0]
-        self._writer.write(self._tensor, start * self._columns * self.dtype.itemsize, data)
-        self._hash.update(data)
-
-    def write_columns(self, start: int, values: Array, row: int = 0) -> None:
-        """See `Sink.write_columns`; one short write for each row."""
-        if self._stopped.is_set():
-            raise CancelledError
-        self._in_order = False
-        for number, part in enumerate(values, row):
-            self._writer.write(self._tensor, (number * self._columns + start) * self.dtype.itemsize, bytes_of(part))
-
-    def xxh3(self) -> str:
-        """XXH3-128 of the tensor's bytes; read back where they were not written in order."""
-        return self._hash.hexdigest() if self._in_order else tensor_hash(self._writer.read(self._tensor))
-
-
 def _cost(pair: TensorPair) -> float:
     """Rough time of one tensor, in flops; a byte that is only copied takes about as long as 100 flops."""
     return pair_flops(pair) + 100.0 * pair.finetuned.nbytes
@@ -418,7 +475,7 @@ def _described(pair: TensorPair, target: StoredTensor, method: Method | None) ->
         "file": target.file,
         "shape": target.shape,
         "dtype": target.dtype,
-        "finetuned_dtype": pair.finetuned.dtype,
+        "finetuned_dtype": pair.finetuned.output_dtype,
         "base_dtype": None if pair.base is None else pair.base.dtype,
         "action": pair.action,
         "method": None if method is None else method.described(),
@@ -438,10 +495,10 @@ def _write_sidecars(plan: RepairPlan, work: WorkFolder, manifest: Manifest) -> l
         if sidecar.name == FINETUNED_CARD_FILE:
             own_card = sidecar.name
             license_name = license_of_card((work.staged / sidecar.name).read_text(encoding="utf-8", errors="replace"))
-    if plan.layout.index is not None:
+    if plan.layout.index is not None and plan.adapter is None:
         work.write_file(INDEX_FILE, plan.layout.index.encode())
     work.write_file(CARD_FILE, render_model_card(manifest, own_card=own_card, license_name=license_name).encode())
-    weights = {shard.file for shard in plan.layout.shards}
+    weights = {ADAPTER_FILE} if plan.adapter else {shard.file for shard in plan.layout.shards}
     staged = sorted(path for path in work.staged.rglob("*") if path.is_file())
     names = [path.relative_to(work.staged).as_posix() for path in staged]
     return [

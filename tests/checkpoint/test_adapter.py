@@ -205,3 +205,10 @@ def test_an_adapter_of_another_model_or_none_at_all_is_refused(tmp_path: Path, d
         printed = deltamend_cli("repair", pair.base, spec, tmp_path / "out")
         assert (printed.code, printed.err.count("\n")) == (1, 1)
         assert says in printed.err
+
+
+def test_an_adapter_to_an_adapted_base_is_not_written(tmp_path: Path, deltamend_cli: Cli) -> None:
+    pair = adapted(tmp_path, llama(), target_modules=LLAMA)
+    spec = f"{pair.base}+{pair.finetuned}"
+    printed = deltamend_cli("repair", spec, pair.base, tmp_path / "out", "--as", "adapter")
+    assert (printed.code, "BASE has an adapter of its own" in printed.err) == (2, True)

@@ -127,3 +127,25 @@ def test_ctrl_c_says_how_to_go_on(
     main()
     assert ended == [1]
     assert "--resume goes on" in capfd.readouterr().err
+
+
+def test_a_dry_run_can_be_read_by_a_script(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
+    printed = deltamend_cli(
+        "repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", "--dry-run", "--json", "--vectors", "0.5"
+    )
+    plan = json.loads(printed.out)
+    assert [tensor["action"] for tensor in plan["tensors"]] == ["filter"] * 21
+    assert plan["options"]["vectors"] == "0.5"
+    assert plan["checkpoint_bytes"] > 0
+    assert "dg-hard on 16 matrices and 5 other tensors of 21 tensors" in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lossy_cast_names_the_remedies(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
+    small = ("--method", "task-arithmetic", "--set", "weight=1e-4")
+    printed = deltamend_cli("repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", *small)
+    assert "write them with --out-dtype fp32 or --as adapter" in printed.out
+    printed = deltamend_cli(
+        "repair", llama_pair.base, llama_pair.finetuned, tmp_path / "exact", *small, "--out-dtype", "fp32"
+    )
+    assert "warning" not in printed.out

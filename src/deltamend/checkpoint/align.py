@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from deltamend.checkpoint.architecture import TOKEN_EMBEDDINGS
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.checkpoint.open import Array, Checkpoint, ComputedTensor, StoredTensor
 from deltamend.errors import PairingError, UsageError
 
-INPUT_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings)\.weight$")
+INPUT_EMBEDDING = re.compile(rf"(^|\.)({'|'.join(sorted(TOKEN_EMBEDDINGS))})\.weight$")
 OUTPUT_EMBEDDING = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
 
 # What models are wrapped in: multimodal ones around their text part, and the head around the body.

@@ -68,8 +68,7 @@ def plan_layout(
 
 
 def _planned_dtype(tensor: StoredTensor, out_dtype: str | None) -> str:
-    own = tensor.written_dtype or tensor.dtype
-    return out_dtype if out_dtype is not None and own in FLOAT_NAMES else own
+    return out_dtype if out_dtype is not None and tensor.output_dtype in FLOAT_NAMES else tensor.output_dtype
 
 
 def _written_name(file: str) -> str:

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 _NO_HASH = "0" * 64
 
+Output = Literal["checkpoint", "adapter"]
+"""What a repair writes."""
+
 Outcome = Literal["filtered", "identity", "zero", "reverted", "no-noise-floor", "kept"]
 
 
@@ -60,6 +63,15 @@ class PartRecord(MatrixRepair):
     label: str = Field(description="Such as [3] for an expert, or [q] for the query of a fused weight.")
 
 
+class AdapterRecord(_Record):
+    """One tensor of an adapter's file."""
+
+    key: str = Field(description="Its name in the file.")
+    shape: tuple[int, ...]
+    dtype: str = Field(description="By its safetensors name.")
+    xxh3: str = Field(description="XXH3-128 of its bytes.")
+
+
 class TensorRecord(MatrixRepair):
     """One tensor of the output."""
 
@@ -79,6 +91,9 @@ class TensorRecord(MatrixRepair):
         description="Rows (entries of the first axis) that were repaired; the rest is kept as fine-tuned.", ge=0
     )
     xxh3: str = Field(description="XXH3-128 of the tensor's bytes in the output.")
+    adapter: tuple[AdapterRecord, ...] | None = Field(
+        default=None, description="What an adapter holds of it; empty where it is as in BASE. None in a checkpoint."
+    )
     seconds: float = Field(description="Wall-clock seconds spent on this tensor; differs from run to run.")
 
 
@@ -132,6 +147,11 @@ class Manifest(_Record):
     files: tuple[FileRecord, ...] = Field(description="Every file of the output but this one.")
     run: RunRecord
     self_sha256: str = Field(default=_NO_HASH, description="Of this file, with these 64 characters as zeros.")
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the output is an adapter and not a checkpoint."""
+        return self.options.get("output") == "adapter"
 
     @property
     def kept_energy(self) -> float:

@@ -23,7 +23,8 @@ tensor, and hashes of inputs and outputs, are in `deltamend.json`; `deltamend ve
 | method | `{{ manifest.method }}`{% for key, value in manifest.parameters.items() %}, `{{ key }}={{ value }}`{% endfor %} |
 | matrices | {{ filtered|length }} of {{ manifest.tensors|length }} tensors were given to the method; the others are as fine-tuned, {% if manifest.options.out_dtype %}cast to {{ manifest.options.out_dtype }}{% else %}bit for bit{% endif %} |
 | kept energy | {{ "%.2f"|format(100 * manifest.kept_energy) }} % of the squared Frobenius norm of the update |
-| lost in rounding | {{ "%.2f"|format(100 * manifest.realised_error) }} % of the kept update, by Frobenius norm, in casting to the stored dtypes |
+{% if manifest.is_adapter %}| output | a PEFT LoRA adapter to the base: load the base, in float32 to lose nothing, and then `PeftModel.from_pretrained(base, folder)` |
+{% endif %}| lost in rounding | {{ "%.2f"|format(100 * manifest.realised_error) }} % of the kept update, by Frobenius norm, in casting to the stored dtypes |
 
 Whether this helped is not known from the weights alone: measure the model on what it had lost, and on its own task.
 {% if has_own_card %}
@@ -42,7 +43,7 @@ def render_model_card(manifest: Manifest, *, own_card: str | None, license_name:
     """
     front = {
         "base_model": [manifest.finetuned.name, manifest.base.name],
-        "library_name": "transformers",
+        "library_name": "peft" if manifest.is_adapter else "transformers",
         "tags": ["deltamend", manifest.method],
     } | ({"license": license_name} if license_name else {})
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701 - Markdown; Markdown has nothing to escape to

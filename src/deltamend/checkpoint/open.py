@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,11 @@ class StoredTensor:
     start: int
     stop: int
     written_dtype: str | None = None
+
+    @property
+    def output_dtype(self) -> str:
+        """The dtype it is written in where none is asked for."""
+        return self.written_dtype or self.dtype
 
     @property
     def nbytes(self) -> int:
@@ -245,14 +251,17 @@ def _open_file(path: Path) -> _OpenFile:
         raise CheckpointError(
             f"{path}: cannot be opened ({error.strerror}); check the path and its permissions"
         ) from error
-    stat = os.fstat(descriptor)
-    return _OpenFile(descriptor, stat.st_size, stat.st_mtime_ns)
+    found = os.fstat(descriptor)
+    return _OpenFile(descriptor, found.st_size, found.st_mtime_ns)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, with an error that names the file."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its other end
+            raise CheckpointError(f"{path}: not a regular file; give the folder that save_pretrained wrote")
+        if found.st_size > MAX_JSON_BYTES:
             raise CheckpointError(
                 f"{path}: larger than {MAX_JSON_BYTES} bytes, which no such file is; check where it comes from"
             )
@@ -315,7 +324,8 @@ def _indexed_headers(path: Path) -> dict[str, Header]:
 def _is_plain_name(file: str, suffix: str) -> bool:
     """Whether a shard's name is one of the folder itself, and fit to be printed."""
     separated = any(part in file for part in ("/", "\\", "\0"))
-    return file.endswith(suffix) and file.isprintable() and not separated and not file.startswith(".")
+    printable = file.isprintable() and len(file.encode()) <= 255  # what a file system takes
+    return file.endswith(suffix) and printable and not separated and not file.startswith(".")
 
 
 def refuse_quantised(tensors: Iterable[StoredTensor], where: Path | str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def read_header(path: Path) -> Header:
         CheckpointError: the file is no safetensors file, is truncated, or its header contradicts itself.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
+            raise CheckpointError(f"{path}: not a regular file; give a file of weights")
         with path.open("rb") as file:
             total = os.fstat(file.fileno()).st_size
             prefix = _exactly(file.read(8), 8, path)

@@ -14,6 +14,8 @@ from deltamend.errors import CheckpointError
 MANIFEST_FILE = "deltamend.json"
 CARD_FILE = "README.md"
 FINETUNED_CARD_FILE = "README.finetuned.md"
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 
 _WEIGHT_SUFFIXES = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz", ".tflite"}

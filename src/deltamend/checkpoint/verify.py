@@ -9,7 +9,8 @@ from pathlib import Path
 from deltamend.checkpoint.hashing import hash_file, tensor_hash
 from deltamend.checkpoint.manifest import Manifest, decode_manifest
 from deltamend.checkpoint.open import Checkpoint, StoredTensor, open_folder
-from deltamend.checkpoint.sidecars import MANIFEST_FILE
+from deltamend.checkpoint.safetensors_header import read_header
+from deltamend.checkpoint.sidecars import ADAPTER_FILE, MANIFEST_FILE
 from deltamend.errors import CheckpointError
 
 
@@ -25,6 +26,8 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
     """
     path = Path(folder)
     try:
+        if not (path / MANIFEST_FILE).is_file():  # reading a pipe would wait for its other end
+            raise CheckpointError(f"{path / MANIFEST_FILE}: missing; give a folder that deltamend wrote")
         manifest = decode_manifest((path / MANIFEST_FILE).read_bytes())
     except OSError as error:
         raise CheckpointError(
@@ -37,6 +40,21 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
     added = sorted(present - {file.name for file in manifest.files} - {MANIFEST_FILE})
     faults += [f"{name}: not written by deltamend" for name in added]
     return faults + _changed_tensors(path, manifest)
+
+
+def _open(folder: Path, manifest: Manifest) -> Checkpoint:
+    """The weights as a loader finds them."""
+    if manifest.is_adapter:
+        return Checkpoint(folder, {}, {ADAPTER_FILE: read_header(folder / ADAPTER_FILE)}, has_index=False)
+    return open_folder(folder)
+
+
+def _written(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], str, str]]:
+    """Shape, dtype and hash of every tensor that was written, by its name in the file."""
+    if manifest.is_adapter:
+        parts = [part for tensor in manifest.tensors for part in tensor.adapter or ()]
+        return {part.key: (part.shape, part.dtype, part.xxh3) for part in parts}
+    return {tensor.name: (tensor.shape, tensor.dtype, tensor.xxh3) for tensor in manifest.tensors}
 
 
 def _changed_files(folder: Path, manifest: Manifest) -> list[str]:
@@ -54,19 +72,19 @@ def _changed_files(folder: Path, manifest: Manifest) -> list[str]:
 def _changed_tensors(folder: Path, manifest: Manifest) -> list[str]:
     """Tensors that are not as written, read through the headers and the index as a loader would."""
     try:
-        with open_folder(folder) as checkpoint:
-            written = {tensor.name for tensor in manifest.tensors}
+        with _open(folder, manifest) as checkpoint:
+            written = _written(manifest)
             faults = [
                 f"tensor {name!r}: not written by deltamend" for name in checkpoint.tensors if name not in written
             ]
-            for record in manifest.tensors:
-                tensor = checkpoint.tensors.get(record.name)
+            for name, (shape, dtype, xxh3) in written.items():
+                tensor = checkpoint.tensors.get(name)
                 if tensor is None:
-                    faults.append(f"tensor {record.name!r}: missing")
-                elif (tensor.shape, tensor.dtype) != (record.shape, record.dtype):
-                    faults.append(f"tensor {record.name!r}: other shape or dtype")
-                elif tensor_hash(_pieces(checkpoint, tensor)) != record.xxh3:
-                    faults.append(f"tensor {record.name!r}: changed")
+                    faults.append(f"tensor {name!r}: missing")
+                elif (tensor.shape, tensor.dtype) != (shape, dtype):
+                    faults.append(f"tensor {name!r}: other shape or dtype")
+                elif tensor_hash(_pieces(checkpoint, tensor)) != xxh3:
+                    faults.append(f"tensor {name!r}: changed")
             return faults
     except CheckpointError as error:
         return [str(error)]

@@ -3,6 +3,7 @@
 .NAME.deltamend-partial/     beside OUT, so that the rename stays on one file system; locked while a run uses it
     journal.jsonl            first line: the plan; then one line for each finished tensor
     out/                     becomes OUT
+    parts/                   of an adapter: what it holds of each tensor, until its file can be laid out
 """
 
 from __future__ import annotations
@@ -46,12 +47,19 @@ class WorkFolder:
         self.out = Path(os.path.abspath(out))  # noqa: PTH100 - "." cannot be renamed to
         self.folder = work_folder_of(out)
         self.staged = self.folder / "out"
+        self.parts = self.folder / "parts"
         self._replaced = self.folder / "replaced"
         self._journal_path = self.folder / "journal.jsonl"
         self._journal_lock = threading.Lock()
+        parent = self.folder.parent
+        self._made_parents = [place for place in (parent, *parent.parents) if not place.exists()]
         with _output_errors(out):
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.folder, out)
+            try:
+                parent.mkdir(parents=True, exist_ok=True)
+                self._lock = _lock(self.folder, out)
+            except BaseException:
+                self._remove_parents()
+                raise
         try:
             with _output_errors(out):
                 self._put_back()
@@ -98,8 +106,9 @@ class WorkFolder:
 
     def _start(self, key: str) -> None:
         with _output_errors(self.out):
-            shutil.rmtree(self.staged, ignore_errors=True)
-            self.staged.mkdir()
+            for folder in (self.staged, self.parts):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
             self._journal_path.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
 
     def record(self, record: TensorRecord) -> None:
@@ -174,8 +183,14 @@ class WorkFolder:
             ) from error
 
     def discard(self) -> None:
-        """Remove the work folder and all that was made in it."""
+        """Remove the work folder and all that was made in it, and the folders above it that were made and are empty."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._remove_parents()
+
+    def _remove_parents(self) -> None:
+        with suppress(OSError):  # one that is not empty, nor then are those above it
+            for place in self._made_parents:
+                place.rmdir()
 
     def __enter__(self) -> Self:
         return self

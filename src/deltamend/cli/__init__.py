@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 
@@ -13,8 +17,13 @@ from deltamend.cli.calibrate import calibrate
 from deltamend.cli.compare import compare
 from deltamend.cli.demo import demo
 from deltamend.cli.diagnose import diagnose
+from deltamend.cli.diff import diff
+from deltamend.cli.inspect import inspect
 from deltamend.cli.methods import methods
+from deltamend.cli.push import push
 from deltamend.cli.repair import repair
+from deltamend.cli.score import score
+from deltamend.cli.tune import tune
 from deltamend.cli.verify import verify
 from deltamend.errors import DeltamendError, UsageError
 
@@ -28,10 +37,15 @@ app = typer.Typer(
 )
 app.command()(repair)
 app.command()(verify)
+app.command()(inspect)
+app.command()(diff)
+app.command()(push)
 app.add_typer(methods, name="methods")
 app.command()(compare)
 app.command()(diagnose)
 app.add_typer(calibrate, name="calibrate")
+app.command()(score)
+app.command()(tune)
 app.command()(demo)
 
 
@@ -45,17 +59,48 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a name is no reason to fail
     try:
-        app()
+        with _second_ctrl_c_ends_at_once():
+            app()
     except DeltamendError as error:
         if "-vv" in sys.argv:
             traceback.print_exc()
         typer.echo(f"deltamend: {error}", err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
-    except SystemExit as ended:
-        if ended.code != _INTERRUPTED:
-            raise
-        hint = "; the same command with --resume goes on" if sys.argv[1:2] == ["repair"] else ""
-        typer.echo(f"deltamend: interrupted{hint}", err=True)
-        sys.stderr.flush()
-        # Threads inside LAPACK cannot be stopped; a second Ctrl-C must not have to wait for them.
+
+
+@contextmanager
+def _second_ctrl_c_ends_at_once() -> Iterator[None]:
+    """One line for a Ctrl-C, also when a second one comes while the first unwinds, which may be anywhere."""
+    usual = signal.getsignal(signal.SIGINT)
+    # Elsewhere than in the main thread no handler can be set, and one that ignores Ctrl-C is somebody's wish.
+    ours = usual is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+
+    def first(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, second)
+        raise KeyboardInterrupt
+
+    def second(_number: int, _frame: object) -> None:
+        os.write(2, f"{_interrupted()}\n".encode())  # the stream may be in the middle of a write
         os._exit(1)
+
+    if ours:
+        signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code != _INTERRUPTED:
+            raise
+        if ours:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        typer.echo(_interrupted(), err=True)
+        sys.stderr.flush()
+        # Threads inside LAPACK cannot be stopped, and nobody should have to wait for them.
+        os._exit(1)
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, usual)
+
+
+def _interrupted() -> str:
+    hint = "; the same command with --resume goes on" if sys.argv[1:2] == ["repair"] else ""
+    return f"deltamend: interrupted{hint}"

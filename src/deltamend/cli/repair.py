@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Column, Table
 
 import deltamend
+from deltamend.checkpoint.sidecars import ADAPTER_FILE
 from deltamend.checkpoint.work_folder import check_output
 from deltamend.config import RepairConfig, read_config
 from deltamend.errors import UsageError
@@ -61,6 +63,14 @@ def repair(
         bool, typer.Option("--split-fused", help="Repair q, k and v, or gate and up, stored as one, one by one.")
     ] = False,
     out_dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; default: as FINETUNED.")] = None,
+    as_: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            help="checkpoint (default), or adapter: a PEFT LoRA adapter to BASE, for methods that keep a low rank.",
+        ),
+    ] = None,
+    rounding: Annotated[str | None, typer.Option(help="Cast to bf16 or fp16: nearest (default) or stochastic.")] = None,
     max_shard_size: Annotated[str | None, typer.Option(help="Such as 5GB; default: the shards of FINETUNED.")] = None,
     device: Annotated[str, typer.Option(help="Where filters run: cpu, or cuda.")] = "cpu",
     workers: Annotated[int | None, typer.Option(min=1, help="Tensors at a time; default: one a core.")] = None,
@@ -86,6 +96,8 @@ def repair(
         vectors=vectors or given.vectors,
         rename=rename or given.rename,
         split_fused=split_fused or given.split_fused,
+        output=as_ or given.output,  # type: ignore[arg-type]  # checked with the plan, in one line
+        rounding=rounding or given.rounding,  # type: ignore[arg-type]
     )
     console = Console(stderr=as_json, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
     if dry_run:
@@ -97,7 +109,10 @@ def repair(
                 console.print(f"{plan.out} is whole already; there is nothing to do")
                 return
             check_output(plan.out, [*plan.base.folders, *plan.finetuned.folders], overwrite=overwrite)
-            _print_plan(console, plan, workers or len(os.sched_getaffinity(0)), verbose)
+            count = workers or len(os.sched_getaffinity(0))
+            _print_plan(console, plan, count, verbose)
+            if as_json:
+                sys.stdout.write(json.dumps(plan.described(count), indent=1) + "\n")
         finally:
             plan.close()
         return
@@ -174,7 +189,7 @@ def _print_plan(console: Console, plan: RepairPlan, workers: int, verbose: int) 
     filtered = [pair for pair in plan.pairing.pairs if pair.action == "filter"]
     matrices = sum(len(pair.shapes) for pair in filtered if pair.is_matrix)
     vectors = sum(not pair.is_matrix for pair in filtered)
-    also = f" and {vectors} other parameters" if vectors else ""
+    also = f" and {vectors} other tensors" if vectors else ""
     console.print(
         f"{plan.method.name} on {matrices} matrices{also} of {len(plan.pairing.pairs)} tensors; nothing is written"
     )
@@ -189,8 +204,11 @@ def _print_plan(console: Console, plan: RepairPlan, workers: int, verbose: int) 
             shape = "×".join(str(size) for size in pair.finetuned.shape)
             console.print(f"  {pair.action} {pair.name} [{shape}] {pair.reason}".rstrip())
     estimate = plan.estimate(workers)
+    written = f"{plan.bytes_to_write / 1e6:,.0f} MB in {len(plan.layout.shards)} weight file(s)"
+    if plan.adapter is not None:
+        written = "an adapter, whose size depends on the ranks,"
     console.print(
-        f"would write {plan.bytes_to_write / 1e6:,.0f} MB in {len(plan.layout.shards)} weight file(s) and {len(plan.sidecars)} others; "
+        f"would write {written} and {len(plan.sidecars)} others; "
         f"about {max(1, round(estimate.seconds))} s and {estimate.memory_bytes / 2**30:.1f} GiB with {workers} worker(s)"
     )
 
@@ -222,7 +240,12 @@ def _print_report(console: Console, report: RepairReport, verbose: int) -> None:
     if report.realised_error > _LOSS_WORTH_A_WARNING:
         console.print(
             "warning: the written weights hold much less than the filter kept; write them with --out-dtype fp32"
+            + ("" if manifest.is_adapter else " or --as adapter")
         )
+    if manifest.is_adapter:
+        size = sum(file.size for file in manifest.files if file.name == ADAPTER_FILE)
+        whole = sum(file.size for file in manifest.finetuned.files)
+        console.print(f"{size / 1e6:,.1f} MB as an adapter, {whole / 1e6:,.1f} MB as FINETUNED's checkpoint")
     failed = [tensor.name for tensor in report.tensors if tensor.outcome == "no-noise-floor"]
     if failed:
         console.print(

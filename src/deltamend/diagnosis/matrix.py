@@ -28,7 +28,7 @@ from deltamend.diagnosis.records import (
 )
 from deltamend.diagnosis.verdict import judge
 from deltamend.errors import FilterError
-from deltamend.matrix_repair import Norms, refuse_damaged, write_merged
+from deltamend.matrix_repair import Job, refuse_damaged, write_merged
 from deltamend.methods.dg_hard import DGHard
 from deltamend.methods.finetuned_blocks import BaseOnly, FinetunedBlocks
 from deltamend.methods.method import TensorContext, spectral_result
@@ -258,16 +258,16 @@ class _Measuring:
 
     def _rounding(self, found: SpectralFilter, floor: float) -> Rounding:
         """What the stored dtype explains, and what the written one will do; measured as a repair measures it."""
-        norms, written = Norms(), self._question.written
-        sink = _Discard(written)
-        write_merged(self._delta, spectral_result(found), self._sides, sink, norms, self._buffers, self._question.name)
+        written = self._question.written
+        job = Job(self._question.name, self._question.rows, DGHard.model_validate({}))
+        norms = write_merged(self._delta, spectral_result(found), self._sides, _Discard(written), job, self._buffers)
         return Rounding(
             stored=str(self._sides[1].dtype),
             floor=floor,
             share=(floor / found.noise) ** 2 if found.noise else None,
             written=str(written),
             lost=math.sqrt(norms.lost / norms.kept) if norms.kept else None,
-            unmoved=norms.unmoved / math.prod(self._delta.shape),
+            unmoved=(norms.unmoved or 0) / math.prod(self._delta.shape),
         )
 
 

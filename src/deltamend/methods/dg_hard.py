@@ -35,6 +35,7 @@ class DGHard(NoiseMethod):
     name: ClassVar[str] = "dg-hard"
     source: ClassVar[str] = "arXiv 2605.20296"
     summary: ClassVar[str] = "Hard singular-value threshold at the Gavish–Donoho value; no data, no tuning."
+    low_rank: ClassVar[bool] = True
 
     noise: NoiseSource | Literal["screenot"] = Field(  # type: ignore[assignment]
         "median",

@@ -106,6 +106,7 @@ class Method(BaseModel, ABC):
         summary: one sentence.
         whole_rows: whether it needs whole rows in every block, also of a wide matrix.
         takes_vectors: whether it means anything for one-dimensional parameters.
+        low_rank: whether Δ* is always Δ, 0, or what the factors of `KeptDelta.spectrum` give, so that an adapter holds it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -116,6 +117,7 @@ class Method(BaseModel, ABC):
     summary: ClassVar[str]
     whole_rows: ClassVar[bool] = False
     takes_vectors: ClassVar[bool] = False
+    low_rank: ClassVar[bool] = False
 
     def survey(self, deltas: Deltas) -> Any:  # noqa: ARG002 - most methods take each tensor by itself
         """Look at the whole model before the first tensor; `apply` finds what this returns in `context.surveyed`."""

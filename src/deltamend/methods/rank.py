@@ -24,6 +24,7 @@ class Rank(Method):
     name: ClassVar[str] = "rank"
     source: ClassVar[str] = "Psychometrika 1 (1936)"
     summary: ClassVar[str] = "Keep a fixed rank, share of the rank, or share of the energy of every delta."
+    low_rank: ClassVar[bool] = True
 
     rank: int | None = Field(None, ge=0, description="Number of singular values that are kept.")
     energy: float | None = Field(

@@ -31,6 +31,7 @@ class Shrink(NoiseMethod):
     name: ClassVar[str] = "shrink"
     source: ClassVar[str] = "arXiv 1405.7511"
     summary: ClassVar[str] = "Shrink singular values by what noise adds to them, instead of cutting."
+    low_rank: ClassVar[bool] = True
 
     loss: Literal["frobenius", "operator", "nuclear", "soft"] = Field(
         "frobenius", description="The loss η is optimal for, or soft thresholding at the edge of the noise."

@@ -139,6 +139,26 @@ class SpectralFilter:
             raise ValueError(f"a delta of shape {delta.shape} was given to a filter of shape {self.shape}")
         return self.apply(delta)
 
+    def coefficients(self, block: FloatArray) -> FloatArray:
+        """The kept vectors' share of a block: U_kᵀ·block where m ≤ n, V_kᵀ·blockᵀ where m > n.
+
+        Args:
+            block: as `apply` takes it.
+
+        Returns:
+            Shape (rank, length of the block), in the dtype of the basis.
+
+        Raises:
+            ValueError: the shape does not fit, or there is no basis.
+        """
+        self._check_block(block, None)
+        if self.basis is None:
+            raise ValueError(f"the outcome is {self.outcome}: there is no basis")
+        values = block if self.wide else block.T
+        found = np.empty((self.rank, values.shape[1]), self.basis.dtype)
+        gemm(self.basis.T, _usable(values, self.basis.dtype), found)
+        return found
+
     def factors(self, delta: FloatArray | Blocks) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Δ* = U_k·diag(s_k)·Vt_k, for storing it as an adapter.
 
@@ -163,8 +183,7 @@ class SpectralFilter:
             return np.zeros((m, 0), np.float32), np.zeros(0), np.zeros((0, n), np.float32)
         long = np.empty((self.rank, max(m, n)), self.basis.dtype)
         for block in blocks:
-            values = block.values if self.wide else block.values.T
-            gemm(self.basis.T, _usable(values, self.basis.dtype), long[:, block.start : block.stop])
+            long[:, block.start : block.stop] = self.coefficients(block.values)
         long /= self.singular_values[:, None].astype(long.dtype)
         strengths = self.singular_values * self.gains
         return (self.basis, strengths, long) if self.wide else (long.T, strengths, self.basis.T)

@@ -1,0 +1,44 @@
+"""What the names of tensors and a config say of the model's modules, without loading it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+TOKEN_EMBEDDINGS = frozenset({"embed_tokens", "wte", "embed_in", "word_embeddings"})
+"""Last parts of the names of token embeddings in transformers' decoder models."""
+
+_WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+def module_of(name: str) -> str:
+    """The module a parameter belongs to."""
+    return name.rpartition(".")[0]
+
+
+def leaf_of(name: str) -> str:
+    """The last part of a name."""
+    return name.rpartition(".")[2]
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The first of a config's `architectures`, or nothing."""
+    found = config.get("architectures")
+    return str(found[0]) if isinstance(found, list) and found else ""
+
+
+def has_head(config: Mapping[str, Any]) -> bool:
+    """Whether the model predicts tokens."""
+    return architecture_of(config).endswith(_WITH_HEAD)
+
+
+def tied_head(config: Mapping[str, Any], names: Collection[str]) -> tuple[str, str] | None:
+    """The embedding whose matrix the head shares, and the head's module; None where no head is tied.
+
+    A file holds a shared matrix once: a model that predicts tokens and has no head in its files is tied, whatever its
+    config says or leaves to the default.
+    """
+    head = "embed_out" if config.get("model_type") == "gpt_neox" else "lm_head"
+    embedding = next((name for name in names if leaf_of(module_of(name)) in TOKEN_EMBEDDINGS), None)
+    tied = has_head(config) and embedding is not None and f"{head}.weight" not in names
+    return (embedding, head) if tied and embedding is not None else None

@@ -1,0 +1,173 @@
+"""What is in a checkpoint or an adapter, from its headers and configs alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deltamend.checkpoint.architecture import TOKEN_EMBEDDINGS, architecture_of, leaf_of, module_of, tied_head
+from deltamend.checkpoint.load import model_folder, open_checkpoint
+from deltamend.checkpoint.open import CONFIG_FILE, MAX_JSON_BYTES, StoredTensor, open_folder
+from deltamend.checkpoint.safetensors_header import read_header
+from deltamend.checkpoint.sidecars import ADAPTER_CONFIG_FILE
+from deltamend.errors import CheckpointError
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorEntry(_Record):
+    """One tensor."""
+
+    name: str
+    kind: str = Field(description="embedding, head, norm, expert, attention, mlp, bias, adapter or other, by its name.")
+    dtype: str = Field(description="By its safetensors name.")
+    shape: tuple[int, ...]
+    file: str
+    nbytes: int
+
+    @property
+    def parameters(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+
+class Total(_Record):
+    """A group of tensors."""
+
+    tensors: int
+    parameters: int
+    nbytes: int
+
+
+class Contents(_Record):
+    """What is in a folder of weights."""
+
+    folder: str = Field(description="Its name.")
+    architecture: str | None
+    model_type: str | None
+    vocabulary: int | None = Field(description="`vocab_size` of the config.")
+    tied: str | None = Field(description="The embedding the head shares its matrix with.")
+    adapter_of: str | None = Field(description="The base an adapter names.")
+    refused: str | None = Field(description="Why `deltamend repair` would refuse it, such as quantised weights.")
+    tensors: tuple[TensorEntry, ...]
+
+    @property
+    def total(self) -> Total:
+        """Everything."""
+        return _total(self.tensors)
+
+    def by(self, field: str) -> dict[str, Total]:
+        """Totals by `kind`, `dtype` or `file`, the largest first."""
+        groups: dict[str, list[TensorEntry]] = {}
+        for tensor in self.tensors:
+            groups.setdefault(getattr(tensor, field), []).append(tensor)
+        totals = {name: _total(members) for name, members in groups.items()}
+        return dict(sorted(totals.items(), key=lambda item: -item[1].nbytes))
+
+
+def inspect_folder(folder: str | os.PathLike[str]) -> Contents:
+    """Read the headers and configs of a folder; no weight is read.
+
+    What `open_checkpoint` refuses, such as quantised weights or an adapter, is listed all the same where its headers can
+    be read, with the reason.
+
+    Raises:
+        CheckpointError: there is no such folder, or no header that can be read.
+    """
+    path = model_folder(os.fspath(folder))
+    config, refused = _json(path / CONFIG_FILE), _refusal(path)
+    adapter = _json(path / ADAPTER_CONFIG_FILE)
+    try:
+        with open_folder(path) as checkpoint:
+            tensors = list(checkpoint.tensors.values())
+    except CheckpointError:
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            raise
+        tensors = [
+            StoredTensor(entry.name, entry.dtype, entry.shape, file.name, entry.start, entry.stop)
+            for file in files
+            for entry in read_header(file).entries
+        ]
+    tied = tied_head(config, [tensor.name for tensor in tensors])
+    vocabulary = config.get("vocab_size")
+    base = adapter.get("base_model_name_or_path")
+    return Contents(
+        folder=Path(os.path.abspath(path)).name,  # noqa: PTH100 - resolve() would name a link's target
+        architecture=architecture_of(config) or None,
+        model_type=str(config["model_type"]) if "model_type" in config else None,
+        vocabulary=vocabulary if isinstance(vocabulary, int) else None,
+        tied=None if tied is None else tied[0],
+        adapter_of=base if isinstance(base, str) else None,
+        refused=None if adapter else refused,
+        tensors=tuple(
+            TensorEntry(
+                name=tensor.name,
+                kind=_kind(tensor.name),
+                dtype=tensor.dtype,
+                shape=tensor.shape,
+                file=tensor.file,
+                nbytes=tensor.nbytes,
+            )
+            for tensor in tensors
+        ),
+    )
+
+
+def _refusal(path: Path) -> str | None:
+    """Why it cannot be repaired."""
+    try:
+        open_checkpoint(path).close()
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object, or nothing where there is none."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            return {}
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+_MARKS: Mapping[str, tuple[str, ...]] = {
+    "expert": (".experts.", ".expert."),
+    "norm": ("norm", ".ln_"),
+    "attention": ("attn", "attention"),
+    "mlp": ("mlp", "feed_forward", "ffn"),
+}
+"""Parts of names; the first that fits counts."""
+
+
+def _kind(name: str) -> str:
+    module = leaf_of(module_of(name))
+    if name.startswith("base_model."):
+        return "adapter"
+    if module in TOKEN_EMBEDDINGS or module == "wpe":
+        return "embedding"
+    if module in {"lm_head", "embed_out"}:
+        return "head"
+    if leaf_of(name) == "bias":
+        return "bias"
+    return next((kind for kind, marks in _MARKS.items() if any(mark in name for mark in marks)), "other")
+
+
+def _total(tensors: Iterable[TensorEntry]) -> Total:
+    members = list(tensors)
+    return Total(
+        tensors=len(members),
+        parameters=sum(tensor.parameters for tensor in members),
+        nbytes=sum(tensor.nbytes for tensor in members),
+    )

@@ -1,0 +1,278 @@
+"""Runs people already have: what `lm_eval run --output_path DIR --log_samples` left, as an `Evaluation`.
+
+Layout of lm-eval 0.4: `DIR/<model>/results_<date>.json` and, of the same date, one `samples_<task>_<date>.jsonl` for each
+task, with a line for each item and filter. Everything in it is untrusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from deltamend.errors import EvaluationError
+from deltamend.evaluation.record import Evaluation, ItemScore, TaskScores
+
+METRICS = (
+    "acc_norm,none",
+    "acc,none",
+    "exact_match,strict-match",
+    "prompt_level_strict_acc,none",
+    "exact_match",
+    "acc_norm",
+    "acc",
+    "math_verify",
+    "f1",
+)
+"""What a task is scored by, in the order of preference; a name without a filter takes the task's first one."""
+
+_LARGEST = 1 << 30
+"""Bytes a file may have; more is refused rather than read into memory."""
+
+
+def _nothing_for_null(value: Any) -> Any:
+    return {} if value is None else value
+
+
+_T = TypeVar("_T")
+_Table = Annotated[dict[str, _T], BeforeValidator(_nothing_for_null)]
+
+
+class _Run(BaseModel):
+    """What is read of a results file; lm-eval writes much more, and null for a table that is empty."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    results: dict[str, dict[str, Any]] = Field(min_length=1)
+    groups: _Table[Any] = {}
+    group_subtasks: _Table[list[str]] = {}
+    versions: _Table[str | float | None] = {}
+    few_shot: _Table[int | None] = Field({}, alias="n-shot")
+    samples: _Table[dict[str, int]] = Field({}, alias="n-samples")
+    higher_is_better: _Table[_Table[bool | None]] = {}
+    config: _Table[Any] = {}
+    model_name: str | None = None
+    chat_template_sha: str | None = None
+    lm_eval_version: str = "unknown"
+    transformers_version: str | None = None
+
+
+def is_lm_eval_run(path: Path) -> bool:
+    """Whether a path is a folder, or a results file of lm-eval rather than a record of `deltamend evaluate`."""
+    return path.is_dir() or (path.name.startswith("results_") and path.suffix == ".json")
+
+
+def read_lm_eval_folder(path: Path, metrics: Mapping[str, str] | None = None) -> tuple[Evaluation, list[str]]:
+    """Read the newest run in a folder, or the run of one `results_*.json`.
+
+    A group that lm-eval gave a figure for becomes one task, its items pooled; other groups are left apart.
+
+    Args:
+        path: the folder, the model's folder in it, or one results file.
+        metrics: task to metric, `exact_match` or with its filter `exact_match,strict-match`; the rest are chosen by `METRICS`.
+
+    Returns:
+        The record, and sentences on what was chosen.
+
+    Raises:
+        EvaluationError: there is no run, or of several models; samples are missing, damaged or fewer than the run says;
+            a task has no metric with one number an item.
+    """
+    file, said = _newest(path)
+    run = _read_results(file)
+    groups = _groups(run)
+    children = {name for members in groups.values() for name in members}
+    names = [name for name in run.results if name not in run.group_subtasks and name not in children]
+    tasks: dict[str, TaskScores] = {}
+    for name in [*names, *groups]:
+        members = groups.get(name, [name])
+        tasks[name], notes = _task(file, run, name, members, (metrics or {}).get(name))
+        said += notes
+    if not tasks:
+        raise EvaluationError(f"{file}: has no task; run lm_eval again")
+    versions = {"lm_eval": run.lm_eval_version, "transformers": run.transformers_version}
+    seed = run.config.get("random_seed")
+    return Evaluation(
+        model=run.model_name or file.parent.name,
+        suite="lm-eval run",
+        suite_version=run.lm_eval_version,
+        template_hash=run.chat_template_sha,
+        seed=seed if isinstance(seed, int) else 0,
+        versions={name: version for name, version in versions.items() if version is not None},
+        tasks=tasks,
+    ), said
+
+
+def _newest(path: Path) -> tuple[Path, list[str]]:
+    """The results file to read, and what to say of the choice."""
+    if path.is_file():
+        return path, []
+    found = sorted(path.rglob("results_*.json"), key=lambda file: (file.name, str(file)))
+    if not found:
+        raise EvaluationError(
+            f"{path}: has no results_*.json; give a folder that lm_eval wrote with --output_path and --log_samples, "
+            "or a file `deltamend evaluate` wrote"
+        )
+    folders = sorted({str(file.parent) for file in found})
+    if len(folders) > 1:
+        raise EvaluationError(f"{path}: has runs of several models ({', '.join(folders)}); name one of these folders")
+    newest = found[-1]
+    if len(found) == 1:
+        return newest, []
+    return newest, [f"{path}: {len(found)} runs; the newest, {newest.name}, is used"]
+
+
+def _read_results(file: Path) -> _Run:
+    try:
+        return _Run.model_validate_json(_content(file))
+    except ValidationError as error:
+        raise EvaluationError(f"{file}: {_first_line(error)}; give a results file that `lm_eval run` wrote") from error
+
+
+def _content(file: Path) -> str:
+    try:
+        if file.stat().st_size > _LARGEST:
+            raise EvaluationError(f"{file}: is larger than 1 GiB; evaluate fewer items or tasks at a time")
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise EvaluationError(f"{file}: cannot be read ({error.strerror}); run lm_eval with --log_samples") from error
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{file}: is not text ({error.reason}); run lm_eval again") from error
+
+
+def _groups(run: _Run) -> dict[str, list[str]]:
+    """Outermost groups that lm-eval gave a figure for, and the tasks in each, however deeply nested."""
+    subtasks = run.group_subtasks
+    merged = [name for name in run.groups if subtasks.get(name) and _figures(run, name)]
+    inner = {task for name in merged for task in _leaves(subtasks, name, groups_too=True)}
+    return {name: list(dict.fromkeys(_leaves(subtasks, name))) for name in merged if name not in inner}
+
+
+def _leaves(subtasks: Mapping[str, list[str]], name: str, *, groups_too: bool = False) -> Iterator[str]:
+    seen, waiting = {name}, list(subtasks[name])
+    while waiting:
+        child = waiting.pop(0)
+        if child in seen:
+            continue
+        seen.add(child)
+        if subtasks.get(child):
+            waiting += subtasks[child]
+            if not groups_too:
+                continue
+        yield child
+
+
+def _figures(run: _Run, name: str) -> dict[str, float]:
+    """What lm-eval printed of a task or group: `metric,filter` to figure."""
+    return {
+        key: float(value)
+        for key, value in run.results.get(name, {}).items()
+        if "," in key and "_stderr" not in key.partition(",")[0] and isinstance(value, int | float)
+    }
+
+
+def _task(file: Path, run: _Run, name: str, members: list[str], wanted: str | None) -> tuple[TaskScores, list[str]]:
+    """One task or pooled group."""
+    samples = {member: _samples(file, run, member) for member in members}
+    offered = [key for key in _figures(run, name) if _has_one_number(samples[members[0]], key)]
+    key = _choose(file, name, offered, wanted)
+    metric, _, chosen_filter = key.partition(",")
+    if run.higher_is_better.get(name, {}).get(metric) is False:
+        raise EvaluationError(f"{file}: task {name!r}: {metric} is better when lower; choose another with --metric")
+    items: list[ItemScore] = []
+    for member, lines in samples.items():
+        prefix = "" if members == [name] else f"{member}/"
+        taken = [_item(file, member, prefix, line, metric) for line in lines if line.get("filter") == chosen_filter]
+        expected = run.samples.get(member, {}).get("effective", len(taken))
+        if not taken or len(taken) != expected:
+            raise EvaluationError(
+                f"{file}: task {member!r}: {len(taken)} of {expected} items have samples; run it again"
+            )
+        items += taken
+    try:
+        task = TaskScores(
+            metric=key,
+            version=str(run.versions.get(name, "unknown")),
+            fewshot=run.few_shot.get(members[0]) or 0,
+            chance=_chance(samples, metric, items),
+            items=tuple(items),
+        )
+    except ValidationError as error:
+        raise EvaluationError(f"{file}: task {name!r}: {_first_line(error)}; run it again") from error
+    figure = _figures(run, name)[key]
+    if math.isclose(task.mean, figure, abs_tol=1e-6):
+        return task, []
+    return task, [
+        f"{name}: the mean of the items is {task.mean:.4f}, lm-eval's own figure {figure:.4f} is no plain mean"
+    ]
+
+
+def _samples(file: Path, run: _Run, task: str) -> list[dict[str, Any]]:
+    """The lines of one task's samples."""
+    if task not in run.results or set(task) & set("/\\\0"):
+        raise EvaluationError(f"{file}: {task!r} is no name of a task; run lm_eval again")
+    path = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
+    lines = []
+    # Not splitlines: an answer may hold U+2028 or a form feed, which JSON leaves as they are.
+    for number, text in enumerate(_content(path).removesuffix("\n").split("\n"), start=1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise EvaluationError(f"{path}: line {number} is not JSON; the run broke off, run it again") from error
+        if not isinstance(line, dict):
+            raise EvaluationError(f"{path}: line {number} is no sample; run lm_eval again")
+        lines.append(line)
+    return lines
+
+
+def _has_one_number(lines: list[dict[str, Any]], key: str) -> bool:
+    """Whether a metric is one number an item, as accuracies are, and not a list that is pooled later."""
+    metric, _, chosen_filter = key.partition(",")
+    return any(
+        isinstance(line.get(metric), bool | int | float) and line.get("filter") == chosen_filter for line in lines
+    )
+
+
+def _choose(file: Path, task: str, offered: list[str], wanted: str | None) -> str:
+    for candidate in METRICS if wanted is None else (wanted,):
+        for key in offered:
+            if candidate in (key, key.partition(",")[0]):
+                return key
+    if wanted is None and len(offered) == 1:
+        return offered[0]
+    have = ", ".join(offered) or "none with one number an item"
+    found = "no metric is known to be the main one" if wanted is None else f"has no metric {wanted!r}"
+    raise EvaluationError(f"{file}: task {task!r}: {found}; choose with --metric {task}=NAME from: {have}")
+
+
+def _item(file: Path, task: str, prefix: str, line: Mapping[str, Any], metric: str) -> ItemScore:
+    score, number, prompt = line.get(metric), line.get("doc_id"), line.get("prompt_hash")
+    if not isinstance(score, bool | int | float) or not math.isfinite(score):
+        raise EvaluationError(f"{file}: task {task!r}: item {number}: {metric} is not a number; run it again")
+    if not isinstance(number, int) or not isinstance(prompt, str):
+        raise EvaluationError(
+            f"{file}: task {task!r}: a sample lacks doc_id or prompt_hash; run lm_eval 0.4.9 or later"
+        )
+    # The same prompt may stand before other choices or another answer; the document tells them apart.
+    whole = hashlib.sha256(f"{prompt}{line.get('doc_hash', '')}{line.get('target_hash', '')}".encode()).hexdigest()
+    return ItemScore(id=f"{prefix}{number}", prompt_hash=whole, score=float(score))
+
+
+def _chance(samples: Mapping[str, list[dict[str, Any]]], metric: str, items: list[ItemScore]) -> float | None:
+    """What guessing would score, where every item is one choice of several that is right or wrong."""
+    if metric not in ("acc", "acc_norm") or any(item.score not in (0, 1) for item in items):
+        return None
+    # A choice is a request; of likelihood tasks each response is [log-likelihood, is greedy].
+    responses = [line.get("resps") for lines in samples.values() for line in lines]
+    choices = [len(of_item) if isinstance(of_item, list) else 0 for of_item in responses]
+    return sum(1 / count for count in choices) / len(choices) if min(choices) > 1 else None
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'the file'}: {first['msg']}"

@@ -1,0 +1,113 @@
+"""The partition-conditional metric of one cell, on mean scores alone.
+
+A benchmark is damaged, improved or neutral by what fine-tuning did to it, never by what a repair did. Healing,
+preservation and non-damage are means over these three sets, retention is about the target task. The paper
+(arXiv 2605.20296) names these parts and prints no formula; the formulas are ours and are in docs/score.md.
+
+Arrays have any number of leading axes "…" (resamples), then K methods, then B benchmarks. A part is NaN where it is
+undefined.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.floating[Any]]
+BoolArray: TypeAlias = NDArray[np.bool_]
+
+Group = Literal["damaged", "improved", "neutral"]
+
+
+@dataclass(frozen=True)
+class Means:
+    """Mean scores and margins of one cell.
+
+    Attributes:
+        base: (…, B).
+        finetuned: (…, B).
+        repaired: (…, K, B).
+        margin: (…, B), not negative: how far apart base and fine-tuned must be to count as different.
+        target_base: (…).
+        target_finetuned: (…).
+        target_repaired: (…, K).
+        target_margin: (…).
+    """
+
+    base: FloatArray
+    finetuned: FloatArray
+    repaired: FloatArray
+    margin: FloatArray
+    target_base: FloatArray
+    target_finetuned: FloatArray
+    target_repaired: FloatArray
+    target_margin: FloatArray
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The four parts, 0 to 1, and the combined score, 0 to 100; each (…, K), NaN where undefined."""
+
+    healing: FloatArray
+    preservation: FloatArray
+    non_damage: FloatArray
+    retention: FloatArray
+    combined: FloatArray
+
+
+def partition(means: Means) -> tuple[BoolArray, BoolArray]:
+    """Which benchmarks fine-tuning damaged and which it improved, each (…, B); the rest is neutral."""
+    gain = means.finetuned - means.base
+    return gain < -means.margin, gain > means.margin
+
+
+def shares(means: Means) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Of each benchmark, what it would add to healing, to preservation and to non-damage: three of (…, K, B), 0 to 1.
+
+    Only the one of its own group means anything. Where a neutral benchmark's floor min(b, f) − δ is not positive there
+    is no share of it to take, and a score below it counts as 0.
+    """
+    base, finetuned, repaired = means.base[..., None, :], means.finetuned[..., None, :], means.repaired
+    floor = np.minimum(base, finetuned) - means.margin[..., None, :]
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        healed = np.clip((repaired - finetuned) / (base - finetuned), 0, 1)
+        preserved = np.clip((repaired - base) / (finetuned - base), 0, 1)
+        below = np.where(floor > 0, np.clip(repaired / floor, 0, 1), 0.0)
+    return healed, preserved, np.where(repaired >= floor, 1.0, below)
+
+
+def parts_of(means: Means) -> Parts:
+    """All parts of every method."""
+    damaged, improved = partition(means)
+    healed, preserved, unharmed = shares(means)
+    base, finetuned = means.target_base[..., None], means.target_finetuned[..., None]
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        kept = np.clip((means.target_repaired - base) / (finetuned - base), 0, 1)
+    learnt = finetuned > base + means.target_margin[..., None]
+    found = (
+        _mean_over(damaged, healed),
+        _mean_over(improved, preserved),
+        _mean_over(~(damaged | improved), unharmed),
+        np.where(learnt, kept, np.nan),
+    )
+    return Parts(*found, combined=combine(np.stack(found, axis=-1)))
+
+
+def combine(parts: FloatArray) -> FloatArray:
+    """100 × the harmonic mean of the defined parts on the last axis; 0 where one is 0, NaN where none is defined."""
+    defined = ~np.isnan(parts)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        # 1/0 is inf, and a mean over inf is 0: the harmonic mean's own limit.
+        combined: FloatArray = 100 * defined.sum(axis=-1) / np.where(defined, 1 / parts, 0).sum(axis=-1)
+    return combined
+
+
+def _mean_over(members: BoolArray, values: FloatArray) -> FloatArray:
+    """Mean of (…, K, B) over the benchmarks that (…, B) marks; NaN where it marks none."""
+    count = members.sum(axis=-1)[..., None]
+    total = np.where(members[..., None, :], values, 0).sum(axis=-1)
+    with np.errstate(invalid="ignore"):
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Pair, Printed
+from tests.test_tune import evaluator
+
+Cli = Callable[..., Printed]
+
+
+@pytest.fixture
+def arguments(float_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """A whole command, with the evaluation that reads scores off the weights."""
+    command = importlib.import_module("deltamend.cli.tune")
+    monkeypatch.setattr(command, "_evaluator", lambda *_, **__: evaluator(float_pair))
+    return ["tune", float_pair.base, float_pair.finetuned, "--target", "sums", "--suite", "quick", "--work", tmp_path]
+
+
+def test_candidates_the_report_and_the_command_are_printed(
+    arguments: list[object], tmp_path: Path, deltamend_cli: Cli
+) -> None:
+    page = tmp_path / "page.html"
+    printed = deltamend_cli(*arguments, "--methods", "task-arithmetic", "--strengths", "1,0.5,0.3,0.2", "--html", page)
+    assert printed.code == 0, printed.err
+    for text in ("on the half that chooses", "reporting half", "chosen: task-arithmetic × 0.5", "--method hybrid"):
+        assert text in printed.out
+    assert "not tried, as the score had fallen: task-arithmetic × 0.2" in printed.out
+    assert "reporting half" in page.read_text(encoding="utf-8")
+
+
+def test_json_has_trials_and_both_halves(arguments: list[object], deltamend_cli: Cli) -> None:
+    found = json.loads(
+        deltamend_cli(*arguments, "--methods", "task-arithmetic", "--strengths", "0.6,0.5", "--json").out
+    )
+    assert found["chosen"] == "task-arithmetic × 0.5"
+    assert found["chosen"] in found["reporting"]["methods"]
+    assert [trial["strength"] for trial in found["trials"]] == [0.6, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [(["--strengths", "half"], "--strengths 'half': give numbers"), (["--methods", "revert"], "always scored")],
+)
+def test_wrong_usage_exits_2(arguments: list[object], options: list[str], says: str, deltamend_cli: Cli) -> None:
+    printed = deltamend_cli(*arguments, *options)
+    assert printed.code == 2
+    assert says in printed.err
+
+
+def test_something_must_be_evaluated(deltamend_cli: Cli) -> None:
+    printed = deltamend_cli("tune", "base", "finetuned", "--target", "sums")
+    assert (printed.code, printed.err) == (2, "deltamend: give --suite or --task\n")

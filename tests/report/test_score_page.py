@@ -1,0 +1,156 @@
+"""The page of a score: self-contained, safe whatever a record says, and drawn as meant in a real browser."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import deltamend
+from deltamend.evaluation.record import Evaluation
+from deltamend.report.score_page import cells_page, headline, score_page
+from deltamend.report.score_tables import cells_tables, latex, markdown, score_tables, scores_csv
+from deltamend.score.cell import open_cell
+from deltamend.score.cells import score_over_cells
+from deltamend.score.result import Score
+from deltamend.score.scoring import Settings
+from tests.score.records import made_up_cell
+
+CHROMIUM = Path("/usr/bin/chromium")
+HOSTILE = """<script>document.title='ran'</script><img src=x onerror="document.title='ran'">"""
+WEAK = "refusals are matched as strings"
+
+
+def scored(records: dict[str, Evaluation], names: tuple[str, str] = ("good", "poor"), **options: Any) -> Score:
+    repaired = {names[0]: records["good"], names[1]: records["poor"]}
+    return deltamend.score(records["base"], records["finetuned"], repaired, target="sums", draws=300, **options)
+
+
+def weak_and_hostile() -> Score:
+    records = {}
+    for name, of in made_up_cell().items():
+        weak = of.tasks["mnli"].model_copy(update={"weak": WEAK})
+        tasks = {key: task for key, task in of.tasks.items() if key != "mnli"} | {HOSTILE: weak}
+        records[name] = of.model_copy(update={"tasks": tasks, "model": f"{name}{HOSTILE}"})
+    return scored(records, (HOSTILE, "=cmd|'/c calc'!A1"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not CHROMIUM.exists():
+        pytest.skip("/usr/bin/chromium is not there")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not there, or not whole")
+    with playwright.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def test_hostile_names_stay_text() -> None:
+    html = score_page(weak_and_hostile())
+    assert "<script" not in html
+    assert "<img" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_the_page_needs_nothing_from_outside() -> None:
+    assert not re.search(r"https?://|<link|@import|url\(|<script", score_page(scored(made_up_cell())))
+
+
+@pytest.mark.slow
+def test_a_browser_runs_nothing_fetches_nothing_and_draws_every_method(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "score.html"
+    path.write_text(score_page(weak_and_hostile()), encoding="utf-8")
+    for scheme in ("light", "dark"):
+        page = browser.new_page(color_scheme=scheme)
+        asked: list[str] = []
+        complaints: list[str] = []
+        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        page.on("console", lambda message, complaints=complaints: complaints.append(message.text))
+        page.goto(path.as_uri())
+        assert page.title() != "ran"
+        assert asked == [path.as_uri()]
+        assert complaints == []
+        assert (
+            page.locator("svg circle.dot").count() == 4 + 5 * 4
+        )  # the trade-off, then base, tuned, two repairs a task
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert background == ("rgb(251, 250, 247)" if scheme == "light" else "rgb(20, 23, 26)")
+        page.close()
+
+
+@pytest.mark.slow
+def test_a_narrow_screen_does_not_scroll_sideways(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "score.html"
+    path.write_text(score_page(scored(made_up_cell())), encoding="utf-8")
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(path.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_weak_figure_is_called_weak_wherever_it_is_shown() -> None:
+    score = weak_and_hostile()
+    html = score_page(score)
+    assert html.count(WEAK) >= 4  # the notes, the slope, the heat map, the table
+    assert WEAK in markdown(score_tables(score), [])
+    assert WEAK in latex(score_tables(score))
+    rows = list(csv.DictReader(io.StringIO(scores_csv([score]))))
+    assert all(row["weak"] == WEAK for row in rows if row["task"].startswith("<script"))
+
+
+def test_what_is_undefined_is_named_on_the_page() -> None:
+    records = made_up_cell()
+    html = score_page(scored({**records, "finetuned": records["base"]}))
+    assert "healing is undefined: fine-tuning damaged no benchmark beyond the margin" in html
+    assert "there is no trade-off to draw" in html
+
+
+def test_a_repair_that_cannot_be_told_from_another_is_not_called_better() -> None:
+    records = made_up_cell()
+    assert "excludes zero" in headline(scored(records))
+    assert "do not tell it apart from" in headline(scored({**records, "poor": records["good"]}))
+    alone = deltamend.score(records["base"], records["finetuned"], {"good": records["good"]}, target="sums", draws=300)
+    assert headline(alone).startswith("good has a combined score of")
+
+
+def test_markdown_and_latex_keep_names_as_text() -> None:
+    score = weak_and_hostile()
+    assert "<script" not in markdown(score_tables(score), score.notes).replace("\\<script", "")
+    text = latex(score_tables(scored(made_up_cell(), ("a_b&c", "50%"))))
+    assert r"a\_b\&c" in text
+    assert r"50\%" in text
+    assert text.count(r"\toprule") == len(score_tables(score))
+
+
+def test_csv_has_every_figure_and_no_formula() -> None:
+    score = weak_and_hostile()
+    rows = list(csv.DictReader(io.StringIO(scores_csv([score]))))
+    assert len(rows) == 4 * 8 + 5 * (2 + 4 * 5)
+    assert not any(str(value).startswith(("=", "@")) for row in rows for value in row.values())
+    healing = next(row for row in rows if row["method"] == HOSTILE and row["figure"] == "healing")
+    assert float(healing["value"]) == score.methods[HOSTILE].healing.value
+
+
+def test_the_page_of_many_cells_has_the_tests_and_every_cell() -> None:
+    cells = []
+    for seed in range(2):
+        records = made_up_cell(seed=seed)
+        repaired = {"good": records["good"], "poor": records["poor"]}
+        cells.append(
+            open_cell(records["base"], records["finetuned"], repaired, target="sums", name=f"<b>cell {seed}</b>")
+        )
+    score = score_over_cells(cells, ["a", "b"], Settings(draws=300))
+    html = cells_page(score)
+    assert "Wilcoxon" in html
+    assert html.count("<details><summary>&lt;b&gt;cell") == 2
+    assert "2 clusters of cells cannot give a p below 0.5" in html
+    assert [table.title for table in cells_tables(score)][:2] == [
+        "Combined score over 2 cells",
+        "Wilcoxon signed ranks over clusters of cells",
+    ]
