@@ -11,6 +11,7 @@ import typer
 
 from deltamend.cli.compare import compare
 from deltamend.cli.demo import demo
+from deltamend.cli.evaluate import evaluate
 from deltamend.cli.methods import methods
 from deltamend.cli.repair import repair
 from deltamend.cli.verify import verify
@@ -28,6 +29,7 @@ app.command()(repair)
 app.command()(verify)
 app.add_typer(methods, name="methods")
 app.command()(compare)
+app.command()(evaluate)
 app.command()(demo)
 
 
@@ -50,7 +52,7 @@ def main() -> None:
     except SystemExit as ended:
         if ended.code != _INTERRUPTED:
             raise
-        hint = "; the same command with --resume goes on" if sys.argv[1:2] == ["repair"] else ""
+        hint = "; the same command with --resume goes on" if sys.argv[1:2] in (["repair"], ["evaluate"]) else ""
         typer.echo(f"deltamend: interrupted{hint}", err=True)
         sys.stderr.flush()
         # Threads inside LAPACK cannot be stopped; a second Ctrl-C must not have to wait for them.

@@ -126,17 +126,17 @@ def _method(given: RepairConfig, method: str | None, parameters: dict[str, objec
     return given.method, {**given.method_parameters, **parameters}
 
 
-def parameters_of(settings: list[str]) -> dict[str, object]:
-    """The parameters that `--set` gives; a value in [ ] or { } is read as YAML."""
+def parameters_of(settings: list[str], option: str = "--set") -> dict[str, object]:
+    """The parameters that `--set` or its like gives; a value in [ ] or { } is read as YAML."""
     parameters: dict[str, object] = {}
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator:
-            raise UsageError(f"--set: {setting!r} is not KEY=VALUE; write it like --set alpha=0.5")
+            raise UsageError(f"{option}: {setting!r} is not KEY=VALUE; write it like {option} alpha=0.5")
         try:
             parameters[key] = yaml.safe_load(value) if value[:1] in ("[", "{") else value
         except yaml.YAMLError as error:
-            raise UsageError(f"--set: {value!r} is not YAML ({' '.join(str(error).split())}); mend it") from error
+            raise UsageError(f"{option}: {value!r} is not YAML ({' '.join(str(error).split())}); mend it") from error
     return parameters
 
 

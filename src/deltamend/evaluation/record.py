@@ -51,6 +51,16 @@ class TaskScores(_Record):
         """Mean score over the items."""
         return math.fsum(item.score for item in self.items) / len(self.items)
 
+    @property
+    def standard_error(self) -> float | None:
+        """Standard error of the mean over the items; None for a single item."""
+        count = len(self.items)
+        if count < 2:
+            return None
+        mean = self.mean
+        squares = math.fsum((item.score - mean) ** 2 for item in self.items)
+        return math.sqrt(squares / (count - 1) / count)
+
     @model_validator(mode="after")
     def _ids_are_unique(self) -> Self:
         doubled = [name for name, times in Counter(item.id for item in self.items).items() if times > 1]
@@ -72,6 +82,9 @@ class Evaluation(_Record):
     template_hash: str | None = Field(default=None, description="SHA-256 of the chat template, where one was applied.")
     limit: int | None = Field(default=None, ge=1, description="Items a task, where it was cut short.")
     seed: int
+    settings: dict[str, str] = Field(
+        default_factory=dict, description="What else the figures depend on: backend, dtype, device, judge."
+    )
     versions: dict[str, str] = Field(default_factory=dict, description="Of deltamend, lm_eval, torch, transformers, …")
     tasks: dict[str, TaskScores] = Field(min_length=1)
 
