@@ -47,6 +47,7 @@ def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
         EvaluationError: the task has no such metric or filter, or a score or log-likelihood is not finite.
     """
     from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
     entry = loaded.entry
     judged = entry.task in RUBRICS
@@ -59,6 +60,7 @@ def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
     results = simple_evaluate(
         model=lm,
         tasks=list(members.values()),
+        task_manager=TaskManager(include_defaults=False),  # the tasks are loaded; its own would index 14,000 files
         samples={name: chosen[name] for name in members},
         bootstrap_iters=0,
         log_samples=True,

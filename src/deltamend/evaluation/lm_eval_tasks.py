@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,70 +32,85 @@ class LoadedTask:
         return (self.entry.file is None and list(self.members) != [self.entry.task]) or len(self.members) > 1
 
 
-def find_file(name: str, folder: Path | None) -> Path:
-    """A suite's file in the folder it was given, or in one directly below.
+def find_file(name: str, folders: Sequence[Path]) -> Path:
+    """A suite's file in one of the folders, or in one directly below them.
 
     Raises:
         EvaluationError: it is not there, or there are several.
     """
-    if folder is None:
+    if Path(name).is_absolute() or not folders:
         return Path(name)
-    if (direct := folder / name).exists():
-        return direct
-    below = sorted(folder.glob(f"*/{name}")) if not Path(name).is_absolute() else []
-    if len(below) != 1:
-        found = "there is none" if not below else f"there are several, such as {below[0]} and {below[1]}"
-        raise EvaluationError(f"{direct}: {found}; put the items there, or leave the task out")
-    return below[0]
+    for folder in folders:
+        if (direct := folder / name).exists():
+            return direct
+        below = sorted(folder.glob(f"*/{glob.escape(name)}"))
+        if len(below) > 1:
+            raise EvaluationError(
+                f"{folder}: {name} is there twice, {below[0]} and {below[1]}; give one of the folders"
+            )
+        if below:
+            return below[0]
+    raise EvaluationError(f"{folders[0] / name}: no such file; put the items there, or leave the task out")
 
 
-def files_of(entry: SuiteTask, folder: Path | None) -> list[Path]:
+def files_of(entry: SuiteTask, folders: Sequence[Path]) -> list[Path]:
     """The files that the entry reads: none where it takes a data set of the hub.
 
     Raises:
         EvaluationError: one of them is missing.
     """
-    reads = entry.file is not None and (entry.task is None or folder is not None)
-    return [find_file(name, folder) for name in (entry.file, entry.fewshot_file) if name is not None and reads]
+    reads = entry.file is not None and (entry.task is None or bool(folders))
+    return [find_file(name, folders) for name in (entry.file, entry.fewshot_file) if name is not None and reads]
 
 
-def load_task(entry: SuiteTask, folder: Path | None) -> LoadedTask:
-    """Load the entry's items and prompts through lm-eval.
+class TaskLoader:
+    """Loads the items and prompts of a suite's entries through lm-eval, whose index of tasks takes 10 s to make."""
 
-    Raises:
-        EvaluationError: lm-eval knows no such task, its data set is not here, or a file is damaged.
-    """
-    from lm_eval.tasks import TaskManager
+    def load(self, entry: SuiteTask, folders: Sequence[Path]) -> LoadedTask:
+        """Load one entry.
 
-    files = files_of(entry, folder)
-    if entry.task == "ifeval":
-        _need_punkt()
-    try:
-        if not files:
-            manager = TaskManager(include_path=str(_our_tasks()))
-            if entry.task not in manager.all_tasks:
+        Raises:
+            EvaluationError: lm-eval knows no such task, its data set is not here, or a file is damaged.
+        """
+        if entry.task == "ifeval":
+            _need_punkt()
+        try:
+            members = self._members(entry, files_of(entry, folders))
+        except EvaluationError:
+            raise
+        except Exception as error:  # the data set, its network and the task's own modules can fail in any way
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise EvaluationError(
+                f"{entry.name}: lm-eval cannot load it ({reason}); without a network, give local items with SUITE:DIR"
+            ) from error
+        for task in members.values():
+            if entry.fewshot is not None:
+                task.set_config(key="num_fewshot", value=entry.fewshot)
+            if entry.max_tokens is not None and task.OUTPUT_TYPE == "generate_until":
+                task.set_config(key="generation_kwargs", value={"max_gen_toks": entry.max_tokens}, update=True)
+        return LoadedTask(entry, members)
+
+    def _members(self, entry: SuiteTask, files: list[Path]) -> dict[str, Any]:
+        from lm_eval.tasks import TaskManager
+
+        if entry.task is None:
+            config = own_task(entry.name, files[0], prompt=entry.prompt)
+            members: dict[str, Any] = TaskManager(include_defaults=False).load([config])["tasks"]
+        elif files:
+            members = _over_files(entry.task, files)
+        else:
+            if entry.task not in self._index.all_tasks:
                 raise EvaluationError(
                     f"{entry.name}: lm-eval has no task {entry.task!r}; `lm_eval ls tasks` lists them"
                 )
-            members = manager.load([entry.task])["tasks"]
-        elif entry.task is None:
-            config = own_task(entry.name, files[0], prompt=entry.prompt)
-            members = TaskManager(include_defaults=False).load([config])["tasks"]
-        else:
-            members = _over_files(entry.task, files)
-    except EvaluationError:
-        raise
-    except Exception as error:  # the data set, its network and the task's own modules can fail in any way
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise EvaluationError(
-            f"{entry.name}: lm-eval cannot load it ({reason}); without a network, give local items with SUITE:DIR"
-        ) from error
-    for task in members.values():
-        if entry.fewshot is not None:
-            task.set_config(key="num_fewshot", value=entry.fewshot)
-        if entry.max_tokens is not None and task.OUTPUT_TYPE == "generate_until":
-            task.set_config(key="generation_kwargs", value={"max_gen_toks": entry.max_tokens}, update=True)
-    return LoadedTask(entry, members)
+            members = self._index.load([entry.task])["tasks"]
+        return members
+
+    @cached_property
+    def _index(self) -> Any:
+        from lm_eval.tasks import TaskManager
+
+        return TaskManager(include_path=str(_our_tasks()))
 
 
 def _over_files(task: str, files: list[Path]) -> dict[str, Any]:

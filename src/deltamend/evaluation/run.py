@@ -18,7 +18,7 @@ from deltamend.checkpoint.hashing import hash_file
 from deltamend.errors import EvaluationError, OutputError
 from deltamend.evaluation.ask import AskOptions, ask_task, template_hash
 from deltamend.evaluation.backend import BackendOptions, open_backend
-from deltamend.evaluation.lm_eval_tasks import files_of, load_task
+from deltamend.evaluation.lm_eval_tasks import TaskLoader, files_of
 from deltamend.evaluation.quiet import third_parties_quiet
 from deltamend.evaluation.record import Evaluation, TaskScores, read_evaluation, write_evaluation
 from deltamend.evaluation.rubrics import RUBRICS
@@ -94,11 +94,11 @@ def evaluate(
         EvaluationError: the model or a benchmark cannot be loaded, or a score is not a number.
     """
     backend, asking = backend or BackendOptions(), asking or AskOptions()
-    entries = joined(list(suites))
+    entries = joined(suites)
     for entry, _ in entries:
         if entry.task in RUBRICS:
             asking.judge.metric(entry.task)  # a judge that cannot judge it says so before anything runs
-    files = {entry.name: files_of(entry, folder) for entry, folder in entries}
+    files = {entry.name: files_of(entry, folders) for entry, folders in entries}
     _check_out(out, may_exist=overwrite or resume)
     _need_lm_eval()
     told = _Told(progress or (lambda _name, _share: None), len(entries))
@@ -129,14 +129,14 @@ def evaluate(
     left = _read_work(work_file) if resume else {}
     finished = {name: done for name, done in left.items() if keys.get(name) == done.key}
     kept = tuple(finished)
-    waiting = [(entry, folder) for entry, folder in entries if entry.name not in finished]
+    waiting = [(entry, folders) for entry, folders in entries if entry.name not in finished]
     if waiting:
         with third_parties_quiet():
             told.doing("loading the model", len(finished))
-            lm = open_backend(source.name, backend, told.within)
-            for entry, folder in waiting:
+            loader, lm = TaskLoader(), open_backend(source.name, backend, told.within)
+            for entry, folders in waiting:
                 told.doing(entry.name, len(finished))
-                scores = ask_task(lm, load_task(entry, folder), asking)
+                scores = ask_task(lm, loader.load(entry, folders), asking)
                 finished[entry.name] = _Finished(
                     key=keys[entry.name], template_hash=template_hash(lm) if entry.chat else None, scores=scores
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -45,14 +46,14 @@ class SuiteTask(BaseModel):
 
 
 class Suite(BaseModel):
-    """A versioned list of benchmarks; `folder` is where their files are, None to take the data sets of the hub."""
+    """A versioned list of benchmarks; `folders` is where their files are, none to take the data sets of the hub."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1)
     version: str = Field(min_length=1)
     tasks: tuple[SuiteTask, ...] = Field(min_length=1)
-    folder: Path | None = Field(default=None, exclude=True)
+    folders: tuple[Path, ...] = Field(default=(), exclude=True)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -73,7 +74,7 @@ def read_suite(reference: str) -> Suite:
     """The suite of a reference: NAME, NAME:DIR, FILE.yaml or FILE.yaml:DIR; `local:DIR` is `paper:DIR`.
 
     With DIR every task reads its `file` there, or in a folder directly below. Without it, a shipped suite takes the
-    data sets of the hub, and a YAML file's own files are beside it.
+    data sets of the hub. The files of a YAML file of the user's may be beside it, too.
 
     Raises:
         UsageError: there is no suite of that name.
@@ -89,7 +90,7 @@ def read_suite(reference: str) -> Suite:
             (resources.files("deltamend.evaluation") / "suites" / f"{suite}.yaml").read_text(encoding="utf-8"),
             suite,
         )
-        folder = None
+        beside: tuple[Path, ...] = ()
     elif suite.endswith((".yaml", ".yml")):
         path = Path(suite)
         try:
@@ -97,15 +98,14 @@ def read_suite(reference: str) -> Suite:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise EvaluationError(f"{suite}: cannot be read ({reason}); give a suite's YAML file") from error
-        folder = path.parent
+        beside = (path.parent,)
     else:
         known = ", ".join([*shipped_suites(), "local:DIR"])
         raise UsageError(f"--suite: no suite {suite!r}; there are {known}, or give a YAML file")
-    if separator:
-        folder = Path(place)
-        if not folder.is_dir():
-            raise EvaluationError(f"{place}: no such folder; give the one with the JSONL files after {suite}:")
-    return _parse(text, where).model_copy(update={"folder": folder})
+    if separator and not Path(place).is_dir():
+        raise EvaluationError(f"{place}: no such folder; give the one with the JSONL files after {suite}:")
+    folders = (Path(place), *beside) if separator else beside
+    return _parse(text, where).model_copy(update={"folders": folders})
 
 
 def suite_of_tasks(tasks: list[str]) -> Suite:
@@ -123,18 +123,18 @@ def suite_of_tasks(tasks: list[str]) -> Suite:
     return _checked({"name": "tasks", "version": "1", "tasks": entries}, "--task")
 
 
-def joined(suites: list[Suite]) -> list[tuple[SuiteTask, Path | None]]:
-    """The tasks of several suites, each with the folder of its files.
+def joined(suites: Sequence[Suite]) -> list[tuple[SuiteTask, tuple[Path, ...]]]:
+    """The tasks of several suites, each with the folders of its files.
 
     Raises:
         UsageError: two suites have a task of one name.
     """
-    tasks: dict[str, tuple[SuiteTask, Path | None]] = {}
+    tasks: dict[str, tuple[SuiteTask, tuple[Path, ...]]] = {}
     for suite in suites:
         for task in suite.tasks:
             if task.name in tasks:
                 raise UsageError(f"two of the suites have a task {task.name!r}; leave one out")
-            tasks[task.name] = (task, suite.folder)
+            tasks[task.name] = (task, suite.folders)
     return list(tasks.values())
 
 
@@ -145,10 +145,8 @@ def _parse(text: str, where: str) -> Suite:
         raise EvaluationError(f"{where}: is not YAML ({' '.join(str(error).split())}); mend it") from error
     if not isinstance(content, dict):
         raise EvaluationError(f"{where}: is no suite; it needs name, version and tasks")
-    if "folder" in content:
-        raise EvaluationError(
-            f"{where}: folder: not a field of a suite file; name the folder after the file, {where}:DIR"
-        )
+    if "folders" in content:
+        raise EvaluationError(f"{where}: folders: no field of a suite file; name a folder after the file, {where}:DIR")
     return _checked(content, where)
 
 
