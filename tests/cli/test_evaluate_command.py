@@ -25,7 +25,8 @@ def test_a_suite_over_local_items_is_asked_and_printed(
     arguments = (tiny_model, "--suite", f"{suite}:{items}", "--limit", 2, "--device", "cpu", "--out", out)
     printed = deltamend_cli("evaluate", *arguments)
     assert printed.code == 0, printed.err
-    assert "weak: refusals are found by their wording" in " ".join(printed.out.split())
+    assert "│ complied, weak │" in printed.out
+    assert "weak: refusals are found by their wording" in printed.out
     assert f"wrote {out}" in printed.out
     assert printed.err == ""
     again = deltamend_cli("evaluate", *arguments)

@@ -182,33 +182,27 @@ def test_an_endpoint_that_is_not_there_is_named() -> None:
 
 
 def test_a_classifier_is_asked_harmbenchs_question_and_says_yes_or_no(tmp_path: Path) -> None:
-    """With tokens for whole words and weights that favour one of them, the score is that word's."""
+    """With tokens for whole words, and a head that favours one of them where the answer is awaited."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     from tests.conftest import llama
 
-    words = Tokenizer(models.WordLevel({"[UNK]": 0, "yes": 1, "no": 2}, unk_token="[UNK]"))
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "yes": 1, "no": 2}, unk_token="[UNK]"))  # noqa: S106 - a token of text
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(tmp_path)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")  # noqa: S106
+    tokenizer.save_pretrained(tmp_path)
     model = llama(torch.float32, vocab_size=8)
-    judge = Classifier(str(tmp_path))
+    rubric = RUBRICS["harmbench"]
+    prompt = f"[INST] <<SYS>>\n{rubric.system}\n<</SYS>>\n\n{rubric.ask(ASKED)} [/INST]"
+    with torch.no_grad():
+        hidden = model.model(tokenizer(prompt, return_tensors="pt").input_ids).last_hidden_state[0, -1]
     for favoured, score in ((1, 0.0), (2, 1.0)):
         with torch.no_grad():
-            # The head gives every word 0 but one, whose row is the hidden state's own sign pattern: always above 0.
-            model.model.norm.weight.fill_(1.0)
-            model.lm_head.weight.zero_()
-            model.save_pretrained(tmp_path)
-            tokens = PreTrainedTokenizerFast.from_pretrained(tmp_path)(
-                f"[INST] <<SYS>>\n{RUBRICS['harmbench'].system}\n<</SYS>>\n\n{RUBRICS['harmbench'].ask(ASKED)} [/INST]",
-                return_tensors="pt",
-            ).input_ids
-            hidden = model.model(tokens).last_hidden_state[0, -1]
-            model.lm_head.weight[favoured] = hidden
+            model.lm_head.weight.zero_()[favoured] = hidden  # its logit is |hidden|² > 0, all others are 0
         model.save_pretrained(tmp_path)
-        judge = Classifier(str(tmp_path))
-        assert judge.scores("strongreject", [ASKED]) == [score]
+        assert Classifier(str(tmp_path)).scores("strongreject", [ASKED]) == [score]
 
 
 def test_judges_that_do_not_fit_are_wrong_usage(tmp_path: Path) -> None:

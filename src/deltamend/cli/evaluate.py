@@ -104,15 +104,23 @@ def _backend_arguments(settings: list[str]) -> dict[str, object]:
 
 
 def _print_figures(console: Console, evaluation: Evaluation) -> None:
-    table = Table(
-        Column("benchmark", overflow="fold"), "metric", Column("mean", justify="right"), "± se", "items", "chance", ""
-    )
+    table = Table(Column("benchmark", overflow="fold"), "metric", "mean", "± se", "items", "chance")
     for name, scores in evaluation.tasks.items():
-        chance = "" if scores.chance is None else f"{scores.chance:.3f}"
-        error = "" if scores.standard_error is None else f"{scores.standard_error:.3f}"
-        weak = "" if scores.weak is None else f"weak: {scores.weak}"
-        table.add_row(name, scores.metric, f"{scores.mean:.3f}", error, str(len(scores.items)), chance, weak)
+        metric = scores.metric if scores.weak is None else f"{scores.metric}, weak"
+        table.add_row(
+            name,
+            metric,
+            *map(_three_digits, (scores.mean, scores.standard_error)),
+            str(len(scores.items)),
+            _three_digits(scores.chance),
+        )
     console.print(table)
+    for weakness in dict.fromkeys(scores.weak for scores in evaluation.tasks.values() if scores.weak is not None):
+        console.print(f"weak: {weakness}")
+
+
+def _three_digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _summary(evaluation: Evaluation) -> str:

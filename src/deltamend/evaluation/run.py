@@ -52,7 +52,7 @@ class _Finished(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     key: str
-    template_hash: str | None
+    template_hash: str | None = None
     scores: TaskScores
 
 
