@@ -44,9 +44,11 @@ def third_parties_quiet() -> Iterator[None]:
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", module=r"(lm_eval|datasets|transformers|accelerate)\b")
             for (module, name), instead in _UNWANTED.items():
-                _replace(stack, module, name, lambda _, instead=instead: instead)
+                if hasattr(owner := importlib.import_module(module), name):
+                    stack.enter_context(mock.patch.object(owner, name, instead))
             for module in _BARS:
-                _replace(stack, module, "tqdm", lambda bar: functools.partial(bar, disable=True))
+                if hasattr(owner := importlib.import_module(module), "tqdm"):
+                    stack.enter_context(mock.patch.object(owner, "tqdm", functools.partial(owner.tqdm, disable=True)))
             yield
     finally:
         lm_eval_log.setLevel(level)
@@ -55,9 +57,3 @@ def third_parties_quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
         if bars[1]:
             transformers.logging.enable_progress_bar()
-
-
-def _replace(stack: ExitStack, module: str, name: str, instead: Callable[[Any], Any]) -> None:
-    owner = importlib.import_module(module)
-    if hasattr(owner, name):
-        stack.enter_context(mock.patch.object(owner, name, instead(getattr(owner, name))))
