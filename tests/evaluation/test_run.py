@@ -266,7 +266,8 @@ def test_a_model_without_a_template_is_asked_plainly(
     bare = tmp_path / "bare"
     shutil.copytree(tiny_model, bare)
     (bare / "chat_template.jinja").unlink()
-    assert run(SAFE, model=bare).evaluation.template_hash is None
+    made = run(SAFE, ARC_EASY, model=bare)
+    assert (made.evaluation.template_hash, made.asked_plainly) == (None, ("safe",))
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,8 @@ def evaluate(
     _print_figures(console, run.evaluation)
     if run.kept:
         console.print(f"taken over from the interrupted run: {', '.join(run.kept)}")
+    if run.asked_plainly:
+        console.print(f"MODEL has no chat template; asked without one: {', '.join(run.asked_plainly)}")
     console.print(f"wrote {out}" if run.written else f"{out} was whole already")
     if as_json:
         sys.stdout.write(_summary(run.evaluation) + "\n")

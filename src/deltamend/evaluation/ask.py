@@ -61,7 +61,7 @@ def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
         model=lm,
         tasks=list(members.values()),
         task_manager=TaskManager(include_defaults=False),  # the tasks are loaded; its own would index 14,000 files
-        samples={name: chosen[name] for name in members},
+        samples=None if options.limit is None else {name: chosen[name] for name in members},
         bootstrap_iters=0,
         log_samples=True,
         apply_chat_template=entry.chat and has_chat_template(lm),

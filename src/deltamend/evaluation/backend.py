@@ -77,7 +77,7 @@ def _arguments(model: str, options: BackendOptions) -> dict[str, Any]:
         "pretrained": model,
         "model": model,
         "dtype": options.dtype,
-        "device": options.device or _best_device(),
+        "device": options.device or best_device(),
         "batch_size": options.batch_size or "auto",
         "trust_remote_code": options.trust_remote_code,
         # In bf16 the log-probability of an answer of 20 tokens has steps of 0.25: choices tie, and the first one wins.
@@ -96,7 +96,8 @@ def _parameters(backend: Any) -> tuple[set[str], bool]:
     return names - {"self"}, True
 
 
-def _best_device() -> str:
+def best_device() -> str:
+    """Where models run unless something else is asked for."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

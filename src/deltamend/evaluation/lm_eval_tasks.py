@@ -29,7 +29,7 @@ class LoadedTask:
     @property
     def is_group(self) -> bool:
         """Whether lm-eval knows it as several tasks."""
-        return (self.entry.file is None and list(self.members) != [self.entry.task]) or len(self.members) > 1
+        return list(self.members) != [self.entry.task or self.entry.name]
 
 
 def find_file(name: str, folders: Sequence[Path]) -> Path:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from deltamend.checkpoint.hashing import hash_file
 from deltamend.errors import EvaluationError, OutputError
 from deltamend.evaluation.ask import AskOptions, ask_task, template_hash
-from deltamend.evaluation.backend import BackendOptions, open_backend
+from deltamend.evaluation.backend import BackendOptions, best_device, open_backend
 from deltamend.evaluation.lm_eval_tasks import TaskLoader, files_of
 from deltamend.evaluation.quiet import third_parties_quiet
 from deltamend.evaluation.record import Evaluation, TaskScores, read_evaluation, write_evaluation
@@ -39,11 +39,13 @@ class EvaluationRun:
     Attributes:
         evaluation: the record, as in OUT.
         kept: benchmarks taken over from an interrupted run.
+        asked_plainly: benchmarks that the suite wants asked by the chat template, of which the model has none.
         written: whether OUT was written; it may have been whole already.
     """
 
     evaluation: Evaluation
     kept: tuple[str, ...] = ()
+    asked_plainly: tuple[str, ...] = ()
     written: bool = True
 
 
@@ -111,7 +113,7 @@ def evaluate(
         "suite_version": "+".join(suite.version for suite in suites),
         "limit": asking.limit,
         "seed": asking.seed,
-        "settings": _settings(backend, asking),
+        "settings": _settings(backend, asking, local=source.weights_hash is not None),
         "versions": _versions(),
     }
     if resume and not overwrite and out.exists():
@@ -151,7 +153,8 @@ def evaluate(
     )
     write_evaluation(evaluation, out)
     work_file.unlink(missing_ok=True)
-    return EvaluationRun(evaluation, kept)
+    plainly = tuple(entry.name for entry, _ in entries if entry.chat and finished[entry.name].template_hash is None)
+    return EvaluationRun(evaluation, kept, plainly)
 
 
 class _Told:
@@ -200,9 +203,9 @@ def _hash(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _settings(backend: BackendOptions, asking: AskOptions) -> dict[str, str]:
+def _settings(backend: BackendOptions, asking: AskOptions, *, local: bool) -> dict[str, str]:
     settings = {"backend": backend.name, "dtype": backend.dtype, "judge": asking.judge.name}
-    settings |= {} if backend.device is None else {"device": backend.device}
+    settings |= {"device": backend.device or best_device()} if local else {}
     settings |= {f"backend.{key}": str(value) for key, value in (backend.arguments or {}).items()}
     settings |= {"trust_remote_code": "yes"} if backend.trust_remote_code else {}
     return settings | ({"responses": "kept"} if asking.keep_responses else {})
