@@ -84,6 +84,23 @@ def test_mmlu_is_a_group_of_subjects_each_with_its_own_worked_examples(tmp_path:
     assert prompt.endswith("Answer: D\n\nOne?\nA. w\nB. x\nC. y\nD. z\nAnswer:")
 
 
+@pytest.mark.parametrize("fewshot_file", [None, "dev.jsonl"])
+def test_items_never_serve_as_their_own_worked_examples(tmp_path: Path, fewshot_file: str | None) -> None:
+    def item(subject: str) -> dict[str, Any]:
+        return {"subject": subject, "question": "?", "choices": list("wxyz"), "gold": 3}
+
+    write_items(tmp_path / "dev.jsonl", [item("anatomy")])
+    with pytest.raises(EvaluationError, match="no worked examples for mmlu_virology, and mmlu asks with 1"):
+        load("mmlu", item("virology"), folder=tmp_path, fewshot_file=fewshot_file, fewshot=1)
+    with pytest.raises(EvaluationError, match="no worked examples for gsm8k, and gsm8k asks with 5"):
+        load("gsm8k", {"question": "?", "answer": "#### 1"}, folder=tmp_path)
+
+
+def test_worked_examples_that_come_with_a_task_are_used(tmp_path: Path) -> None:
+    (task,) = load("gsm8k_cot", {"question": "Why?", "answer": "#### 1"}, folder=tmp_path).members.values()
+    assert task.fewshot_context(task.eval_docs[0], 8).startswith("Q: There are 15 trees in the grove.")
+
+
 def test_copyright_behaviours_are_left_out_of_harmbench_and_a_context_stands_before_its_behaviour(
     tmp_path: Path,
 ) -> None:

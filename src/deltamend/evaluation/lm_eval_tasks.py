@@ -97,7 +97,7 @@ class TaskLoader:
             config = own_task(entry.name, files[0], prompt=entry.prompt)
             members: dict[str, Any] = TaskManager(include_defaults=False).load([config])["tasks"]
         elif files:
-            members = _over_files(entry.task, files)
+            members = _over_files(entry, entry.task, files)
         else:
             if entry.task not in self._index.all_tasks:
                 raise EvaluationError(
@@ -113,7 +113,7 @@ class TaskLoader:
         return TaskManager(include_path=str(_our_tasks()))
 
 
-def _over_files(task: str, files: list[Path]) -> dict[str, Any]:
+def _over_files(entry: SuiteTask, task: str, files: list[Path]) -> dict[str, Any]:
     """lm-eval's own task with its rows taken from files; only the task's own folder of lm-eval is indexed."""
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager
@@ -137,6 +137,14 @@ def _over_files(task: str, files: list[Path]) -> dict[str, Any]:
     if unknown:
         raise EvaluationError(f"{files[0]}: lm-eval has no task {unknown[0]!r}; mend the item's subject")
     loaded: dict[str, Any] = manager.load([{"group": f"{task} over files", "task": members}])["tasks"]
+    for name, member in loaded.items():
+        wanted = entry.fewshot if entry.fewshot is not None else member.config.num_fewshot
+        of_the_task = member.fewshot_cfg.split is None and member.fewshot_cfg.samples is not None
+        if wanted and name not in shots and not of_the_task:
+            # lm-eval would draw them from the items themselves, with their answers.
+            raise EvaluationError(
+                f"{files[-1]}: no worked examples for {name}, and {entry.name} asks with {wanted}; give them as fewshot_file, or fewshot: 0"
+            )
     return loaded
 
 
