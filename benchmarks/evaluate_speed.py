@@ -57,7 +57,8 @@ def main() -> None:
         texts = [
             f"Question: {doc['question']}\nAnswer: {choice}" for doc in chosen for choice in doc["choices"]["text"]
         ]
-        sequences = [lm.tok_encode(text)[:-1] for text in texts]
+        # lm-eval reads a prompt once for all choices of one token, so each sequence counts once.
+        sequences = [list(tokens) for tokens in dict.fromkeys(tuple(lm.tok_encode(text)[:-1]) for text in texts)]
         tokens, fed = sum(map(len, sequences)), batches(sequences)
         seconds: dict[str, list[float]] = {"bare forward pass": [], "deltamend evaluate": []}
         for round_ in range(given.rounds + 1):  # the first warms both up

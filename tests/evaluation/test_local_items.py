@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deltamend.errors import EvaluationError
-from deltamend.evaluation.lm_eval_tasks import LoadedTask, TaskLoader, find_file
+from deltamend.evaluation.lm_eval_tasks import LoadedTask, TaskLoader, check_needs, find_file
 from deltamend.evaluation.local_items import ITEM_ID, task_rows
 from deltamend.evaluation.quiet import third_parties_quiet
 from deltamend.evaluation.suite import SuiteTask, read_suite, shipped_suites
@@ -151,11 +151,13 @@ def test_a_file_is_found_in_the_folder_or_one_below_and_never_guessed(tmp_path: 
         find_file("b.jsonl", (tmp_path,))
 
 
-def test_ifeval_without_its_sentence_splitter_says_what_to_run(tmp_path: Path) -> None:
-    if has_punkt():
-        pytest.skip("punkt_tab is installed")
-    with pytest.raises(EvaluationError, match=r"python -m nltk\.downloader punkt_tab"):
-        load("ifeval", {"key": 1, "prompt": "?", "instruction_id_list": [], "kwargs": []}, folder=tmp_path)
+def test_what_a_task_wants_beside_its_items_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nltk.data.path", [])
+    with pytest.raises(EvaluationError, match=r"instructions: .*nltk\.downloader punkt_tab`, or --skip instructions"):
+        check_needs(SuiteTask(name="instructions", task="ifeval"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(EvaluationError, match="needs math-verify"):
+        check_needs(SuiteTask(name="math500", task="minerva_math500"))
 
 
 def test_a_task_that_reads_no_local_files_says_which_do(tmp_path: Path) -> None:
@@ -171,27 +173,16 @@ def data() -> Path:
     return folder
 
 
-def has_punkt() -> bool:
-    """Whether nltk can split sentences, as IFEval has it do."""
-    import nltk
-
-    try:
-        nltk.data.find("tokenizers/punkt_tab")
-    except LookupError:
-        return False
-    return True
-
-
 SHIPPED = {str(entry.task): entry for name in shipped_suites() for entry in read_suite(name).tasks}
 
 
 @pytest.mark.parametrize("task", SHIPPED)
 def test_lm_eval_asks_every_real_item(task: str) -> None:
     entry, folder = SHIPPED[task], data()
-    if task == "minerva_math500":
-        pytest.importorskip("math_verify", reason="lm-eval[math] is not installed")
-    if task == "ifeval" and not has_punkt():
-        pytest.skip("nltk's punkt_tab is not installed, and there is no network to fetch it from")
+    try:
+        check_needs(entry)
+    except EvaluationError as missing:
+        pytest.skip(str(missing))
     with third_parties_quiet():
         loaded = TaskLoader().load(entry, (folder,))
     lines = find_file(str(entry.file), (folder,)).read_text(encoding="utf-8").rstrip().split("\n")

@@ -6,7 +6,7 @@ import pytest
 
 from deltamend.errors import EvaluationError, UsageError
 from deltamend.evaluation.local_items import ROWS
-from deltamend.evaluation.suite import joined, read_suite, shipped_suites, suite_of_tasks
+from deltamend.evaluation.suite import joined, read_suite, shipped_suites, suite_of_tasks, without
 
 GOOD = """
 name: mine
@@ -91,3 +91,12 @@ def test_a_file_of_the_user_becomes_a_task_named_after_it() -> None:
     (task, other) = suite_of_tasks(["here/sums.jsonl", "arc_easy"]).tasks
     assert (task.name, task.task, task.chat) == ("sums", None, True)
     assert (other.name, other.task, other.file) == ("arc_easy", "arc_easy", None)
+
+
+def test_benchmarks_are_left_out_by_name_and_never_in_silence() -> None:
+    (left,) = without([read_suite("quick")], ["piqa", "winogrande"])
+    assert [task.name for task in left.tasks] == ["arc_easy", "arc_challenge", "hellaswag"]
+    with pytest.raises(UsageError, match="no benchmark 'mmlu'; there are arc_easy"):
+        without([left], ["mmlu"])
+    with pytest.raises(UsageError, match="leaves no benchmark"):
+        without([left], ["arc_easy", "arc_challenge", "hellaswag"])

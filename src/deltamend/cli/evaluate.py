@@ -19,7 +19,7 @@ from deltamend.evaluation.backend import BackendOptions
 from deltamend.evaluation.judges import OPENAI_URL, judge_named
 from deltamend.evaluation.record import Evaluation
 from deltamend.evaluation.run import evaluate as run_evaluation
-from deltamend.evaluation.suite import read_suite, suite_of_tasks
+from deltamend.evaluation.suite import read_suite, suite_of_tasks, without
 
 
 def evaluate(
@@ -34,6 +34,9 @@ def evaluate(
     task: Annotated[
         list[str] | None,
         typer.Option(metavar="TASK", help="A JSONL file of yours, or a task lm-eval knows; repeatable."),
+    ] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A benchmark of the suite to leave out; repeatable.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Items of each benchmark, spread evenly over it.")] = None,
     seed: Annotated[int, typer.Option(help="Of sampling and of the choice of worked examples.")] = 0,
@@ -68,7 +71,7 @@ def evaluate(
     with progress_bar(quiet, "evaluating") as progress:
         run = run_evaluation(
             model,
-            suites,
+            without(suites, skip or []),
             out,
             backend=BackendOptions(
                 name=backend,

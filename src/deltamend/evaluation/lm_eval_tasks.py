@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import importlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,7 +52,9 @@ def find_file(name: str, folders: Sequence[Path]) -> Path:
             )
         if below:
             return below[0]
-    raise EvaluationError(f"{folders[0] / name}: no such file; put the items there, or leave the task out")
+    raise EvaluationError(
+        f"{folders[0] / name}: no such file; put the items there, or leave the benchmark out with --skip"
+    )
 
 
 def files_of(entry: SuiteTask, folders: Sequence[Path]) -> list[Path]:
@@ -72,8 +76,6 @@ class TaskLoader:
         Raises:
             EvaluationError: lm-eval knows no such task, its data set is not here, or a file is damaged.
         """
-        if entry.task == "ifeval":
-            _need_punkt()
         try:
             members = self._members(entry, files_of(entry, folders))
         except EvaluationError:
@@ -152,17 +154,21 @@ def _our_tasks() -> Path:
     return Path(str(resources.files("deltamend.evaluation") / "tasks"))
 
 
-def _need_punkt() -> None:
-    """IFEval counts sentences with a model that nltk loads from a file of its own.
+def check_needs(entry: SuiteTask) -> None:
+    """Whether the packages and files are here that lm-eval's task wants beside its items.
 
     Raises:
-        EvaluationError: it is not installed.
+        EvaluationError: something is not installed.
     """
-    try:
-        import nltk
-
-        nltk.data.find("tokenizers/punkt_tab")
-    except (ImportError, LookupError) as error:
+    if entry.task == "ifeval":
+        try:
+            importlib.import_module("nltk").data.find("tokenizers/punkt_tab")
+        except (ImportError, LookupError) as error:
+            raise EvaluationError(
+                f"{entry.name}: needs nltk's punkt_tab to count sentences: with a network run `pip install 'deltamend[eval]'` "
+                f"and `python -m nltk.downloader punkt_tab`, or --skip {entry.name}"
+            ) from error
+    if entry.task == "minerva_math500" and importlib.util.find_spec("math_verify") is None:
         raise EvaluationError(
-            "ifeval needs nltk's punkt_tab: run `pip install 'deltamend[eval]'` and, with a network, `python -m nltk.downloader punkt_tab`"
-        ) from error
+            f"{entry.name}: needs math-verify to compare answers: pip install 'deltamend[eval]', or --skip {entry.name}"
+        )

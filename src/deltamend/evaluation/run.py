@@ -18,7 +18,7 @@ from deltamend.checkpoint.hashing import hash_file
 from deltamend.errors import EvaluationError, OutputError
 from deltamend.evaluation.ask import AskOptions, ask_task, template_hash
 from deltamend.evaluation.backend import BackendOptions, best_device, open_backend
-from deltamend.evaluation.lm_eval_tasks import TaskLoader, files_of
+from deltamend.evaluation.lm_eval_tasks import TaskLoader, check_needs, files_of
 from deltamend.evaluation.quiet import third_parties_quiet
 from deltamend.evaluation.record import Evaluation, TaskScores, read_evaluation, write_evaluation
 from deltamend.evaluation.rubrics import RUBRICS
@@ -97,9 +97,10 @@ def evaluate(
     """
     backend, asking = backend or BackendOptions(), asking or AskOptions()
     entries = joined(suites)
-    for entry, _ in entries:
+    for entry, _ in entries:  # what cannot be asked or judged is said before anything runs
+        check_needs(entry)
         if entry.task in RUBRICS:
-            asking.judge.metric(entry.task)  # a judge that cannot judge it says so before anything runs
+            asking.judge.metric(entry.task)
     files = {entry.name: files_of(entry, folders) for entry, folders in entries}
     _check_out(out, may_exist=overwrite or resume)
     _need_lm_eval()

@@ -138,6 +138,22 @@ def joined(suites: Sequence[Suite]) -> list[tuple[SuiteTask, tuple[Path, ...]]]:
     return list(tasks.values())
 
 
+def without(suites: Sequence[Suite], names: Sequence[str]) -> list[Suite]:
+    """The suites less the benchmarks of these names.
+
+    Raises:
+        UsageError: no suite has one of that name, or nothing is left.
+    """
+    known = [task.name for suite in suites for task in suite.tasks]
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        raise UsageError(f"--skip: no benchmark {unknown!r}; there are {', '.join(known)}")
+    left = [(suite, tuple(task for task in suite.tasks if task.name not in names)) for suite in suites]
+    if not any(tasks for _, tasks in left):
+        raise UsageError("--skip: leaves no benchmark")
+    return [suite.model_copy(update={"tasks": tasks}) for suite, tasks in left if tasks]
+
+
 def _parse(text: str, where: str) -> Suite:
     try:
         content = yaml.safe_load(text)
