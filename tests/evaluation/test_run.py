@@ -299,6 +299,19 @@ def test_a_model_that_answers_nan_is_refused(
     assert not (tmp_path / "out.json").exists()
 
 
+def test_a_figure_of_prompts_that_were_cut_says_so(run: Callable[..., EvaluationRun]) -> None:
+    short = BackendOptions(device="cpu", arguments={"max_length": 20})
+    assert run(ARC_EASY, backend=short).evaluation.tasks["arc"].weak == (
+        "prompts longer than the model's context were cut from the left"
+    )
+
+
+def test_what_fails_inside_lm_eval_is_one_line(run: Callable[..., EvaluationRun]) -> None:
+    short = BackendOptions(device="cpu", arguments={"max_length": 3})
+    with pytest.raises(EvaluationError, match=r"^safe: lm-eval failed \(.*\); --skip safe leaves it out$"):
+        run(SAFE, backend=short)
+
+
 def test_python_that_comes_with_a_checkpoint_does_not_run(
     tiny_model: Path, tmp_path: Path, run: Callable[..., EvaluationRun]
 ) -> None:

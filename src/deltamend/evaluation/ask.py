@@ -12,11 +12,14 @@ from deltamend.errors import EvaluationError, UsageError
 from deltamend.evaluation.judges import Judge, RefusalStrings
 from deltamend.evaluation.lm_eval_tasks import LoadedTask
 from deltamend.evaluation.local_items import ITEM_ID
+from deltamend.evaluation.quiet import listening_for_truncations
 from deltamend.evaluation.record import ItemScore, TaskScores
 from deltamend.evaluation.rubrics import RUBRICS, Exchange
 
 _PREFERRED = ("acc_norm", "acc", "exact_match")
 """Metrics taken where a suite names none, the first that the task has."""
+
+_CUT = "prompts longer than the model's context were cut from the left"
 
 
 @dataclass(frozen=True)
@@ -57,19 +60,28 @@ def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
         for task in members.values():
             longest = {"max_gen_toks": options.judge.answer_tokens}
             task.set_config(key="generation_kwargs", value=longest, update=True)
-    results = simple_evaluate(
-        model=lm,
-        tasks=list(members.values()),
-        task_manager=TaskManager(include_defaults=False),  # the tasks are loaded; its own would index 14,000 files
-        samples=None if options.limit is None else {name: chosen[name] for name in members},
-        bootstrap_iters=0,
-        log_samples=True,
-        apply_chat_template=entry.chat and has_chat_template(lm),
-        random_seed=options.seed,
-        numpy_random_seed=options.seed,
-        torch_random_seed=options.seed,
-        fewshot_random_seed=options.seed,
-    )
+    try:
+        with listening_for_truncations() as truncations:
+            results = simple_evaluate(
+                model=lm,
+                tasks=list(members.values()),
+                task_manager=TaskManager(
+                    include_defaults=False
+                ),  # the tasks are loaded; its own would index 14,000 files
+                samples=None if options.limit is None else {name: chosen[name] for name in members},
+                bootstrap_iters=0,
+                log_samples=True,
+                apply_chat_template=entry.chat and has_chat_template(lm),
+                random_seed=options.seed,
+                numpy_random_seed=options.seed,
+                torch_random_seed=options.seed,
+                fewshot_random_seed=options.seed,
+            )
+    except EvaluationError:
+        raise
+    except Exception as error:  # the backend, the template and the task's own scoring can fail in any way
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise EvaluationError(f"{entry.name}: lm-eval failed ({reason}); --skip {entry.name} leaves it out") from error
     samples = {name: _of_filter(entry.name, entry.filter, results["samples"][name]) for name in members}
     first = next(iter(members))
     metric = _metric(entry.name, entry.metric, samples[first][0]["metrics"])
@@ -86,12 +98,14 @@ def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
         scores = options.judge.scores(entry.task, exchanges)
         items = [item.model_copy(update={"score": score}) for item, score in zip(items, scores, strict=True)]
         metric = options.judge.metric(entry.task)
+    weak = [options.judge.weak] if judged and options.judge.weak is not None else []
+    weak += [_CUT] if truncations.heard else []
     return TaskScores(
         metric=metric,
         version=str(results["versions"][first]),
         fewshot=int(results["n-shot"].get(first) or 0),
         chance=_chance(metric, [sample for logged in samples.values() for sample in logged]),
-        weak=options.judge.weak if judged else None,
+        weak="; ".join(weak) or None,
         items=tuple(items),
     )
 

@@ -57,3 +57,29 @@ def third_parties_quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
         if bars[1]:
             transformers.logging.enable_progress_bar()
+
+
+class Truncations(logging.Handler):
+    """Hears lm-eval say that it cut a prompt which is longer than the model's context, and keeps it from printing that."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.heard = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take note of a warning."""
+        self.heard = self.heard or "truncat" in record.getMessage().lower()
+
+
+@contextmanager
+def listening_for_truncations() -> Iterator[Truncations]:
+    """What lm-eval warns about, within: heard, not printed."""
+    log, listener = logging.getLogger("lm_eval"), Truncations()
+    level, handlers, propagates = log.level, log.handlers, log.propagate
+    log.handlers, log.propagate = [listener], False
+    log.setLevel(logging.WARNING)
+    try:
+        yield listener
+    finally:
+        log.handlers, log.propagate = handlers, propagates
+        log.setLevel(level)
