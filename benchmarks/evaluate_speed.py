@@ -4,7 +4,7 @@
 
 Both read the same sequences of ARC-Challenge: the prompt with each choice, without its last token, as lm-eval feeds
 them. The bare pass knows them beforehand, as tokens, sorted by length and padded into batches of up to 1,024 tokens, and
-does nothing with the logits. The time of an evaluation is that of lm-eval's whole call, with the making of prompts,
+does nothing with the logits, of which it makes all, as a plain call does. The time of an evaluation is that of lm-eval's whole call, with the making of prompts,
 tokenising, softmax, scores and the record's items; loading the model and the files is left out on both sides.
 
 Tokens are counted without padding: the lengths of the sequences. The two alternate, so that a busy machine slows both.

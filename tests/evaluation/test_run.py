@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deltamend.errors import EvaluationError, OutputError, UsageError
-from deltamend.evaluation.ask import AskOptions
-from deltamend.evaluation.backend import BackendOptions
+from deltamend.evaluation.ask import AskOptions, ask_task
+from deltamend.evaluation.backend import BackendOptions, open_backend
 from deltamend.evaluation.lm_eval_tasks import TaskLoader
 from deltamend.evaluation.quiet import third_parties_quiet
 from deltamend.evaluation.record import Evaluation, TaskScores, read_evaluation
@@ -163,6 +163,17 @@ def test_batches_change_no_score(
         for item, other in zip(record.tasks[name].items, whole.tasks[name].items, strict=True):
             assert item.loglikelihoods == pytest.approx(other.loglikelihoods, abs=1e-3)
             assert (item.id, item.prompt_hash) == (other.id, other.prompt_hash)
+
+
+def test_logits_are_made_where_answers_are_and_not_over_their_prompts(tiny_model: Path, items: Path) -> None:
+    made: list[int] = []
+    read: list[int] = []
+    with third_parties_quiet():
+        lm = open_backend(str(tiny_model), BackendOptions(device="cpu"), lambda _share: None)
+        lm.model.lm_head.register_forward_hook(lambda _module, _inputs, logits: made.append(logits.shape[1]))
+        lm.model.model.register_forward_hook(lambda _module, _inputs, states: read.append(states[0].shape[1]))
+        ask_task(lm, TaskLoader().load(ARC_EASY, (items,)), AskOptions())
+    assert 0 < sum(made) < sum(read) / 2
 
 
 def test_a_limit_spreads_over_the_items_and_over_the_members_of_a_group(run: Callable[..., EvaluationRun]) -> None:
