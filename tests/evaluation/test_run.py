@@ -348,6 +348,18 @@ def test_models_and_backends_that_are_not_there_are_named(run: Callable[..., Eva
         AskOptions(limit=0)
 
 
+def test_a_secret_given_to_a_backend_is_not_written_down(run: Callable[..., EvaluationRun], tmp_path: Path) -> None:
+    run(ARC_EASY, backend=BackendOptions(device="cpu", arguments={"token": "hf_secret", "max_length": 256}))
+    text = (tmp_path / "out.json").read_text()
+    assert "hf_secret" not in text
+    assert json.loads(text)["settings"]["backend.max_length"] == "256"
+
+
+def test_an_argument_that_a_backend_does_not_take_is_wrong_usage(run: Callable[..., EvaluationRun]) -> None:
+    with pytest.raises(UsageError, match="--backend-args: dummy takes no 'speed'"):
+        run(ARC_EASY, backend=BackendOptions(name="dummy", arguments={"speed": 1}))
+
+
 def test_another_backend_of_lm_eval_runs_by_its_name(run: Callable[..., EvaluationRun]) -> None:
     """lm-eval's `dummy` answers at random; it shows that a backend without a tokenizer goes through whole."""
     scores = run(ARC_EASY, backend=BackendOptions(name="dummy")).evaluation.tasks["arc"]

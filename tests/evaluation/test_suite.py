@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,17 @@ def test_a_wrong_suite_is_refused_in_one_line_that_names_the_field(tmp_path: Pat
     assert message in str(caught.value)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_the_suites_of_the_docs_and_the_gallery_are_suites(tmp_path: Path) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    block = re.search(
+        r"(?:^    .*\n)+", (docs / "evaluate.md").read_text().partition("suite of your own")[2], re.MULTILINE
+    )
+    assert block is not None
+    (tmp_path / "mine.yaml").write_text(textwrap.dedent(block.group()))
+    assert [task.name for task in read_suite(str(tmp_path / "mine.yaml")).tasks] == ["arc", "sums"]
+    assert len(read_suite(str(docs / "gallery" / "evaluations" / "suite.yaml")).tasks) == 8
 
 
 def test_an_unknown_suite_is_wrong_usage_and_the_known_ones_are_named() -> None:

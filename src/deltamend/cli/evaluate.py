@@ -105,7 +105,10 @@ def evaluate(
 def _backend_arguments(settings: list[str]) -> dict[str, object]:
     """What `--backend-args` gives; a value is read as YAML, so that 512 is a number and true is a truth."""
     given = parameters_of(settings, "--backend-args")
-    return {key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in given.items()}
+    try:
+        return {key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in given.items()}
+    except yaml.YAMLError as error:
+        raise UsageError(f"--backend-args: a value is not YAML ({' '.join(str(error).split())}); quote it") from error
 
 
 def _print_figures(console: Console, evaluation: Evaluation) -> None:

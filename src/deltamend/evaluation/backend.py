@@ -86,14 +86,11 @@ def _arguments(model: str, options: BackendOptions) -> dict[str, Any]:
 
 
 def _parameters(backend: Any) -> tuple[set[str], bool]:
-    """Names that the backend's constructor takes, those it hands on to its parents included; and whether it takes more."""
-    names: set[str] = set()
-    for cls in backend.__mro__:
-        parameters = inspect.signature(cls.__init__).parameters.values() if "__init__" in vars(cls) else ()
-        names |= {each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
-        if parameters and not any(each.kind is each.VAR_KEYWORD for each in parameters):
-            return names - {"self"}, False
-    return names - {"self"}, True
+    """Names that the constructors of the backend and its parents take, and whether its own takes any other as well."""
+    own, *parents = (inspect.signature(cls.__init__).parameters.values() for cls in backend.__mro__)
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = {each.name for parameters in (own, *parents) for each in parameters if each.kind in named}
+    return names - {"self"}, any(each.kind is inspect.Parameter.VAR_KEYWORD for each in own)
 
 
 def best_device() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ Progress = Callable[[str, float], None]
 """Called with the name of what is being asked and the share of the suite that is done."""
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+_SECRET = re.compile(r"api_?key|^(hf_)?token$|secret|password|auth|header", re.IGNORECASE)
+"""Names of constructor arguments that are nobody's business."""
 _PACKAGES = ("deltamend", "lm_eval", "torch", "transformers", "datasets", "vllm")
 
 
@@ -207,7 +210,10 @@ def _hash(content: object) -> str:
 def _settings(backend: BackendOptions, asking: AskOptions, *, local: bool) -> dict[str, str]:
     settings = {"backend": backend.name, "dtype": backend.dtype, "judge": asking.judge.name}
     settings |= {"device": backend.device or best_device()} if local else {}
-    settings |= {f"backend.{key}": str(value) for key, value in (backend.arguments or {}).items()}
+    settings |= {
+        f"backend.{key}": "not shown" if _SECRET.search(key) else str(value)
+        for key, value in (backend.arguments or {}).items()
+    }
     settings |= {"trust_remote_code": "yes"} if backend.trust_remote_code else {}
     return settings | ({"responses": "kept"} if asking.keep_responses else {})
 
