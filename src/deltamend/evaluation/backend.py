@@ -49,8 +49,8 @@ def open_backend(model: str, options: BackendOptions, seen: Callable[[float], No
     `seen` is called with the share of a call's requests that are done.
 
     Raises:
-        UsageError: there is no such backend, or it takes no such argument.
-        EvaluationError: it cannot be loaded.
+        UsageError: there is no such backend.
+        EvaluationError: it cannot be loaded, or takes no such argument.
     """
     from lm_eval.api.registry import get_model
 
@@ -60,12 +60,9 @@ def open_backend(model: str, options: BackendOptions, seen: Callable[[float], No
         raise UsageError(
             f"--backend {options.name}: lm-eval cannot open it ({_line(error)}); `lm_eval ls` and its docs list the names"
         ) from error
-    known, takes_more = _parameters(backend)
+    known = _parameters(backend)
     arguments = {key: value for key, value in _arguments(model, options).items() if key in known}
     arguments |= dict(options.arguments or {})
-    unknown = [] if takes_more else sorted(arguments.keys() - known)
-    if unknown:
-        raise UsageError(f"--backend-args: {options.name} takes no {unknown[0]!r}; it takes {', '.join(sorted(known))}")
     try:
         return _watched(backend, options.batch_size, seen)(**arguments)
     except (OSError, ValueError, TypeError, RuntimeError, ImportError, AssertionError) as error:
@@ -85,12 +82,10 @@ def _arguments(model: str, options: BackendOptions) -> dict[str, Any]:
     }
 
 
-def _parameters(backend: Any) -> tuple[set[str], bool]:
-    """Names that the constructors of the backend and its parents take, and whether its own takes any other as well."""
-    own, *parents = (inspect.signature(cls.__init__).parameters.values() for cls in backend.__mro__)
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    names = {each.name for parameters in (own, *parents) for each in parameters if each.kind in named}
-    return names - {"self"}, any(each.kind is inspect.Parameter.VAR_KEYWORD for each in own)
+def _parameters(backend: Any) -> set[str]:
+    """Names that the constructors of the backend and its parents take."""
+    constructors = (inspect.signature(cls.__init__).parameters for cls in backend.__mro__)
+    return {name for parameters in constructors for name in parameters}
 
 
 def best_device() -> str:
