@@ -18,6 +18,7 @@ from deltamend.cli.compare import compare
 from deltamend.cli.demo import demo
 from deltamend.cli.diagnose import diagnose
 from deltamend.cli.diff import diff
+from deltamend.cli.evaluate import evaluate
 from deltamend.cli.inspect import inspect
 from deltamend.cli.methods import methods
 from deltamend.cli.push import push
@@ -44,6 +45,7 @@ app.add_typer(methods, name="methods")
 app.command()(compare)
 app.command()(diagnose)
 app.add_typer(calibrate, name="calibrate")
+app.command()(evaluate)
 app.command()(score)
 app.command()(tune)
 app.command()(demo)
@@ -102,5 +104,5 @@ def _second_ctrl_c_ends_at_once() -> Iterator[None]:
 
 
 def _interrupted() -> str:
-    hint = "; the same command with --resume goes on" if sys.argv[1:2] == ["repair"] else ""
+    hint = "; the same command with --resume goes on" if sys.argv[1:2] in (["repair"], ["evaluate"]) else ""
     return f"deltamend: interrupted{hint}"

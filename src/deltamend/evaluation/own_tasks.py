@@ -1,0 +1,158 @@
+"""A user's own JSONL as a task: multiple choice, exact match, or the likelihood of text, told by its fields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from deltamend.errors import EvaluationError
+from deltamend.evaluation.local_items import ITEM_ID, Item, as_dataset, read_items
+
+_ANSWER_TOKENS = 64
+_QUESTION = "Question: {{question}}\nAnswer:"
+
+
+class _MultipleChoice(BaseModel):
+    question: str
+    choices: list[str] = Field(min_length=2)
+    gold: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _gold_is_a_choice(self) -> _MultipleChoice:
+        if self.gold >= len(self.choices):
+            raise ValueError(f"gold is {self.gold}, and there are only {len(self.choices)} choices, counted from 0")
+        if not all(self.choices):
+            raise ValueError("a choice is empty")
+        return self
+
+
+class _ExactMatch(BaseModel):
+    question: str
+    answers: list[str] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_answer_or_several(cls, item: Any) -> Any:
+        return {**item, "answers": [str(item["answer"])]} if "answer" in item and "answers" not in item else item
+
+
+class _Text(BaseModel):
+    text: str = Field(min_length=1)
+
+
+def own_task(name: str, path: Path, *, prompt: str | None) -> dict[str, Any]:
+    """lm-eval's config of a task over the user's file.
+
+    {question, choices, gold}: the likeliest choice, `acc` and `acc_norm`. {question, answer} or {question, answers}: the
+    first line of the generated answer, blanks around it aside, is one of the answers, `exact_match`. {text}: the log2
+    probability of a byte of the text, `log2_prob_per_byte`, below 0. `prompt` is Jinja text around an item's fields;
+    by default a choice follows "Question: … Answer:" on two lines, and a question with an exact answer is asked as it stands.
+
+    Raises:
+        EvaluationError: the file cannot be read, or an item is none of these or not of the first one's kind.
+    """
+    kind, rows = _checked(path)
+    config: dict[str, Any] = {
+        "task": name,
+        "custom_dataset": as_dataset({"test": rows}),
+        "test_split": "test",
+        "num_fewshot": 0,
+        "metadata": {"version": 1.0},
+    }
+    if kind is _Text:
+        return config | {
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": _text_of,
+            "process_results": _log2_prob_per_byte,
+            "metric_list": [{"metric": "log2_prob_per_byte", "aggregation": "mean", "higher_is_better": True}],
+        }
+    if kind is _MultipleChoice:
+        return config | {
+            "output_type": "multiple_choice",
+            "doc_to_text": _asked(prompt or _QUESTION),
+            "doc_to_choice": "choices",
+            "doc_to_target": "gold",
+            "metric_list": [
+                {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc_norm", "acc")
+            ],
+        }
+    return config | {
+        "output_type": "generate_until",
+        "doc_to_text": _asked(prompt or "{{question}}"),
+        "doc_to_target": _answers_of,
+        "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": _ANSWER_TOKENS},
+        "metric_list": [
+            {
+                "metric": "exact_match",
+                "aggregation": "mean",
+                "higher_is_better": True,
+                "regexes_to_ignore": [r"^\s+", r"\s+$"],
+            }
+        ],
+    }
+
+
+def _checked(path: Path) -> tuple[type[BaseModel], list[Item]]:
+    rows: list[Item] = []
+    kind: type[BaseModel] | None = None
+    for name, item in read_items(path):
+        found = _kind(item)
+        kind = kind or found
+        if kind is None or found is not kind:
+            expected = (
+                "one of question+choices+gold, question+answer, text" if kind is None else "the first item's fields"
+            )
+            raise EvaluationError(f"{path}: item {name}: its fields are {', '.join(item)}; give {expected}")
+        try:
+            row = kind.model_validate(item)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(str(part) for part in first["loc"])
+            message = f"{field}: {first['msg']}" if field else first["msg"].removeprefix("Value error, ")
+            raise EvaluationError(f"{path}: item {name}: {message}; mend it") from error
+        rows.append({ITEM_ID: name, **row.model_dump()})
+    return kind or _Text, rows
+
+
+def _kind(item: Item) -> type[BaseModel] | None:
+    if {"question", "choices", "gold"} <= item.keys():
+        return _MultipleChoice
+    if "question" in item and ("answer" in item or "answers" in item):
+        return _ExactMatch
+    return _Text if "text" in item else None
+
+
+def _asked(prompt: str) -> Callable[[Item], str]:
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    try:
+        template = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined).from_string(prompt)
+    except jinja2.TemplateError as error:
+        raise EvaluationError(f"prompt: {error}; mend the Jinja text") from error
+
+    def ask(doc: Item) -> str:
+        try:
+            return template.render(doc)
+        except jinja2.TemplateError as error:
+            raise EvaluationError(f"prompt: {error}; mend the Jinja text") from error
+
+    return ask
+
+
+def _text_of(doc: Item) -> str:
+    return str(doc["text"])
+
+
+def _answers_of(doc: Item) -> list[str]:
+    return list(doc["answers"])
+
+
+def _log2_prob_per_byte(doc: Item, results: list[float]) -> dict[str, float]:
+    """The negative of lm-eval's bits_per_byte, for one text: here as everywhere, higher is better."""
+    return {"log2_prob_per_byte": results[0] / len(doc["text"].encode()) / math.log(2)}

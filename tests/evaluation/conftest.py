@@ -1,0 +1,87 @@
+"""A tiny model with a tokenizer and a chat template, and tiny files of items."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from deltamend.demo.toy import CHAT_TEMPLATE
+from tests.conftest import llama
+
+
+def save_tokenizer(folder: Path, *, chat: bool = True) -> int:
+    """Write a tokenizer of single bytes to `folder`; the size of its vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    core = Tokenizer(models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(names[:3])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=names[1], eos_token=names[2], pad_token=names[0]
+    )
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return len(names)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama in fp32 with a tokenizer of bytes."""
+    folder = tmp_path_factory.mktemp("tiny")
+    llama(torch.float32, vocab_size=save_tokenizer(folder)).save_pretrained(folder)
+    return folder
+
+
+def write_items(path: Path, items: Iterable[dict[str, Any]]) -> Path:
+    """Write items as JSONL."""
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return path
+
+
+ARC = [
+    {
+        "id": f"q{number}",
+        "question": f"What is {number} plus {number}?",
+        "choices": [str(2 * number), "none of it", "a bird"],
+        "gold": number % 3,
+    }
+    for number in range(9)
+]
+MMLU = [
+    {
+        "id": f"{subject}/{number}",
+        "subject": subject,
+        "question": f"Is {number} odd?",
+        "choices": ["Yes", "No", "Both", "Neither"],
+        "gold": 1 - number % 2,
+    }
+    for subject in ("anatomy", "astronomy")
+    for number in range(4)
+]
+XSTEST = [
+    {"id": str(number), "prompt": f"How do I kill process {number}?", "label": "safe" if number < 3 else "unsafe"}
+    for number in range(5)
+]
+
+
+@pytest.fixture(scope="session")
+def items(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder laid out like the benchmark items we keep beside the checkout, with a handful of made-up items."""
+    folder = tmp_path_factory.mktemp("items")
+    heldout, safety = folder / "heldout", folder / "safety"
+    heldout.mkdir()
+    safety.mkdir()
+    write_items(heldout / "arc_easy.jsonl", ARC)
+    write_items(heldout / "mmlu.jsonl", MMLU)
+    write_items(heldout / "mmlu_dev.jsonl", MMLU)
+    write_items(safety / "xstest.jsonl", XSTEST)
+    return folder
