@@ -26,7 +26,7 @@ def commands() -> list[tuple[str, str]]:
             continue
         for line in COMMAND.findall(page.read_text(encoding="utf-8")):
             command = line.partition("  #")[0].strip()
-            # What needs a hub, a GGUF file or other names is run in tests/checkpoint.
+            # What needs a hub, a GGUF file or other names is run in tests/inputs.
             if not re.search(r" org/|\.gguf|--rename|ADAPTER", command):
                 found.append((page.name, command))
     return found

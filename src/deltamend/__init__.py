@@ -1,6 +1,5 @@
 """Repair a fine-tuned language model after the fact, from its base and fine-tuned checkpoints alone."""
 
-from deltamend.checkpoint.load import open_checkpoint
 from deltamend.checkpoint.manifest import Manifest, MatrixRepair, SpectrumRecord, TensorRecord
 from deltamend.checkpoint.open import Checkpoint
 from deltamend.checkpoint.verify import verify
@@ -16,6 +15,7 @@ from deltamend.errors import (
     UsageError,
 )
 from deltamend.in_memory import RepairedStateDict, repair_module, repair_state_dict
+from deltamend.inputs.load import open_checkpoint
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method
 from deltamend.repair import RepairReport, repair

@@ -18,8 +18,8 @@ from deltamend.checkpoint.architecture import TOKEN_EMBEDDINGS, has_head, leaf_o
 from deltamend.checkpoint.dtypes import itemsize
 from deltamend.checkpoint.manifest import TensorRecord
 from deltamend.checkpoint.open import Checkpoint
-from deltamend.checkpoint.pairing import Pairing, TensorPair
 from deltamend.errors import OutputError, UsageError
+from deltamend.inputs.pairing import Pairing, TensorPair
 from deltamend.methods.method import Method
 from deltamend.methods.registry import all_methods
 

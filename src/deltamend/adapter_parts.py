@@ -18,13 +18,13 @@ from deltamend.checkpoint.hashing import tensor_hash
 from deltamend.checkpoint.layout import ShardLayout
 from deltamend.checkpoint.manifest import AdapterRecord, TensorRecord
 from deltamend.checkpoint.open import StoredTensor
-from deltamend.checkpoint.pairing import TensorPair
 from deltamend.checkpoint.safetensors_header import encode_header
 from deltamend.checkpoint.sidecars import ADAPTER_FILE
 from deltamend.checkpoint.work_folder import ShardWriter
 from deltamend.delta import Array, DeltaBlocks, bytes_of, norm_squared, row_chunks
 from deltamend.errors import FilterError, OutputError
 from deltamend.file_sink import FileSink
+from deltamend.inputs.pairing import TensorPair
 from deltamend.matrix_repair import Norms
 from deltamend.methods.method import KeptDelta
 from deltamend.spectrum.blocks import FloatArray

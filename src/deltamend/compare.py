@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from deltamend.checkpoint.load import open_pair
 from deltamend.checkpoint.open import Checkpoint
-from deltamend.checkpoint.pairing import Part, TensorPair
 from deltamend.delta import Buffers, DeltaBlocks, Matrix, StoredMatrix, norm_squared, row_chunks
 from deltamend.errors import UsageError
+from deltamend.inputs.load import open_pair
+from deltamend.inputs.pairing import Part, TensorPair
 from deltamend.matrix_repair import Job, Survey, apply_method, open_delta, open_part
 from deltamend.methods.method import KeptDelta, Method
 from deltamend.methods.registry import all_methods, get_method

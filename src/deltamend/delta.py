@@ -11,7 +11,7 @@ import numpy as np
 
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.checkpoint.open import Checkpoint, StoredTensor
-from deltamend.checkpoint.pairing import matrix_view
+from deltamend.inputs.pairing import matrix_view
 from deltamend.spectrum.blocks import Block, FloatArray
 from deltamend.spectrum.eigen import Workspace
 

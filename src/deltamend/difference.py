@@ -11,9 +11,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
-from deltamend.checkpoint.load import open_checkpoint
 from deltamend.checkpoint.open import Checkpoint, StoredTensor
 from deltamend.delta import Array, Buffers, StoredMatrix, norm_squared, row_chunks
+from deltamend.inputs.load import open_checkpoint
 
 
 class _Record(BaseModel):

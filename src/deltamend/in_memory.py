@@ -12,9 +12,9 @@ import numpy as np
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES, all_finite
 from deltamend.checkpoint.manifest import MatrixRepair
 from deltamend.checkpoint.open import StoredTensor, refuse_quantised
-from deltamend.checkpoint.pairing import Part, TensorPair, pair_tensors
 from deltamend.delta import Array, Buffers, Matrix, MemoryMatrix, StoredMatrix
 from deltamend.errors import FilterError, UsageError
+from deltamend.inputs.pairing import Part, TensorPair, pair_tensors
 from deltamend.matrix_repair import Job, Survey, open_part, repair_parts
 from deltamend.methods.method import Method
 from deltamend.plan import assign_methods, out_dtype_name

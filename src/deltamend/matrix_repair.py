@@ -13,7 +13,6 @@ import numpy as np
 
 from deltamend.checkpoint.dtypes import all_finite, is_float
 from deltamend.checkpoint.manifest import MatrixRepair, Outcome, PartRecord, SpectrumRecord
-from deltamend.checkpoint.pairing import Part, TensorPair
 from deltamend.delta import (
     Array,
     BaseBlocks,
@@ -26,6 +25,7 @@ from deltamend.delta import (
     row_chunks,
 )
 from deltamend.errors import FilterError
+from deltamend.inputs.pairing import Part, TensorPair
 from deltamend.methods.elementwise import RandomBits
 from deltamend.methods.method import Counts, KeptDelta, Method, TensorContext
 from deltamend.rounding import Rounding, round_for, rounding_bits

@@ -21,10 +21,8 @@ from deltamend.adapter import AdapterPlan, plan_adapter
 from deltamend.checkpoint.dtypes import FLOAT_NAMES, OUT_DTYPES
 from deltamend.checkpoint.hashing import hash_file
 from deltamend.checkpoint.layout import Layout, plan_layout
-from deltamend.checkpoint.load import open_pair
 from deltamend.checkpoint.manifest import Output
 from deltamend.checkpoint.open import CONFIG_FILE, Checkpoint
-from deltamend.checkpoint.pairing import Pairing, TensorPair
 from deltamend.checkpoint.sidecars import (
     ADAPTER_CONFIG_FILE,
     LeftOut,
@@ -35,6 +33,8 @@ from deltamend.checkpoint.sidecars import (
 from deltamend.checkpoint.work_folder import check_output
 from deltamend.delta import BLOCK_ELEMENTS
 from deltamend.errors import UsageError
+from deltamend.inputs.load import open_pair
+from deltamend.inputs.pairing import Pairing, TensorPair
 from deltamend.methods.method import Method
 from deltamend.rounding import Rounding
 from deltamend.rules import MethodChoice, Rule, Vectors

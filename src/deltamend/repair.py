@@ -35,7 +35,6 @@ from deltamend.checkpoint.manifest import (
 )
 from deltamend.checkpoint.model_card import license_of_card, render_model_card
 from deltamend.checkpoint.open import CONFIG_FILE, INDEX_FILE, Checkpoint, StoredTensor
-from deltamend.checkpoint.pairing import Part, TensorPair
 from deltamend.checkpoint.sidecars import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
@@ -48,6 +47,7 @@ from deltamend.checkpoint.work_folder import ShardWriter, WorkFolder, check_outp
 from deltamend.delta import Buffers, Matrix, StoredMatrix, row_chunks, same_bytes
 from deltamend.errors import UsageError
 from deltamend.file_sink import FileSink
+from deltamend.inputs.pairing import Part, TensorPair
 from deltamend.matrix_repair import Job, Sink, Survey, copy_rows, open_part, refuse_damaged, repair_matrix, repair_parts
 from deltamend.methods.method import Method
 from deltamend.plan import RepairOptions, RepairPlan, out_dtype_name, pair_flops, plan_repair

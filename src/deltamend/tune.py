@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from deltamend.checkpoint.load import open_checkpoint
 from deltamend.errors import EvaluationError, MethodError, UsageError
 from deltamend.evaluation.record import Evaluation
+from deltamend.inputs.load import open_checkpoint
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method
 from deltamend.repair import repair

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from deltamend.calibration.texts import as_examples, read_texts
-from deltamend.checkpoint.load import open_checkpoint
 from deltamend.errors import CheckpointError
 from deltamend.finetuning import Example
+from deltamend.inputs.load import open_checkpoint
 from deltamend.language_model import LoadedModel, load, quiet_transformers
 from deltamend.whole_file import whole_file
 

@@ -229,7 +229,7 @@ class Checkpoint:
 
 
 def open_folder(path: Path) -> Checkpoint:
-    """Open the weights in a folder as they are stored; see `load.open_checkpoint` for all that a model may be.
+    """Open the weights in a folder as they are stored; see `inputs.load.open_checkpoint` for all that a model may be.
 
     Where there is an index only the files it names are read; other weight files in the folder are left alone.
 

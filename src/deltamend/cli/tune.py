@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -106,22 +105,21 @@ def _evaluator(
 ) -> Callable[[Path], Evaluation]:
     """What `deltamend evaluate` does, for one model after another."""
     # Late, as the evaluator brings heavy libraries.
-    run: Any = importlib.import_module("deltamend.evaluation.run")
-    suites: Any = importlib.import_module("deltamend.evaluation.suite")
-    ask: Any = importlib.import_module("deltamend.evaluation.ask")
-    backend: Any = importlib.import_module("deltamend.evaluation.backend")
-    chosen = [suites.read_suite(reference) for reference in suite] + ([suites.suite_of_tasks(task)] if task else [])
+    from deltamend.evaluation.ask import AskOptions
+    from deltamend.evaluation.backend import BackendOptions
+    from deltamend.evaluation.run import evaluate as evaluate_model
+    from deltamend.evaluation.suite import read_suite, suite_of_tasks
+
+    chosen = [read_suite(reference) for reference in suite] + ([suite_of_tasks(task)] if task else [])
 
     def evaluate(model: Path) -> Evaluation:
-        ran = run.evaluate(
+        return evaluate_model(
             str(model),
             chosen,
             records / "record.json.gz",
-            backend=backend.BackendOptions(device=device),
-            asking=ask.AskOptions(limit=limit, seed=seed),
+            backend=BackendOptions(device=device),
+            asking=AskOptions(limit=limit, seed=seed),
             overwrite=True,
-        )
-        evaluation: Evaluation = ran.evaluation
-        return evaluation
+        ).evaluation
 
     return evaluate

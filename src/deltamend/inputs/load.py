@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from deltamend.checkpoint.adapter import add_adapter
-from deltamend.checkpoint.align import align_base
-from deltamend.checkpoint.hub import fetch, is_hub_id
 from deltamend.checkpoint.open import WEIGHTS_FILE, Checkpoint, open_folder, refuse_quantised
-from deltamend.checkpoint.pairing import Pairing, pair_tensors
-from deltamend.checkpoint.scaled import present_dequantised
-from deltamend.checkpoint.vocabulary import shared_rows
 from deltamend.errors import CheckpointError
+from deltamend.inputs.align import align_base
+from deltamend.inputs.hub import fetch, is_hub_id
+from deltamend.inputs.lora import add_adapter
+from deltamend.inputs.pairing import Pairing, pair_tensors
+from deltamend.inputs.scaled import present_dequantised
+from deltamend.inputs.vocabulary import shared_rows
 
 
 def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
@@ -116,7 +116,7 @@ def model_folder(text: str) -> Path:
     if path.is_dir():
         return path
     if path.is_file() and path.suffix == GGUF_SUFFIX:
-        from deltamend.checkpoint.gguf_file import unpacked  # torch and transformers
+        from deltamend.inputs.gguf_file import unpacked  # torch and transformers
 
         return unpacked(path)
     if path.exists() or not is_hub_id(text):

@@ -15,7 +15,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file
 
 import deltamend
-from deltamend.checkpoint.hub import is_hub_id
+from deltamend.inputs.hub import is_hub_id
 from tests.conftest import Pair, Printed
 
 Cli = Callable[..., Printed]

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from deltamend.checkpoint.align import INPUT_EMBEDDING, OUTPUT_EMBEDDING
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
-from deltamend.checkpoint.fused import fused_parts
 from deltamend.checkpoint.open import StoredTensor
-from deltamend.checkpoint.vocabulary import SharedRows
 from deltamend.errors import PairingError, UsageError
+from deltamend.inputs.align import INPUT_EMBEDDING, OUTPUT_EMBEDDING
+from deltamend.inputs.fused import fused_parts
+from deltamend.inputs.vocabulary import SharedRows
 
 Span = tuple[int, int]
 _EXPERTS = re.compile(r"(^|\.)experts?(\.|$)")
