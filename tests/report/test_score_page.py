@@ -14,7 +14,7 @@ import pytest
 import deltamend
 from deltamend.evaluation.record import Evaluation
 from deltamend.report.score_page import cells_page, headline, score_page
-from deltamend.report.score_tables import cells_tables, latex, markdown, score_tables, scores_csv
+from deltamend.report.score_tables import cells_tables, latex, markdown, score_tables, scores_csv, weak_figures
 from deltamend.score.cell import open_cell
 from deltamend.score.cells import score_over_cells
 from deltamend.score.result import Score
@@ -97,9 +97,10 @@ def test_a_narrow_screen_does_not_scroll_sideways(browser: Any, tmp_path: Path) 
 def test_a_weak_figure_is_called_weak_wherever_it_is_shown() -> None:
     score = weak_and_hostile()
     html = score_page(score)
-    assert html.count(WEAK) >= 4  # the notes, the slope, the heat map, the table
-    assert WEAK in markdown(score_tables(score), [])
-    assert WEAK in latex(score_tables(score))
+    assert html.count(WEAK) >= 3  # the notes, the slope, the heat map
+    assert "(weak)" in html  # the table
+    assert WEAK in markdown(score_tables(score), weak_figures(score))
+    assert "(weak)" in latex(score_tables(score))
     rows = list(csv.DictReader(io.StringIO(scores_csv([score]))))
     assert all(row["weak"] == WEAK for row in rows if row["task"].startswith("<script"))
 

@@ -23,6 +23,7 @@ from deltamend.report.score_tables import (
     score_tables,
     scores_csv,
     undefined_figures,
+    weak_figures,
 )
 from deltamend.score.cell import open_cell
 from deltamend.score.cells import open_cells, score_over_cells
@@ -110,7 +111,7 @@ def score(
         )
         (one,) = score_cells([cell], settings)
         scores, tables, page, content = (one,), score_tables(one), score_page(one), one.model_dump_json(indent=1)
-        notes = (*undefined_figures(one), *one.notes)
+        notes = (*undefined_figures(one), *weak_figures(one), *one.notes)
     for path, text in (
         (html, page),
         (markdown_file, markdown(tables, notes)),

@@ -16,7 +16,7 @@ from deltamend.cli.score import print_tables
 from deltamend.errors import UsageError
 from deltamend.evaluation.record import Evaluation
 from deltamend.report.score_page import score_page
-from deltamend.report.score_tables import Table, score_tables, undefined_figures
+from deltamend.report.score_tables import Table, score_tables, undefined_figures, weak_figures
 from deltamend.score.scoring import make_settings
 from deltamend.whole_file import write_whole
 
@@ -73,7 +73,7 @@ def tune(
         typer.echo(found.model_dump_json(indent=1))
         return
     console = Console(quiet=quiet, highlight=False)
-    notes = (*undefined_figures(found.reporting), *found.reporting.notes)
+    notes = (*undefined_figures(found.reporting), *weak_figures(found.reporting), *found.reporting.notes)
     print_tables(console, [_trials(found), *score_tables(found.reporting)], notes)
     if found.stopped:
         console.print(f"not tried, as the score had fallen: {', '.join(found.stopped)}", markup=False)

@@ -16,6 +16,7 @@ from deltamend.report.score_tables import (
     score_tables,
     task_name,
     undefined_figures,
+    weak_figures,
 )
 from deltamend.score.cell import TRIVIAL
 from deltamend.score.cells import CellsScore
@@ -143,7 +144,7 @@ def _cell(score: Score) -> dict[str, object]:
             for name, on in task.methods.items()
             if on.p is not None and on.p_holm is not None and on.change.value is not None
         ],
-        "weak": [task for task in (*score.benchmarks, score.target) if task.weak is not None],
+        "weak": weak_figures(score),
         "undefined": undefined_figures(score),
     }
 

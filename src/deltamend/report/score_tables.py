@@ -121,7 +121,7 @@ def _own(score: Score) -> list[str]:
 def _task_row(task: TaskScore) -> tuple[str, ...]:
     methods = (of.score for name, of in task.methods.items() if name not in TRIVIAL)
     return (
-        task_name(task),
+        task.name if task.weak is None else f"{task.name} (weak)",  # the notes say why; it would not fit a column
         task.group or "target",
         str(task.items),
         f"{task.visible_change:.3f}" if task.visible_change else "–",
@@ -130,7 +130,7 @@ def _task_row(task: TaskScore) -> tuple[str, ...]:
 
 
 def task_name(task: TaskScore) -> str:
-    """The name, and that the figure is weak where it is."""
+    """The name, and that the figure is weak where it is, and why."""
     return task.name if task.weak is None else f"{task.name} (weak: {task.weak})"
 
 
@@ -147,6 +147,11 @@ def figure(estimate: Estimate, kind: str, *, sign: bool = False) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{text(estimate.value)} [?]"
     return f"{text(estimate.value)} [{text(estimate.low)}, {text(estimate.high)}]"
+
+
+def weak_figures(score: Score) -> list[str]:
+    """Why the figures of a task are weak, for each that are."""
+    return [f"{task.name} is weak: {task.weak}" for task in (*score.benchmarks, score.target) if task.weak is not None]
 
 
 def undefined_figures(score: Score) -> list[str]:
