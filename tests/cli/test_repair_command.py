@@ -149,3 +149,12 @@ def test_a_lossy_cast_names_the_remedies(llama_pair: Pair, tmp_path: Path, delta
         "repair", llama_pair.base, llama_pair.finetuned, tmp_path / "exact", *small, "--out-dtype", "fp32"
     )
     assert "warning" not in printed.out
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_the_page_of_the_diagnosis_comes_with_the_repair(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
+    given = ["repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", "-q", "--html", tmp_path / "page.html"]
+    printed = deltamend_cli(*given)
+    assert (printed.code, printed.out) == (0, "")
+    assert "model.layers.0.self_attn.q_proj.weight" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "deltamend.json").exists()

@@ -26,6 +26,8 @@ from deltamend.errors import UsageError
 from deltamend.plan import RepairOptions, RepairPlan, plan_repair
 from deltamend.repair import Progress as ProgressCallback
 from deltamend.repair import RepairReport, published_manifest
+from deltamend.report.diagnosis_page import diagnosis_page
+from deltamend.whole_file import write_whole
 
 _LOSS_WORTH_A_WARNING = 0.1
 """Share of ‖Δ*‖ lost in the cast above which bf16 output was seen to undo a repair."""
@@ -77,6 +79,9 @@ def repair(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT once the new one is whole.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the page of `deltamend diagnose` for this update, too.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
     verbose: Annotated[
@@ -128,6 +133,17 @@ def repair(
             resume=resume,
             progress=progress,
         )
+    if html is not None:
+        with progress_bar(quiet, "diagnosing") as progress:
+            diagnosis = deltamend.diagnose(
+                *folders[:2],
+                include=options.include,
+                exclude=options.exclude,
+                out_dtype=options.out_dtype,
+                workers=workers,
+                progress=progress,
+            )
+        write_whole(html, diagnosis_page(diagnosis))
     _print_report(console, report, verbose)
     if as_json:
         sys.stdout.write(report.manifest.model_dump_json(indent=1) + "\n")

@@ -111,6 +111,6 @@ class _Diagnosing:
             base = SubMatrix(base, part.base_rows, part.columns, buffers, "base-part")
             finetuned = SubMatrix(finetuned, part.finetuned_rows, part.columns, buffers, "finetuned-part")
             rows = part.rows
-        written = NUMPY_DTYPES[self._written or pair.finetuned.dtype]
+        written = NUMPY_DTYPES[self._written or pair.finetuned.output_dtype]
         question = Question(item_name(item), rows, written, self._values, pair.update_rank)
         return diagnose_matrix(base, finetuned, question, buffers)
