@@ -14,7 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from deltamend.checkpoint.architecture import TOKEN_EMBEDDINGS, has_head, leaf_of, module_of, tied_head
+from deltamend.checkpoint.architecture import (
+    TOKEN_EMBEDDINGS,
+    has_head,
+    is_conv1d,
+    is_expert,
+    leaf_of,
+    module_of,
+    tied_head,
+)
 from deltamend.checkpoint.dtypes import itemsize
 from deltamend.checkpoint.manifest import TensorRecord
 from deltamend.checkpoint.open import Checkpoint
@@ -28,8 +36,6 @@ Kind = Literal["linear", "conv1d", "embedding", "other"]
 
 PREFIX = "base_model.model."
 _EMBEDDINGS = TOKEN_EMBEDDINGS | {"wpe"}
-_CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
-_CONV1D_MODULES = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
 _BODIES = _EMBEDDINGS | {"h", "layers"}
 """First parts of names by which a body that was saved without its language-model head is known."""
 _DUMMY_TARGET = "dummy-target-modules"  # peft's own name for "no module", which it refuses as an empty list
@@ -107,9 +113,8 @@ def plan_adapter(base: Checkpoint, base_name: str, pairing: Pairing, methods: Ma
             f"--as adapter: BASE was saved without its head (it names {first!r}), so that an adapter would not find its "
             "modules; save it again with save_pretrained, or write --as checkpoint"
         )
-    model_type = str(base.config.get("model_type"))
     matrices = [pair for pair in pairing.pairs if len(pair.finetuned.shape) == 2]
-    kinds: dict[str, Kind] = {pair.name: _kind(pair.name, model_type) for pair in matrices}
+    kinds: dict[str, Kind] = {pair.name: _kind(pair.name, base.config) for pair in matrices}
     task = "CAUSAL_LM" if has_head(base.config) and "vision_config" not in base.config else None
     tied = tied_head(base.config, base.tensors)
     own = next((name for name in base.tensors if tied is not None and module_of(name) == tied[1]), None)
@@ -134,13 +139,19 @@ def _refuse(pair: TensorPair, method: Method | None) -> None:
         )
     if pair.parts:
         raise UsageError(f"--as adapter: tensor {pair.name!r} is repaired in parts, which share no factors; {instead}")
-    if ".experts." in pair.name and pair.action == "filter":
-        raise UsageError(
-            f"--as adapter: {pair.name!r} belongs to an expert, which is loaded under another name than it is stored; {instead}"
-        )
+    if is_expert(pair.name) and pair.action == "filter":
+        raise UsageError(expert_refusal(pair.name))
 
 
-def _kind(name: str, model_type: str) -> Kind:
+def expert_refusal(name: str) -> str:
+    """Why the update of an expert cannot be in an adapter."""
+    return (
+        f"--as adapter: {name!r} belongs to an expert, which is loaded under another name than it is stored; "
+        "write --as checkpoint"
+    )
+
+
+def _kind(name: str, config: Mapping[str, Any]) -> Kind:
     leaf = leaf_of(module_of(name))
     if leaf_of(name) != "weight":
         return "other"
@@ -148,7 +159,7 @@ def _kind(name: str, model_type: str) -> Kind:
         return "embedding"
     if "emb" in leaf and leaf != "embed_out":  # an embedding by another name, or not
         return "other"
-    return "conv1d" if model_type in _CONV1D_MODELS and leaf in _CONV1D_MODULES else "linear"
+    return "conv1d" if is_conv1d(config, leaf) else "linear"
 
 
 @dataclass(frozen=True)

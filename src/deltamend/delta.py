@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.checkpoint.open import Checkpoint, StoredTensor
 from deltamend.inputs.pairing import matrix_view
+from deltamend.inputs.row_spans import RowSpans
 from deltamend.spectrum.blocks import Block, FloatArray
 from deltamend.spectrum.eigen import Workspace
 
@@ -146,15 +147,15 @@ class SubMatrix:
         buffers: Buffers,
         use: str,
     ) -> None:
-        self._matrix, self._spans, self._buffers, self._use = matrix, spans, buffers, use
+        self._matrix, self._spans, self._buffers, self._use = matrix, RowSpans(spans), buffers, use
         self._first, last = columns or (0, matrix.shape[1])
         self._whole_rows = columns is None
-        self.shape = (sum(stop - start for start, stop in spans), last - self._first)
+        self.shape = (self._spans.rows, last - self._first)
         self.dtype = matrix.dtype
 
     def rows(self, start: int, stop: int) -> Array:
         """See `Matrix.rows`."""
-        pieces = list(pieces_of(self._spans, start, stop))
+        pieces = list(self._spans.pieces(start, stop))
         if len(pieces) == 1 and self._whole_rows:
             return self._matrix.rows(*pieces[0].source)
         out = self._buffers.get(self._use, (stop - start, self.shape[1]), self.dtype)
@@ -167,27 +168,9 @@ class SubMatrix:
         """See `Matrix.columns`."""
         first, last = rows or (0, self.shape[0])
         out = self._buffers.get(self._use, (last - first, stop - start), self.dtype)
-        for piece in pieces_of(self._spans, first, last):
+        for piece in self._spans.pieces(first, last):
             out[piece.start : piece.stop] = self._matrix.columns(self._first + start, self._first + stop, piece.source)
         return out
-
-
-class Piece(NamedTuple):
-    """Rows that lie together: `source` in the whole matrix, start:stop among those asked for."""
-
-    source: tuple[int, int]
-    start: int
-    stop: int
-
-
-def pieces_of(spans: tuple[tuple[int, int], ...], start: int, stop: int) -> Iterator[Piece]:
-    """The parts of rows start:stop of a matrix that is made of `spans`."""
-    position = 0
-    for first, last in spans:
-        begin, end = max(start, position), min(stop, position + last - first)
-        if begin < end:
-            yield Piece((first + begin - position, first + end - position), begin - start, end - start)
-        position += last - first
 
 
 class DeltaBlocks:

@@ -21,13 +21,13 @@ from deltamend.delta import (
     Matrix,
     SubMatrix,
     norm_squared,
-    pieces_of,
     row_chunks,
 )
 from deltamend.errors import FilterError
 from deltamend.inputs.pairing import Part, TensorPair
+from deltamend.inputs.row_spans import RowSpans
 from deltamend.methods.elementwise import RandomBits
-from deltamend.methods.method import Counts, KeptDelta, Method, TensorContext
+from deltamend.methods.method import Counts, KeptDelta, Method, Place, TensorContext
 from deltamend.rounding import Rounding, round_for, rounding_bits
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 from deltamend.spectrum.filter import SpectralFilter
@@ -78,6 +78,7 @@ class Job:
         device: where spectral filters run.
         surveyed: what the method's survey of the whole model found.
         update_rank: see `TensorContext`.
+        place: see `TensorContext`.
         rounding: how W_base + Δ* is cast to a narrower dtype.
     """
 
@@ -87,6 +88,7 @@ class Job:
     device: str = "cpu"
     surveyed: Any = None
     update_rank: int | None = None
+    place: Place | None = None
     rounding: Rounding = "nearest"
 
 
@@ -100,6 +102,7 @@ def open_delta(base: Matrix, finetuned: Matrix, job: Job, buffers: Buffers) -> t
         job.device,
         surveyed=job.surveyed,
         update_rank=job.update_rank,
+        place=job.place,
         workspace=buffers.workspace,
     )
     return delta, context
@@ -227,7 +230,8 @@ def open_part(sides: tuple[Matrix, Matrix], job: Job, part: Part, buffers: Buffe
     """Both sides of one part, and its job."""
     ours = SubMatrix(sides[0], part.base_rows, part.columns, buffers, "base-part")
     theirs = SubMatrix(sides[1], part.finetuned_rows, part.columns, buffers, "finetuned-part")
-    return ours, theirs, replace(job, name=job.name + part.label, rows=part.rows)
+    place = Place(job.name, part.finetuned_rows, part.columns)
+    return ours, theirs, replace(job, name=job.name + part.label, rows=part.rows, place=place)
 
 
 def _over_all(parts: Sequence[PartRecord], pair: TensorPair) -> MatrixRepair:
@@ -258,12 +262,12 @@ class _SubSink:
     """Where a part of a matrix goes."""
 
     def __init__(self, sink: Sink, spans: tuple[tuple[int, int], ...], columns: tuple[int, int] | None) -> None:
-        self._sink, self._spans, self._columns = sink, spans, columns
+        self._sink, self._spans, self._columns = sink, RowSpans(spans), columns
         self.dtype = sink.dtype
 
     def write_rows(self, start: int, values: Array) -> None:
         """See `Sink.write_rows`."""
-        for piece in pieces_of(self._spans, start, start + values.shape[0]):
+        for piece in self._spans.pieces(start, start + values.shape[0]):
             part = values[piece.start : piece.stop]
             if self._columns is None:
                 self._sink.write_rows(piece.source[0], part)
@@ -273,7 +277,7 @@ class _SubSink:
     def write_columns(self, start: int, values: Array, row: int = 0) -> None:
         """See `Sink.write_columns`."""
         first = start if self._columns is None else start + self._columns[0]
-        for piece in pieces_of(self._spans, row, row + values.shape[0]):
+        for piece in self._spans.pieces(row, row + values.shape[0]):
             self._sink.write_columns(first, values[piece.start : piece.stop], piece.source[0])
 
 

@@ -32,7 +32,7 @@ from deltamend.checkpoint.sidecars import (
 )
 from deltamend.checkpoint.work_folder import check_output
 from deltamend.delta import BLOCK_ELEMENTS
-from deltamend.errors import UsageError
+from deltamend.errors import CheckpointError, UsageError
 from deltamend.inputs.load import open_pair
 from deltamend.inputs.pairing import Pairing, TensorPair
 from deltamend.methods.method import Method
@@ -97,7 +97,7 @@ class RepairPlan:
             "methods": sorted((name, method.described()) for name, method in self.methods.items()),
             "options": self.described_options,
             "base_name": None if self.adapter is None else self.adapter.base_name,
-            "sidecars": [hash_file(sidecar.source, sidecar.name).sha256 for sidecar in self.sidecars],
+            "sidecars": [(sidecar.name, hash_file(sidecar.source, sidecar.name).sha256) for sidecar in self.sidecars],
             "parts": [(pair.name, pair.rows, [astuple(part) for part in pair.parts]) for pair in self.pairing.pairs],
         }
         for side, checkpoint in (("base", self.base), ("finetuned", self.finetuned)):
@@ -112,6 +112,23 @@ class RepairPlan:
         """Identifies the plan and these very files, by their times; what `--resume` compares."""
         times = [*self.base.modification_times(), *self.finetuned.modification_times()]
         return hashlib.sha256(json.dumps([self.sha256, times]).encode()).hexdigest()
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Every folder and file the run reads, which OUT must not replace."""
+        return [*self.base.folders, *self.finetuned.folders, *self.method_files]
+
+    @cached_property
+    def method_files(self) -> dict[Path, tuple[int, int]]:
+        """Files that parameters of methods name, with their size and time as of now."""
+        values = (value for method in (self.method, *self.methods.values()) for _, value in method)
+        return {path: _size_and_time(path) for path in values if isinstance(path, Path)}
+
+    def check_method_files(self) -> None:
+        """Raise CheckpointError when one of them was written to since the plan was made."""
+        for path, before in self.method_files.items():
+            if _size_and_time(path) != before:
+                raise CheckpointError(f"{path}: changed during the run; start again when nothing writes to it")
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -209,7 +226,6 @@ def plan_repair(
             )
         )
         ours, theirs = pair.base, pair.finetuned
-        check_output(Path(out), [*ours.folders, *theirs.folders], overwrite=overwrite)
         layout = plan_layout(theirs, out_dtype=out_dtype_name(wanted.out_dtype), max_shard_size=wanted.max_shard_size)
         sidecars, left_out = list_sidecars(theirs.folder, frozenset(theirs.headers))
         if theirs.adapter is not None:
@@ -219,10 +235,20 @@ def plan_repair(
         if wanted.output == "adapter":
             adapter = plan_adapter(ours, os.fspath(base), pairing, methods)
             sidecars, left_out = _sidecars_of_an_adapter(sidecars, left_out)
+        plan = RepairPlan(
+            ours, theirs, Path(out), choice.default, methods, wanted, pairing, layout, sidecars, left_out, adapter
+        )
+        check_output(plan.out, plan.inputs, overwrite=overwrite)
         opened.pop_all()
-    return RepairPlan(
-        ours, theirs, Path(out), choice.default, methods, wanted, pairing, layout, sidecars, left_out, adapter
-    )
+    return plan
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 def _sidecars_of_an_adapter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -15,8 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deltamend.adapter import encode_config
+from deltamend.adapter import encode_config, expert_refusal
 from deltamend.adapter_parts import AdapterParts, PartSink
+from deltamend.checkpoint.architecture import is_expert
 from deltamend.checkpoint.dtypes import CONFIG_NAMES
 from deltamend.checkpoint.hashing import hash_alike, hash_file, tensor_hash
 from deltamend.checkpoint.layout import ShardLayout
@@ -172,7 +174,7 @@ def repair(
         if resume and (manifest := published_manifest(plan)) is not None:
             remove_leftovers(plan.out)
             return RepairReport(plan.out, manifest, written=False)
-        check_output(plan.out, [*plan.base.folders, *plan.finetuned.folders], overwrite=overwrite)
+        check_output(plan.out, plan.inputs, overwrite=overwrite)
         return run_plan(plan, device=device, workers=workers, resume=resume, overwrite=overwrite, progress=progress)
     finally:
         plan.close()
@@ -199,6 +201,7 @@ def run_plan(
         try:
             with _Run(plan, work, device, count, progress) as run:
                 inputs = run.hash_inputs()
+                work.keep_to_inputs(hashlib.sha256("".join(map(str, inputs)).encode()).hexdigest())
                 run.survey()
                 tensors = run.repair_tensors()
                 if plan.adapter is None:
@@ -226,6 +229,7 @@ def run_plan(
             work.write_file(MANIFEST_FILE, text)
             for checkpoint in (plan.base, plan.finetuned):
                 checkpoint.check_unchanged()
+            plan.check_method_files()
         except Exception:
             work.discard()
             raise
@@ -377,6 +381,8 @@ class _Run:
         if pair.action == "filter":
             return repair_matrix(*self._open(pair), sink, self._buffers(), factor_sink=sink if matrix else None)
         equal = self._is_equal(pair)
+        if is_expert(pair.name) and not equal:
+            raise UsageError(expert_refusal(pair.name))
         if not (matrix and equal):  # what is no matrix is small, and its module may have to be saved whole
             self._apply(pair, sink)
         return MatrixRepair(
@@ -446,7 +452,11 @@ class _Run:
         method = self._plan.methods[pair.name]
         rows = pair.rows if pair.is_matrix else finetuned.shape[0]
         surveyed, rounding = self._surveyed.get(method), self._plan.options.rounding
-        return base, finetuned, Job(pair.name, rows, method, self._device, surveyed, pair.update_rank, rounding)
+        return (
+            base,
+            finetuned,
+            Job(pair.name, rows, method, self._device, surveyed, pair.update_rank, rounding=rounding),
+        )
 
     def _buffers(self) -> Buffers:
         """The memory of this thread."""
@@ -536,7 +546,11 @@ def _hash_sides(base: Path | None, finetuned: Path | None, name: str) -> tuple[F
 
 def _folder_name(checkpoint: Checkpoint) -> str:
     """The folder's own name: the manifest holds no path of anybody's machine."""
-    names = [Path(os.path.abspath(folder)).name for folder in checkpoint.folders]  # noqa: PTH100 - resolve() would name a link's target
+    models = [
+        checkpoint.source or checkpoint.folder,
+        *([] if checkpoint.adapter is None else checkpoint.adapter.folders),
+    ]
+    names = [Path(os.path.abspath(model)).name for model in models]  # noqa: PTH100 - resolve() would name a link's target
     return os.fsencode("+".join(names)).decode(errors="replace")
 
 

@@ -335,6 +335,50 @@ def test_tokenizers_with_nothing_in_common_are_refused(tmp_path: Path) -> None:
         deltamend.repair(pair.base, pair.finetuned, tmp_path / "out")
 
 
+def test_another_tokenizer_of_the_same_size_is_noticed(tmp_path: Path) -> None:
+    pair = save_pair(llama(torch.float32), tmp_path)
+    tokenizer(pair.base, [f"a{row}" for row in range(200)])
+    tokenizer(pair.finetuned, [f"a{row}" if row < 150 else f"b{row}" for row in range(200)])
+    report = deltamend.repair(pair.base, pair.finetuned, tmp_path / "out")
+    (head,) = [tensor for tensor in report.tensors if tensor.name == "lm_head.weight"]
+    assert head.rows == 150
+    assert torch.equal(load(tmp_path / "out")["lm_head.weight"][150:], load(pair.finetuned)["lm_head.weight"][150:])
+
+
+def test_a_mask_is_for_the_rows_of_the_tensor_however_they_are_matched(tmp_path: Path) -> None:
+    pair = save_pair(llama(torch.float32), tmp_path)
+    tokenizer(pair.base, [f"a{row}" for row in range(200)])
+    tokenizer(pair.finetuned, [*(f"new{row}" for row in range(50)), *(f"a{row}" for row in range(150))])
+    finetuned = load(pair.finetuned)
+    masks = {
+        name: torch.zeros(tensor.shape, dtype=torch.uint8) for name, tensor in finetuned.items() if tensor.ndim == 2
+    }
+    masks["lm_head.weight"][60:70] = 1
+    save_file(masks, tmp_path / "mask")
+    deltamend.repair(
+        pair.base, pair.finetuned, tmp_path / "out", method="graft", parameters={"mask": str(tmp_path / "mask")}
+    )
+    base, out = load(pair.base)["lm_head.weight"], load(tmp_path / "out")["lm_head.weight"]
+    torch.testing.assert_close(out[60:70], finetuned["lm_head.weight"][60:70])
+    assert torch.equal(out[70:], base[20:150])
+    assert torch.equal(out[:50], finetuned["lm_head.weight"][:50])
+
+
+def test_a_mask_holds_for_the_parts_of_a_tensor(tmp_path: Path) -> None:
+    pair = save_pair(phi3(), tmp_path)
+    finetuned = load(pair.finetuned)
+    masks = {
+        name: torch.zeros(tensor.shape, dtype=torch.uint8) for name, tensor in finetuned.items() if tensor.ndim == 2
+    }
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    masks[name][60:] = 1
+    save_file(masks, tmp_path / "mask")
+    given = {"method": "graft", "parameters": {"mask": str(tmp_path / "mask")}, "split_fused": True}
+    deltamend.repair(pair.base, pair.finetuned, tmp_path / "out", **given)  # type: ignore[arg-type]
+    out, base = load(tmp_path / "out"), load(pair.base)
+    assert torch.equal(out[name], torch.where(masks[name].bool(), finetuned[name], base[name]))
+
+
 @pytest.mark.parametrize("sides", ["base", "finetuned", "both"])
 def test_pytorch_files_give_what_safetensors_give(sides: str, tmp_path: Path) -> None:
     pair = save_pair(llama(), tmp_path / "pair", finetuned_shards="120KB")
@@ -416,8 +460,8 @@ def test_fp8_weights_are_read_with_their_scales(scheme: str, side: str, tmp_path
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "quantised (gptq)"),
-        ({"quant_method": "bitsandbytes"}, "quantised (bitsandbytes)"),
+        ({"quant_method": "gptq", "bits": 4}, "quantised ('gptq')"),
+        ({"quant_method": "bitsandbytes"}, "quantised ('bitsandbytes')"),
         (
             {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 4, "type": "int"}}}},
             "other than 8-bit float weights",
@@ -458,6 +502,55 @@ def test_the_kernel_of_a_convolution_is_a_matrix_over_its_output_channels(tmp_pa
     assert check(sides, {"w": out["conv.weight"].flatten(1)}) == 1
     assert torch.equal(out["cls_token"], base["cls_token"] + 1)
     assert {tensor.name: tensor.action for tensor in report.tensors} == {"conv.weight": "filter", "cls_token": "keep"}
+
+
+def test_one_name_in_common_does_not_hide_that_all_others_have_another_prefix(tmp_path: Path) -> None:
+    pair = save_pair(llama(torch.float32), tmp_path)
+    renamed(pair.finetuned, lambda name: name.replace("model.", "model.language_model."))
+    report = deltamend.repair(pair.base, pair.finetuned, tmp_path / "out")
+    assert sum(tensor.action == "filter" for tensor in report.tensors) == 16
+
+
+def test_a_rule_that_gives_two_tensors_one_name_is_refused(tmp_path: Path) -> None:
+    pair = save_pair(llama(torch.float32), tmp_path)
+    path = pair.base / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "a.lm_head.weight": tensors["lm_head.weight"] + 1}, path, metadata={"format": "pt"})
+    with pytest.raises(deltamend.PairingError, match=r"two tensors of BASE would be called 'lm_head\.weight'"):
+        deltamend.repair(pair.base, pair.finetuned, tmp_path / "out", rename="a.=")
+
+
+def test_a_tie_that_config_json_leaves_open_is_kept(tmp_path: Path) -> None:
+    pair = save_pair(gpt2(), tmp_path)
+    for folder in (pair.base, pair.finetuned):
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("tie_word_embeddings", None)
+        (folder / "config.json").write_text(json.dumps(config))
+    path = pair.finetuned / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "lm_head.weight": tensors["transformer.wte.weight"].clone()}, path, {"format": "pt"})
+    deltamend.repair(pair.base, pair.finetuned, tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.lm_head.weight.data_ptr() == loaded.transformer.wte.weight.data_ptr()
+
+
+@pytest.mark.parametrize("what", ["mask", "gguf"])
+def test_overwrite_never_removes_what_is_read(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = save_pair(llama(torch.float32), tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    if what == "mask":
+        masks = {name: torch.ones_like(t, dtype=torch.uint8) for name, t in load(pair.base).items() if t.ndim == 2}
+        save_file(masks, out / "mask")
+        given: dict[str, Any] = {"method": "graft", "parameters": {"mask": str(out / "mask")}}
+        base = pair.base
+    else:
+        base, given = out / "base.gguf", {}
+        base.write_bytes(b"GGUF")
+        monkeypatch.setattr("deltamend.inputs.gguf_file.unpacked", lambda _path: pair.base)
+    with pytest.raises(deltamend.OutputError, match="holds the input"):
+        deltamend.repair(base, pair.finetuned, out, overwrite=True, **given)
+    assert len(list(out.iterdir())) == 1
 
 
 def test_dtypes_may_differ_between_the_sides(tmp_path: Path) -> None:

@@ -212,3 +212,50 @@ def test_an_adapter_to_an_adapted_base_is_not_written(tmp_path: Path, deltamend_
     spec = f"{pair.base}+{pair.finetuned}"
     printed = deltamend_cli("repair", spec, pair.base, tmp_path / "out", "--as", "adapter")
     assert (printed.code, "BASE has an adapter of its own" in printed.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    ],
+    ids=["factors", "whole"],
+)
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`:UserWarning")
+def test_an_adapter_on_a_tied_embedding_leaves_the_head_as_peft_does(options: dict[str, Any], tmp_path: Path) -> None:
+    pair = adapted(tmp_path, llama(torch.float32, tied=True), **options)
+    deltamend.repair(pair.base, f"{pair.base}+{pair.finetuned}", tmp_path / "out", method="none", out_dtype="fp32")
+    base = AutoModelForCausalLM.from_pretrained(pair.base, dtype=torch.float32)
+    expected = PeftModel.from_pretrained(base, str(pair.finetuned))
+    out = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids = torch.tensor([[1, 5, 9, 2]])
+    torch.testing.assert_close(out(ids).logits, expected(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_that_took_its_start_out_of_the_model_is_refused(start: str, tmp_path: Path) -> None:
+    pair = adapted(tmp_path, llama(torch.float32), target_modules=["q_proj"], init_lora_weights=start)
+    with pytest.raises(deltamend.CheckpointError, match="changes the model's own weights"):
+        deltamend.repair(pair.base, f"{pair.base}+{pair.finetuned}", tmp_path / "out")
+
+
+def test_a_square_conv1d_is_known_by_the_architecture_and_not_by_one_flag_for_all(tmp_path: Path) -> None:
+    pair = adapted(tmp_path, gpt2(torch.float32), target_modules=["attn.c_proj"], fan_in_fan_out=True)
+    path = pair.finetuned / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "fan_in_fan_out": False}))  # as saved after a Linear
+    found = shown(f"{pair.base}+{pair.finetuned}")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "fan_in_fan_out": True}))
+    expected = merged(pair)
+    for name in (name for name in found if "attn.c_proj.weight" in name):
+        np.testing.assert_allclose(found[name], expected[name].numpy(), atol=2e-7)
+
+
+@pytest.mark.parametrize("pattern", ["((\\w+)+\\.?)+X", ".*.*.*.*X", "x" * 301])
+def test_a_pattern_that_could_run_for_hours_is_refused(pattern: str, tmp_path: Path) -> None:
+    pair = adapted(tmp_path, llama(), target_modules=LLAMA)
+    path = pair.finetuned / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "alpha_pattern": {pattern: 3}}))
+    with pytest.raises(deltamend.CheckpointError, match="too complicated"):
+        deltamend.repair(pair.base, f"{pair.base}+{pair.finetuned}", tmp_path / "out")

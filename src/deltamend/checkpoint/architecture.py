@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 TOKEN_EMBEDDINGS = frozenset({"embed_tokens", "wte", "embed_in", "word_embeddings"})
 """Last parts of the names of token embeddings in transformers' decoder models."""
 
+_CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+_CONV1D_MODULES = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
+_EXPERTS = re.compile(r"(^|\.)experts?(\.|$)")
 _WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -30,6 +34,21 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 def has_head(config: Mapping[str, Any]) -> bool:
     """Whether the model predicts tokens."""
     return architecture_of(config).endswith(_WITH_HEAD)
+
+
+def has_conv1d(config: Mapping[str, Any]) -> bool:
+    """Whether some of the model's weights are stored as (inputs, outputs)."""
+    return config.get("model_type") in _CONV1D_MODELS
+
+
+def is_conv1d(config: Mapping[str, Any], leaf: str) -> bool:
+    """Whether the weight of a module of this last name is stored as (inputs, outputs)."""
+    return has_conv1d(config) and leaf in _CONV1D_MODULES
+
+
+def is_expert(name: str) -> bool:
+    """Whether a tensor belongs to the experts of a mixture, one of them or all."""
+    return _EXPERTS.search(name) is not None
 
 
 def tied_head(config: Mapping[str, Any], names: Collection[str]) -> tuple[str, str] | None:

@@ -92,6 +92,7 @@ class Checkpoint:
         config_altered: whether it is not what the file says.
         headers: what each weight file says of itself, by the file's name.
         has_index: whether an index names the files.
+        source: the file it was unpacked from, if it was.
         adapter: the adapter that is added to it, if any.
         update_ranks: ranks of what the adapter adds, by the tensor's name.
         notes: what a person should know of how it is read, a sentence each.
@@ -106,6 +107,7 @@ class Checkpoint:
         self.headers = headers
         self.has_index = has_index
         self.config_altered = False
+        self.source: Path | None = None
         self.adapter: Checkpoint | None = None
         self.update_ranks: dict[str, int] = {}
         self.notes: tuple[str, ...] = ()
@@ -183,8 +185,9 @@ class Checkpoint:
 
     @property
     def folders(self) -> list[Path]:
-        """The folders it is read from: its own, and its adapter's."""
-        return [self.folder, *([] if self.adapter is None else self.adapter.folders)]
+        """The folders it is read from: its own, the file it was unpacked from, and its adapter's."""
+        own = [self.folder] if self.source is None else [self.folder, self.source]
+        return [*own, *([] if self.adapter is None else self.adapter.folders)]
 
     @property
     def weight_files(self) -> dict[str, Path]:

@@ -70,14 +70,14 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            order = next(
-                (archive.read(member) for member in members if member.filename.endswith("/byteorder")), b"little"
-            )
+            stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+            orders = [member for member in members if member.filename.endswith("/byteorder") and member.file_size < 16]
+            order = archive.read(orders[0]) if stored and orders else b"little"
     except Exception as error:  # zipfile raises of all kinds on damaged names and directories
         raise CheckpointError(
             f"{path}: not a PyTorch file of version 1.6 or later, or truncated; save it as safetensors with save_pretrained"
         ) from error
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or order != b"little":
+    if not stored or order != b"little":
         raise CheckpointError(f"{path}: compressed or big-endian; save it as safetensors with save_pretrained")
 
 
@@ -90,7 +90,7 @@ def _entry(path: Path, name: object, tensor: torch.Tensor, size: int) -> HeaderE
         raise CheckpointError(
             f"{path}: tensor {name!r} has dtype {tensor.dtype}, which deltamend cannot read; give it unquantised weights"
         )
-    if tensor.numel() and not tensor.is_contiguous():
+    if tensor.is_neg() or tensor.is_conj() or (tensor.numel() and not tensor.is_contiguous()):
         raise CheckpointError(
             f"{path}: tensor {name!r} is stored transposed; save it as safetensors with save_pretrained"
         )

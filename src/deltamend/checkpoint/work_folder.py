@@ -2,6 +2,7 @@
 
 .NAME.deltamend-partial/     beside OUT, so that the rename stays on one file system; locked while a run uses it
     journal.jsonl            first line: the plan; then one line for each finished tensor
+    inputs                   a hash of the content of all inputs
     out/                     becomes OUT
     parts/                   of an adapter: what it holds of each tensor, until its file can be laid out
 """
@@ -109,7 +110,22 @@ class WorkFolder:
             for folder in (self.staged, self.parts):
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
+            (self.folder / "inputs").unlink(missing_ok=True)
             self._journal_path.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
+
+    def keep_to_inputs(self, digest: str) -> None:
+        """Note what the inputs hold; what an earlier run finished counts only for the same.
+
+        Raises:
+            OutputError: it had other inputs, though their times were the same.
+        """
+        path = self.folder / "inputs"
+        with _output_errors(self.out):
+            if self.finished and (not path.exists() or path.read_text(encoding="utf-8") != digest):
+                raise OutputError(
+                    f"{self.out}: the unfinished run beside it read other weights; start again without --resume"
+                )
+            path.write_text(digest, encoding="utf-8")
 
     def record(self, record: TensorRecord) -> None:
         """Note a tensor as finished; its bytes must already be written."""

@@ -113,7 +113,7 @@ def repair(
             if resume and published_manifest(plan) is not None:
                 console.print(f"{plan.out} is whole already; there is nothing to do")
                 return
-            check_output(plan.out, [*plan.base.folders, *plan.finetuned.folders], overwrite=overwrite)
+            check_output(plan.out, plan.inputs, overwrite=overwrite)
             count = workers or len(os.sched_getaffinity(0))
             _print_plan(console, plan, count, verbose)
             if as_json:

@@ -6,9 +6,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
-from deltamend.checkpoint.architecture import TOKEN_EMBEDDINGS
+from deltamend.checkpoint.architecture import TOKEN_EMBEDDINGS, has_head
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.checkpoint.open import Array, Checkpoint, ComputedTensor, StoredTensor
 from deltamend.errors import PairingError, UsageError
@@ -42,12 +42,14 @@ def align_base(base: Checkpoint, finetuned: Checkpoint, *, rename: str | None = 
     """
     _rename(base, finetuned, rename)
     _restack_experts(base, finetuned)
-    _write_tied_once(finetuned)
+    for checkpoint in (base, finetuned):
+        _write_tied_once(checkpoint)
     _tie(base, finetuned)
 
 
 def _rename(base: Checkpoint, finetuned: Checkpoint, given: str | None) -> None:
     ours, theirs = _matrices(base.tensors), _matrices(finetuned.tensors)
+    alike = _matched(ours, theirs, ("", ""))
     if given is not None:
         old, separator, new = given.partition("=")
         if not separator:
@@ -55,14 +57,12 @@ def _rename(base: Checkpoint, finetuned: Checkpoint, given: str | None) -> None:
         best = (old, new)
         if not _matched(ours, theirs, best):
             raise UsageError(f"--rename: {given!r} gives no matrix of BASE a name and shape that FINETUNED has")
-    elif any(theirs.get(name) == shape for name, shape in ours.items()):
-        return
     else:
         scores = {
             (old, new): _matched(ours, theirs, (old, new)) for old in _PREFIXES for new in _PREFIXES if old != new
         }
         top = max(scores.values())
-        if top == 0:
+        if top <= alike:
             return
         winners = [rule for rule, score in scores.items() if score == top]
         # A longer pair of prefixes with the same ending says the same; the shortest is the rule.
@@ -71,12 +71,15 @@ def _rename(base: Checkpoint, finetuned: Checkpoint, given: str | None) -> None:
         if any(mapping != renamed[winners.index(best)] for mapping in renamed):
             written = ", ".join(f"{old}={new}" for old, new in sorted(winners))
             raise PairingError(f"names match in several ways ({written}); say which with --rename OLD=NEW")
-    tensors = {(name := _renamed(tensor.name, best)): replace(tensor, name=name) for tensor in base.tensors.values()}
-    computed = {
-        replace(tensor, name=_renamed(tensor.name, best)): _Same(base, tensor)
-        for tensor in base.tensors.values()
-        if base.is_computed(tensor)
-    }
+    tensors: dict[str, StoredTensor] = {}
+    computed: dict[StoredTensor, ComputedTensor] = {}
+    for tensor in base.tensors.values():
+        shown = replace(tensor, name=_renamed(tensor.name, best))
+        if shown.name in tensors:
+            raise PairingError(f"two tensors of BASE would be called {shown.name!r}; give another --rename OLD=NEW")
+        tensors[shown.name] = shown
+        if shown != tensor and base.is_computed(tensor):
+            computed[shown] = _Slice(base, tensor)
     count = _matched(ours, theirs, best)
     base.present(
         tensors,
@@ -103,15 +106,16 @@ def _renamed(name: str, rule: tuple[str, str]) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Same:
-    """A computed tensor under another name."""
+class _Slice:
+    """A computed tensor under another name, or consecutive entries of one."""
 
     checkpoint: Checkpoint
     tensor: StoredTensor
+    first: int = 0
 
     def read_into(self, start: int, stop: int, out: Array) -> None:
         """See `ComputedTensor.read_into`."""
-        out[:] = self.checkpoint.values(self.tensor, start, stop)
+        out[:] = self.checkpoint.values(self.tensor, self.first + start, self.first + stop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +150,9 @@ def _restack_experts(base: Checkpoint, finetuned: Checkpoint) -> None:
     for prefix, parts in theirs.single.items():
         for (part, number), wanted in parts.items():
             if wanted.name not in tensors and (slice_ := ours.slice_of(prefix, part, number, wanted)) is not None:
-                tensors[wanted.name] = slice_
+                if base.is_computed(slice_.of):
+                    computed[slice_.shown] = _Slice(base, slice_.of, slice_.first)
+                tensors[wanted.name] = slice_.shown
                 count += 1
     for layer, wanted in theirs.unmatched(tensors):
         if ours.has(layer):
@@ -155,18 +161,38 @@ def _restack_experts(base: Checkpoint, finetuned: Checkpoint) -> None:
                 "orientation; save both with the same version of transformers"
             )
     if count:
-        for name, wanted in finetuned.tensors.items():
-            router = tensors.get(_other_module(name))
-            if name not in tensors and router is not None and router.shape == wanted.shape:
-                tensors[name] = replace(router, name=name)
-        kept = {
-            name: tensor
-            for name, tensor in tensors.items()
-            if name in finetuned.tensors or not (_is_expert(name) or _other_module(name) in finetuned.tensors)
-        }
-        base.present(
-            kept, computed, [f"experts are stacked in one model and single in the other: {count} tensors are matched"]
-        )
+        _show_restacked(base, finetuned, tensors, computed, count)
+
+
+def _show_restacked(
+    base: Checkpoint,
+    finetuned: Checkpoint,
+    tensors: dict[str, StoredTensor],
+    computed: dict[StoredTensor, ComputedTensor],
+    count: int,
+) -> None:
+    """Show the experts as they were matched, with the rest of their module under FINETUNED's name for it."""
+    for name, wanted in finetuned.tensors.items():
+        router = tensors.get(_other_module(name))
+        if name not in tensors and router is not None and router.shape == wanted.shape:
+            tensors[name] = replace(router, name=name)
+            if base.is_computed(router):
+                computed[tensors[name]] = _Slice(base, router)
+    kept = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name in finetuned.tensors or not (_is_expert(name) or _other_module(name) in finetuned.tensors)
+    }
+    note = f"experts are stacked in one model and single in the other: {count} tensors are matched"
+    base.present(kept, computed, [note])
+
+
+class _Cut(NamedTuple):
+    """A tensor shown, and the one whose entries it is from `first` on."""
+
+    shown: StoredTensor
+    of: StoredTensor
+    first: int
 
 
 class _Experts:
@@ -213,8 +239,8 @@ class _Experts:
         more = (names[0], wanted.shape[0]) in parts
         return tuple(tensors) if fits and one_dtype and not more and wanted.shape[1] % len(names) == 0 else None
 
-    def slice_of(self, prefix: str, part: str, number: int, wanted: StoredTensor) -> StoredTensor | None:
-        """The bytes of one expert inside the tensor of all; None where there is none or it does not fit."""
+    def slice_of(self, prefix: str, part: str, number: int, wanted: StoredTensor) -> _Cut | None:
+        """One expert inside the tensor of all; None where there is none or it does not fit."""
         for fused_part, names in _STACKED.items():
             fused = self._fused.get((prefix, fused_part))
             if part not in names or fused is None:
@@ -222,9 +248,11 @@ class _Experts:
             rows = fused.shape[1] // len(names)
             if number >= fused.shape[0] or (rows, fused.shape[2]) != wanted.shape or fused.shape[1] % len(names):
                 return None
-            size = rows * fused.shape[2] * NUMPY_DTYPES[fused.dtype].itemsize
-            start = fused.start + (number * len(names) + names.index(part)) * size
-            return replace(fused, name=wanted.name, shape=wanted.shape, start=start, stop=start + size)
+            entries, itemsize = rows * fused.shape[2], NUMPY_DTYPES[fused.dtype].itemsize
+            first = (number * len(names) + names.index(part)) * entries
+            start = fused.start + first * itemsize
+            shown = replace(fused, name=wanted.name, shape=wanted.shape, start=start, stop=start + entries * itemsize)
+            return _Cut(shown, fused, first)
         return None
 
 
@@ -247,21 +275,22 @@ def _other_module(name: str) -> str:
     return name.replace(f".{old}.", f".{new}.")
 
 
-def _write_tied_once(finetuned: Checkpoint) -> None:
-    """Leave out a head that is the same bytes as the embedding the config ties it to: loaders tie it again.
+def _write_tied_once(checkpoint: Checkpoint) -> None:
+    """Leave out a head that is the same bytes as the embedding it is tied to: loaders tie it again.
 
-    Repaired one by one they might come out differently, and which of them a loader takes depends on its version.
+    Repaired one by one they might come out differently, and which of them a loader takes depends on its version. Where
+    config.json leaves it open whether they are tied, it is made to say so.
     """
-    if not _is_tied(finetuned.config):
+    said = _says_tied(checkpoint.config)
+    embedding = next((tensor for name, tensor in checkpoint.tensors.items() if INPUT_EMBEDDING.search(name)), None)
+    head = next((tensor for name, tensor in checkpoint.tensors.items() if OUTPUT_EMBEDDING.search(name)), None)
+    if said is False or embedding is None or head is None or not _same_values(checkpoint, embedding, head):
         return
-    embedding = next((tensor for name, tensor in finetuned.tensors.items() if INPUT_EMBEDDING.search(name)), None)
-    head = next((tensor for name, tensor in finetuned.tensors.items() if OUTPUT_EMBEDDING.search(name)), None)
-    if embedding is None or head is None or not _same_values(finetuned, embedding, head):
-        return
-    tensors = {name: tensor for name, tensor in finetuned.tensors.items() if name != head.name}
-    finetuned.present(
-        tensors, notes=[f"{head.name!r} is tied to {embedding.name!r} and stored beside it; it is written once"]
-    )
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name != head.name}
+    note = f"{head.name!r} is the same as {embedding.name!r} and stored beside it; it is written once and tied"
+    checkpoint.present(tensors, notes=[note])
+    if said is None:
+        checkpoint.alter_config({**checkpoint.config, "tie_word_embeddings": True})
 
 
 def _same_values(checkpoint: Checkpoint, first: StoredTensor, second: StoredTensor, size: int = 1 << 20) -> bool:
@@ -275,23 +304,31 @@ def _same_values(checkpoint: Checkpoint, first: StoredTensor, second: StoredTens
 
 def _tie(base: Checkpoint, finetuned: Checkpoint) -> None:
     """A head that FINETUNED stores and BASE ties to its embedding: the base of it is that embedding."""
-    if not _is_tied(base.config):
-        return
     embedding = next((tensor for name, tensor in base.tensors.items() if INPUT_EMBEDDING.search(name)), None)
+    if embedding is None or not _is_tied(base):
+        return
     for name, head in finetuned.tensors.items():
-        if OUTPUT_EMBEDDING.search(name) and name not in base.tensors and embedding is not None:
-            if head.shape[1:] != embedding.shape[1:]:
-                continue
+        if OUTPUT_EMBEDDING.search(name) and name not in base.tensors and head.shape[1:] == embedding.shape[1:]:
             shown = replace(embedding, name=name)
-            computed = {shown: _Same(base, embedding)} if base.is_computed(embedding) else {}
+            computed = {shown: _Slice(base, embedding)} if base.is_computed(embedding) else {}
             note = f"{name!r} is compared with {embedding.name!r} of BASE, which is tied to it"
             base.present({**base.tensors, name: shown}, computed, [note])
             return
 
 
-def _is_tied(config: Mapping[str, Any]) -> bool:
+def _is_tied(checkpoint: Checkpoint) -> bool:
+    """Whether its head is its embedding: config.json says so, or leaves it open and no head is stored."""
+    said = _says_tied(checkpoint.config)
+    if said is None:
+        return has_head(checkpoint.config) and not any(map(OUTPUT_EMBEDDING.search, checkpoint.tensors))
+    return said
+
+
+def _says_tied(config: Mapping[str, object]) -> bool | None:
+    """`tie_word_embeddings` of config.json or of its text part; None where it says nothing."""
     text = config.get("text_config")
-    tied = config.get("tie_word_embeddings")
-    if tied is None and isinstance(text, dict):
-        tied = text.get("tie_word_embeddings")
-    return tied is True
+    for part in (config, text if isinstance(text, Mapping) else {}):
+        said = part.get("tie_word_embeddings")
+        if isinstance(said, bool):
+            return said
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from deltamend.checkpoint.architecture import TOKEN_EMBEDDINGS, architecture_of, leaf_of, module_of, tied_head
-from deltamend.checkpoint.open import CONFIG_FILE, MAX_JSON_BYTES, StoredTensor, open_folder
+from deltamend.checkpoint.open import CONFIG_FILE, StoredTensor, open_folder, read_json
 from deltamend.checkpoint.safetensors_header import read_header
 from deltamend.checkpoint.sidecars import ADAPTER_CONFIG_FILE
 from deltamend.errors import CheckpointError
@@ -103,7 +102,7 @@ def inspect_folder(folder: str | os.PathLike[str]) -> Contents:
     return Contents(
         folder=Path(os.path.abspath(path)).name,  # noqa: PTH100 - resolve() would name a link's target
         architecture=architecture_of(config) or None,
-        model_type=str(config["model_type"]) if "model_type" in config else None,
+        model_type=ascii(config["model_type"])[1:-1] if isinstance(config.get("model_type"), str) else None,
         vocabulary=vocabulary if isinstance(vocabulary, int) else None,
         tied=None if tied is None else tied[0],
         adapter_of=base if isinstance(base, str) else None,
@@ -134,12 +133,9 @@ def _refusal(path: Path) -> str | None:
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object, or nothing where there is none."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            return {}
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except CheckpointError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 _MARKS: Mapping[str, tuple[str, ...]] = {

@@ -10,6 +10,9 @@ Span = tuple[int, int]
 
 _QKV = re.compile(r"(^|\.)(qkv_proj|query_key_value|c_attn|Wqkv|W_pack)\.weight$")
 _GATE_UP = re.compile(r"(^|\.)gate_up_proj(\.weight)?$")
+# Families whose fused weights are the parts on top of each other.
+_QKV_BY_ROW = frozenset({"phi3"})
+_GATE_UP_BY_ROW = frozenset({"phi3", "glm", "glm4", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v3"})
 # Families whose query_key_value holds query, key and value of the first head, then of the second, and so on.
 _BY_HEAD = frozenset({"gpt_neox", "bloom"})
 # Families whose Conv1D stores weights as (inputs, outputs).
@@ -34,9 +37,12 @@ def fused_parts(name: str, shape: tuple[int, int], config: Mapping[str, Any]) ->
     """
     text = config.get("text_config")
     config = {**config, **text} if isinstance(text, Mapping) else config
+    family = str(config.get("model_type"))
     if _GATE_UP.search(name):
+        if family not in _GATE_UP_BY_ROW:
+            return ()
         half, odd = divmod(shape[0], 2)
-        known = {config.get("intermediate_size"), config.get("moe_intermediate_size")}
+        known = [config.get("intermediate_size"), config.get("moe_intermediate_size")]
         if odd or half not in known:
             return ()
         return FusedPart("gate", ((0, half),), None), FusedPart("up", ((half, shape[0]),), None)
@@ -46,7 +52,6 @@ def fused_parts(name: str, shape: tuple[int, int], config: Mapping[str, Any]) ->
     if sizes is None:
         return ()
     heads, shared, width = sizes
-    family = config.get("model_type")
     if family in _BY_HEAD:
         return _by_head(shape, heads, width)
     ends = [heads * width, (heads + shared) * width, (heads + 2 * shared) * width]
@@ -55,7 +60,7 @@ def fused_parts(name: str, shape: tuple[int, int], config: Mapping[str, Any]) ->
         everything = ((0, shape[0]),)
         fits = ends[-1] == shape[1]
         return tuple(FusedPart(part, everything, span) for part, span in zip("qkv", spans, strict=True)) if fits else ()
-    if ends[-1] != shape[0] or family == "falcon":  # falcon orders its rows in three ways, by its version
+    if ends[-1] != shape[0] or family not in _QKV_BY_ROW:
         return ()
     return tuple(FusedPart(part, (span,), None) for part, span in zip("qkv", spans, strict=True))
 

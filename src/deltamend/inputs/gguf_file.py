@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -21,7 +22,11 @@ def unpacked(gguf: Path) -> Path:
         CheckpointError: transformers cannot read the file.
     """
     stat = gguf.stat()
-    source = {"file": gguf.name, "bytes": stat.st_size, "modified": stat.st_mtime_ns, "dtype": "float32"}
+    with gguf.open("rb") as file:
+        head = hashlib.sha256(
+            file.read(1 << 24)
+        ).hexdigest()  # two files with the same times are seldom the same so far
+    source = {"head": head, "bytes": stat.st_size, "modified": stat.st_mtime_ns, "dtype": "float32"}
     folder = default_cache_dir() / f"gguf-{gguf.stem}-{fingerprint(source)}"
     if not folder.is_dir():
         with publish(folder) as part, quiet_transformers():

@@ -33,7 +33,7 @@ def fetch(model: str) -> Path:
         CheckpointError: there is no such model, no access, no network, or it holds no weights that can be read.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     name, _, revision = model.partition("@")
 
@@ -48,6 +48,10 @@ def fetch(model: str) -> Path:
         status = error.response.status_code if error.response is not None else "no answer"
         raise CheckpointError(
             f"{model}: the hub does not give it ({status}); check the name, the revision, and HF_TOKEN for a gated model"
+        ) from error
+    except HFValidationError as error:
+        raise CheckpointError(
+            f"{model}: is no folder here and no name of a model on a hub; check its spelling"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise CheckpointError(

@@ -31,9 +31,12 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
             outside its folder.
     """
     text = os.fspath(model)
-    name, plus, adapter = text.rpartition("+")
-    if not plus or Path(text).exists():
+    if not text:
+        raise CheckpointError("a model's name is empty; give the folder of a checkpoint")
+    parts = _model_and_adapter(text)
+    if parts is None:
         return _open_model(text)
+    name, adapter = parts
     checkpoint = _open_model(name)
     try:
         add_adapter(checkpoint, model_folder(adapter))
@@ -106,6 +109,22 @@ def open_pair(
     return OpenPair(ours, theirs, pairing)
 
 
+def _model_and_adapter(text: str) -> tuple[str, str] | None:
+    """The two parts of `MODEL+ADAPTER`; None for a model alone. Folders may have a + in their names."""
+    if "+" not in text or _is_there(text):
+        return None
+    places = [number for number, letter in enumerate(text) if letter == "+"]
+    splits = [(text[:place], text[place + 1 :]) for place in reversed(places)]
+    return next((split for split in splits if all(map(_is_there, split))), splits[0])
+
+
+def _is_there(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).exists()
+    except OSError:  # a name that is too long
+        return False
+
+
 def model_folder(text: str) -> Path:
     """The folder of a model on this machine: `text` itself, where its hub id was downloaded to, or its GGUF file unpacked.
 
@@ -113,15 +132,20 @@ def model_folder(text: str) -> Path:
         CheckpointError: there is no such folder, and it is no hub id or cannot be fetched.
     """
     path = Path(text)
+    if not _is_there(text) and not is_hub_id(text):
+        raise CheckpointError(
+            f"{text}: no such folder; give the folder of a checkpoint with config.json and {WEIGHTS_FILE}"
+        )
     if path.is_dir():
         return path
     if path.is_file() and path.suffix == GGUF_SUFFIX:
         from deltamend.inputs.gguf_file import unpacked  # torch and transformers
 
         return unpacked(path)
-    if path.exists() or not is_hub_id(text):
-        what = "is not a folder" if path.exists() else "no such folder"
-        raise CheckpointError(f"{text}: {what}; give the folder of a checkpoint with config.json and {WEIGHTS_FILE}")
+    if path.exists():
+        raise CheckpointError(
+            f"{text}: is not a folder; give the folder of a checkpoint with config.json and {WEIGHTS_FILE}"
+        )
     return fetch(text)
 
 
@@ -130,6 +154,7 @@ def _open_model(text: str) -> Checkpoint:
     checkpoint = open_folder(folder)
     try:
         if text.endswith(GGUF_SUFFIX):
+            checkpoint.source = Path(text)
             checkpoint.notes += (
                 f"{Path(text).name}: read from a GGUF file; what its quantisation changed counts as part of Δ",
             )

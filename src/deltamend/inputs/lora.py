@@ -7,12 +7,13 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deltamend.checkpoint.architecture import has_conv1d, is_conv1d, leaf_of, module_of, tied_head
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
 from deltamend.checkpoint.open import Array, Checkpoint, ComputedTensor, StoredTensor, read_json
 from deltamend.checkpoint.safetensors_header import read_header
@@ -26,7 +27,15 @@ _TORCH_ADAPTER_FILE = "adapter_model.bin"
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
 _HELD_FACTORS = 8
-_LONGEST_PATTERN = 300
+_LONGEST_PATTERN, _MOST_REPEATS = 300, 2
+_LARGEST_ALPHA = 1e6
+_REPEAT, _NESTED = re.compile(r"(?<!\\)[*+{?]"), re.compile(r"\)[*+{?]")
+_PLAIN_STARTS = (None, True, False, "gaussian", "eva")
+"""`init_lora_weights` that leave the model as it is; PiSSA, OLoRA, CorDA and LoftQ take something out of it."""
+_CHANGING = (
+    "lora_bias", "alora_invocation_tokens", "layer_replication", "use_qalora", "target_parameters",
+    "trainable_token_indices", "arrow_config",
+)  # fmt: skip
 
 
 def add_adapter(checkpoint: Checkpoint, folder: Path) -> None:
@@ -49,18 +58,20 @@ def add_adapter(checkpoint: Checkpoint, folder: Path) -> None:
     tensors = dict(checkpoint.tensors)
     computed: dict[StoredTensor, ComputedTensor] = {}
     factors: dict[str, dict[str, StoredTensor]] = {}
+    _untie(checkpoint, adapter, tensors)
     for name, tensor in adapter.tensors.items():
+        if ".original_module." in name:  # what modules_to_save took the place of
+            continue
         if not name.startswith(_PREFIX):
             raise CheckpointError(f"{folder}: tensor {name!r} is not under {_PREFIX!r}; save the adapter with PEFT")
         if found := _FACTOR.fullmatch(name.removeprefix(_PREFIX)):
             side = ("embedding " if found["embedding"] else "") + found["side"]
             factors.setdefault(found["module"], {})[side] = tensor
         else:
-            weight = re.sub(
-                r"\.(modules_to_save|base_layer|original_module)(\.default)?\.", ".", name.removeprefix(_PREFIX)
-            )
+            weight = re.sub(r"\.(modules_to_save|base_layer)(\.default)?\.", ".", name.removeprefix(_PREFIX))
+            original = tensors.get(weight)
             _replace(tensors, computed, weight, adapter, tensor, folder)
-            _grow_vocabulary(checkpoint, checkpoint.tensors[weight], tensor)
+            _grow_vocabulary(checkpoint, original, tensor)
     cache = _Cache()
     for module, pair in factors.items():
         tensor, adapted = _adapted(checkpoint, tensors.get(f"{module}.weight"), module, pair, cache)
@@ -80,6 +91,18 @@ def add_adapter(checkpoint: Checkpoint, folder: Path) -> None:
     )
 
 
+def _untie(checkpoint: Checkpoint, adapter: Checkpoint, tensors: dict[str, StoredTensor]) -> None:
+    """Show the head of a tied model by itself where the adapter changes the embedding or the head: PEFT changes only one."""
+    tied = tied_head(checkpoint.config, tensors)
+    if tied is None:
+        return
+    embedding, head = tied
+    changed = [f"{_PREFIX}{module}." for module in (module_of(embedding), head)]
+    if any(name.startswith(tuple(changed)) for name in adapter.tensors):
+        tensors[f"{head}.weight"] = replace(tensors[embedding], name=f"{head}.weight")
+        checkpoint.alter_config({**checkpoint.config, "tie_word_embeddings": False})
+
+
 def _refuse_other_kinds(config: dict[str, Any], folder: Path) -> None:
     kind = config.get("peft_type")
     reason = ""
@@ -87,8 +110,10 @@ def _refuse_other_kinds(config: dict[str, Any], folder: Path) -> None:
         reason = f"is a {kind} adapter, not LoRA"
     elif config.get("use_dora"):
         reason = "is DoRA, which rescales whole rows of the weight, so that its update is not scaling·B·A"
-    elif config.get("lora_bias"):
-        reason = "has biases of its own factors (lora_bias)"
+    elif (found := config.get("init_lora_weights")) not in _PLAIN_STARTS:
+        reason = f"was begun with init_lora_weights={found!r}, which changes the model's own weights"
+    elif changing := [key for key in _CHANGING if config.get(key)]:
+        reason = f"has {changing[0]}, with which its update is not scaling·B·A on the model's weights"
     if reason:
         raise CheckpointError(f"{folder}: {reason}; merge it into the model with PEFT's merge_and_unload and give that")
 
@@ -126,9 +151,9 @@ def _replace(
     computed[shown] = _Elsewhere(adapter, stored)
 
 
-def _grow_vocabulary(checkpoint: Checkpoint, original: StoredTensor, stored: StoredTensor) -> None:
+def _grow_vocabulary(checkpoint: Checkpoint, original: StoredTensor | None, stored: StoredTensor) -> None:
     """An adapter that was trained with more tokens brings the whole embedding; config.json then has to say their number."""
-    rows = original.shape[:1]
+    rows = () if original is None else original.shape[:1]
     if stored.shape[:1] != rows and checkpoint.config.get("vocab_size") in rows:
         checkpoint.alter_config({**checkpoint.config, "vocab_size": stored.shape[0]})
 
@@ -147,7 +172,10 @@ def _adapted(
     if sides[0] is None or sides[1] is None or len(pair) != 2:
         raise CheckpointError(f"{fault} has one factor without the other; save the adapter again")
     a, b = sides[0], sides[1]
-    transposed = embedding or bool(config.get("fan_in_fan_out"))
+    leaf = leaf_of(module)
+    transposed = embedding or (
+        is_conv1d(checkpoint.config, leaf) if has_conv1d(checkpoint.config) else bool(config.get("fan_in_fan_out"))
+    )
     if len(a.shape) != 2 or len(b.shape) != 2 or not {a.dtype, b.dtype} <= FLOAT_NAMES:
         raise CheckpointError(f"{fault} has factors that are no matrices; merge the adapter with PEFT and give that")
     shape = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
@@ -155,9 +183,9 @@ def _adapted(
         raise CheckpointError(f"{fault} does not fit the model; give the model it was trained on")
     rank = a.shape[0]
     alpha = _of_pattern(config, "alpha_pattern", module, config.get("lora_alpha"))
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha) or rank < 1:
+    if not isinstance(alpha, int | float) or not abs(alpha) < _LARGEST_ALPHA or rank < 1:
         raise CheckpointError(f"{fault} has lora_alpha {alpha!r} and rank {rank}; save the adapter again")
-    scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    scaling = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     shown = StoredTensor(weight.name, "F64", weight.shape, weight.file, weight.start, weight.stop, weight.dtype)
     return shown, _Adapted(checkpoint, adapter, weight, a, b, scaling, transposed, cache)
 
@@ -168,8 +196,13 @@ def _of_pattern(config: Mapping[str, Any], field_name: str, module: str, default
     if not isinstance(patterns, dict):
         raise CheckpointError(f"{ADAPTER_CONFIG_FILE}: {field_name} is no table of patterns; save the adapter again")
     for pattern, value in patterns.items():
+        # A pattern is text from a checkpoint: one that repeats repetitions can run for hours.
+        if len(pattern) > _LONGEST_PATTERN or len(_REPEAT.findall(pattern)) > _MOST_REPEATS or _NESTED.search(pattern):
+            raise CheckpointError(
+                f"{ADAPTER_CONFIG_FILE}: {field_name} has {pattern[:60]!a}, which is too complicated; name the modules"
+            )
         try:
-            if len(pattern) <= _LONGEST_PATTERN and re.match(rf"(.*\.)?({pattern})$", module):
+            if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
         except re.error as error:
             raise CheckpointError(

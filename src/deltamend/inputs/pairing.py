@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from deltamend.checkpoint.architecture import is_expert
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
 from deltamend.checkpoint.open import StoredTensor
 from deltamend.errors import PairingError, UsageError
@@ -16,7 +17,6 @@ from deltamend.inputs.fused import fused_parts
 from deltamend.inputs.vocabulary import SharedRows
 
 Span = tuple[int, int]
-_EXPERTS = re.compile(r"(^|\.)experts?(\.|$)")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def matrix_view(name: str, shape: Sequence[int]) -> tuple[int, int] | None:
     """
     if len(shape) == 2:
         return shape[0], shape[1]
-    if len(shape) == 3 and _EXPERTS.search(name):
+    if len(shape) == 3 and is_expert(name):
         view = shape[0] * shape[1], shape[2]
     elif len(shape) > 2:
         view = shape[0], math.prod(shape[1:])
@@ -223,7 +223,7 @@ def _whole(view: tuple[int, int]) -> Part:
 
 def _experts(tensor: StoredTensor) -> tuple[Part, ...]:
     """A part for each expert of a three-dimensional tensor."""
-    if len(tensor.shape) != 3 or not _EXPERTS.search(tensor.name):
+    if len(tensor.shape) != 3 or not is_expert(tensor.name):
         return ()
     count, rows, _ = tensor.shape
     spans = [((number * rows, (number + 1) * rows),) for number in range(count)]

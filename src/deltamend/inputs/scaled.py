@@ -59,16 +59,16 @@ def _scale_suffix(found: Any, checkpoint: Checkpoint) -> str:
     method = found.get("quant_method") if isinstance(found, dict) else None
     if method == "compressed-tensors":
         groups = found.get("config_groups")
-        weights = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
+        weights = [group.get("weights") for group in _tables(groups)]
         floats = [
             isinstance(scheme, dict) and scheme.get("type") == "float" and scheme.get("num_bits") == 8
             for scheme in weights
         ]
         if not floats or not all(floats):
             method = "compressed-tensors with other than 8-bit float weights"
-    if method not in _SCALES:
+    if not isinstance(method, str) or method not in _SCALES:
         raise CheckpointError(
-            f"{checkpoint.folder / CONFIG_FILE}: the weights are quantised ({method}); a raw difference of packed values "
+            f"{checkpoint.folder / CONFIG_FILE}: the weights are quantised ({method!r}); a raw difference of packed values "
             "means nothing, give the unquantised checkpoint"
         )
     return _SCALES[method]
@@ -101,9 +101,14 @@ def _block(checkpoint: Checkpoint, tensor: StoredTensor, scale: StoredTensor | N
 
 def _group_block(config: Mapping[str, Any]) -> Any:
     """The block of compressed-tensors' `block` strategy."""
-    groups = config.get("config_groups")
-    schemes = [group["weights"] for group in groups.values()] if isinstance(groups, dict) else []
+    schemes = _tables([group.get("weights") for group in _tables(config.get("config_groups"))])
     return next((scheme["block_structure"] for scheme in schemes if "block_structure" in scheme), None)
+
+
+def _tables(values: object) -> list[Mapping[str, Any]]:
+    """The tables among the values of a table or list."""
+    found = list(values.values()) if isinstance(values, dict) else values
+    return [value for value in found if isinstance(value, dict)] if isinstance(found, list) else []
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,10 @@ def shared_rows(base: Sequence[Path], finetuned: Sequence[Path]) -> tuple[Shared
         CheckpointError: a tokenizer.json cannot be read.
     """
     ours, theirs = (_ids(folders) for folders in (base, finetuned))
-    if all(theirs.get(token, row) == row for token, row in ours.items()):
+    if not ours or not theirs:
+        return None
+    named = set(theirs.values())
+    if all(theirs[token] == row if token in theirs else row not in named for token, row in ours.items()):
         return None
     runs: list[SharedRows] = []
     for token, row in sorted(theirs.items(), key=lambda item: item[1]):
@@ -57,7 +60,8 @@ def _ids(folders: Sequence[Path]) -> dict[str, int]:
     if isinstance(vocabulary, Mapping):
         found = {token: row for token, row in vocabulary.items() if isinstance(row, int)}
     elif isinstance(vocabulary, list):  # Unigram: pairs of token and score
-        found = {entry[0]: row for row, entry in enumerate(vocabulary) if isinstance(entry, list) and entry}
+        tokens = [entry[0] if isinstance(entry, list) and entry else None for entry in vocabulary]
+        found = {token: row for row, token in enumerate(tokens) if isinstance(token, str)}
     added = content.get("added_tokens")
     for token in added if isinstance(added, list) else []:
         if isinstance(token, dict) and isinstance(token.get("content"), str) and isinstance(token.get("id"), int):

@@ -13,14 +13,16 @@ from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.checkpoint.safetensors_header import Header, HeaderEntry, read_header
 from deltamend.errors import CheckpointError, FilterError, MethodError
 from deltamend.inputs.pairing import matrix_view
+from deltamend.inputs.row_spans import RowSpans
+from deltamend.methods.method import Place, TensorContext
 
 
 class EntryTensor:
-    """One tensor of such a file, mapped; at least as high as the matrix, and as wide.
+    """What one tensor of such a file says of a delta, mapped.
 
     Args:
         path: of the file.
-        name: of the tensor.
+        context: of the delta; says of which rows and columns of which tensor it is.
         shape: (m, n) of the delta; anything that is no matrix is seen as one column.
         dtypes: the dtypes it may be stored in, by their safetensors names.
 
@@ -29,22 +31,24 @@ class EntryTensor:
         FilterError: it does not hold the tensor, or in another shape or dtype.
     """
 
-    def __init__(self, path: Path, name: str, shape: tuple[int, int], dtypes: frozenset[str]) -> None:
-        entry = _entry(path, name)
-        stored = matrix_view(name, entry.shape) or (int(np.prod(entry.shape)), 1)
-        if entry.dtype not in dtypes or stored[0] < shape[0] or stored[1] != shape[1]:
+    def __init__(self, path: Path, context: TensorContext, shape: tuple[int, int], dtypes: frozenset[str]) -> None:
+        place = context.place or Place(context.name, ((0, shape[0]),), None)
+        entry = _entry(path, place.tensor)
+        stored = matrix_view(place.tensor, entry.shape) or (int(np.prod(entry.shape)), 1)
+        first, last = place.columns or (0, stored[1])
+        fits = max(stop for _, stop in place.rows) <= stored[0] and last <= stored[1] and last - first == shape[1]
+        if entry.dtype not in dtypes or not fits:
             raise FilterError(f"{path.name} holds it as {entry.dtype} {list(entry.shape)}; compute it for this model")
         self.file = path.name
-        self._values = np.memmap(path, NUMPY_DTYPES[entry.dtype], "r", entry.start, stored)[: shape[0]]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """That of the delta."""
-        return self._values.shape[0], self._values.shape[1]
+        self.shape = shape
+        self._spans, self._first = RowSpans(place.rows), first
+        self._values = np.memmap(path, NUMPY_DTYPES[entry.dtype], "r", entry.start, stored)
 
     def read(self, row: int, column: int, shape: tuple[int, int]) -> np.ndarray[Any, np.dtype[Any]]:
         """The part of `shape` whose first entry is (row, column), as stored."""
-        return self._values[row : row + shape[0], column : column + shape[1]]
+        columns = slice(self._first + column, self._first + column + shape[1])
+        pieces = [self._values[slice(*piece.source), columns] for piece in self._spans.pieces(row, row + shape[0])]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def name_and_content(path: Path, method: str) -> str:

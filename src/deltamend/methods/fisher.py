@@ -47,10 +47,8 @@ class Fisher(Method):
             return KeptDelta.reverted("alpha is 0")
         if self.alpha == 1.0:
             return KeptDelta.identity("alpha is 1")
-        ours = EntryTensor(self.fisher, context.name, delta.shape, FLOAT_NAMES)
-        theirs = (
-            None if self.base_fisher is None else EntryTensor(self.base_fisher, context.name, delta.shape, FLOAT_NAMES)
-        )
+        ours = EntryTensor(self.fisher, context, delta.shape, FLOAT_NAMES)
+        theirs = None if self.base_fisher is None else EntryTensor(self.base_fisher, context, delta.shape, FLOAT_NAMES)
         mean = _mean(ours)
 
         def weighted(block: Block) -> FloatArray:

@@ -52,7 +52,7 @@ class Graft(Trimmed):
         """Mask one delta; see `Method.apply`."""
         if self.mask is None:
             return super().apply(delta, context)
-        mask = EntryTensor(self.mask, context.name, delta.shape, MASK_DTYPES)
+        mask = EntryTensor(self.mask, context, delta.shape, MASK_DTYPES)
 
         def grafted(block: Block) -> FloatArray:
             for row, column, values in parts(block, delta.shape):

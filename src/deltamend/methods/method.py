@@ -33,6 +33,15 @@ class Weights(Protocol):
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a delta lies in a tensor: its name, spans of rows one after another, and columns where not all of them."""
+
+    tensor: str
+    rows: tuple[tuple[int, int], ...]
+    columns: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
 class TensorContext:
     """What a method may know besides the delta.
 
@@ -42,6 +51,7 @@ class TensorContext:
         stored_dtype: the dtype FINETUNED is stored in, by its torch name such as "bfloat16".
         device: where to compute what is expensive, "cpu" or a torch device.
         surveyed: what `Method.survey` found.
+        place: where in its tensor the delta lies, where that is not simply its first rows.
         update_rank: the rank of the delta, where it is an adapter's and known by construction.
         workspace: scratch memory of this thread for spectral filters.
     """
@@ -51,6 +61,7 @@ class TensorContext:
     stored_dtype: str = "float32"
     device: str = "cpu"
     surveyed: Any = None
+    place: Place | None = None
     update_rank: int | None = None
     workspace: Workspace = field(default_factory=Workspace)
 
