@@ -130,9 +130,9 @@ def study(scenario: Scenario, random: Random) -> tuple[dict[str, FloatArray], Ce
     return populations, Cell("study", models, tasks[-1], tuple(tasks[:-1]), ())
 
 
-def figures(means: Means) -> dict[str, FloatArray]:
-    """Every figure of the first repair, and both repairs' difference in three of them."""
-    parts = parts_of(means)
+def figures(means: Means, like: Means | None = None) -> dict[str, FloatArray]:
+    """Every figure of the first repair, and both repairs' difference in three of them; see `parts_of` for `like`."""
+    parts = parts_of(means, like)
     found = {name: getattr(parts, name)[..., 0] for name in FIGURES}
     for name in ("healing", "retention", "combined"):
         found[f"Δ {name}"] = getattr(parts, name)[..., 0] - getattr(parts, name)[..., 1]
@@ -175,11 +175,11 @@ def run(scenario: Scenario, *, studies: int, draws: int, seed: int) -> dict[str,
         random = np.random.default_rng([seed, number])
         populations, cell = study(scenario, random)
         # The margin of the rule is a standard error with the study's number of items, of the population's spread.
-        truth = figures(population_means(cell, settings, populations))
-        seen = figures(observed_means(cell, settings))
+        observed = observed_means(cell, settings)
+        truth, seen = figures(population_means(cell, settings, populations), observed), figures(observed)
         _, (drawn,) = draw_cells([cell], make_settings(margin=scenario.margin, draws=draws, seed=number))
         bent = acceleration(cell, settings, seen) if scenario.compared else {}
-        for name, values in figures(drawn).items():
+        for name, values in figures(drawn, observed).items():
             defined = values[~np.isnan(values)]
             if np.isnan(truth[name]) or np.isnan(seen[name]) or defined.size < draws / 2:
                 continue

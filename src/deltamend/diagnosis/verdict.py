@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from deltamend.diagnosis.records import MatrixDiagnosis, Measured, Verdict
 
@@ -94,7 +96,10 @@ def _rounded_reasons(found: Measured) -> list[str]:
 
 def _noise(found: Measured) -> bool:
     bulk = found.bulk
-    return bulk is not None and (bulk.ks <= NOISE_KS or min(bulk.ks_p, bulk.ad_p) >= LEVEL)
+    if bulk is None:
+        return False
+    # A small matrix gives the distances little power: then what is said of its entries counts too.
+    return bulk.ks <= NOISE_KS or (min(bulk.ks_p, bulk.ad_p) >= LEVEL and not _entry_reasons(found))
 
 
 def _bulk_reasons(found: Measured) -> list[str]:
@@ -171,7 +176,7 @@ RULES = (
     ),
     VerdictRule(
         "noise-like bulk",
-        f"the values up to τ lie within KS {NOISE_KS:g} of the Marchenko–Pastur law, or neither distance is rejected at {LEVEL:.0%}",
+        f"the values up to τ lie within KS {NOISE_KS:g} of the Marchenko–Pastur law, or neither distance is rejected at {LEVEL:.0%} and no test of the entries is",
         _noise,
         _bulk_reasons,
         "The threshold means what the paper says: what is below it looks like iid noise.",
@@ -232,9 +237,9 @@ def summary(matrices: Sequence[MatrixDiagnosis]) -> tuple[Verdict, tuple[str, ..
     verdict, total = most_of(matrices), sum(found.size for found in matrices)
     rule = rule_of(verdict)
     same = [found for found in matrices if found.verdict == verdict]
-    share = sum(found.size for found in same) / total
+    share = math.floor(1000 * sum(found.size for found in same) / total) / 1000  # 100% is all of them
     sentences = [
-        f"{len(same)} of {len(matrices)} matrices, {share:.0%} of the entries: {verdict}.",
+        f"{len(same)} of {len(matrices)} matrices, {100 * share:.3g}% of the entries: {verdict}.",
         rule.meaning,
         *_numbers(matrices, fit=verdict not in ("almost unchanged", "low-rank by construction")),
         rule.advice,
@@ -260,8 +265,8 @@ def _numbers(matrices: Sequence[MatrixDiagnosis], *, fit: bool) -> list[str]:
     )
     if fit and fits and shuffled:
         sentences.append(
-            f"The KS distance to the law of noise is {fits[len(fits) // 2]:.3f} in the median matrix "
-            f"({fits[0]:.3f} to {fits[-1]:.3f}); with shuffled entries it is {shuffled[len(shuffled) // 2]:.3f}."
+            f"The KS distance to the law of noise is {median(fits):.3f} in the median matrix "
+            f"({fits[0]:.3f} to {fits[-1]:.3f}); with shuffled entries it is {median(shuffled):.3f}."
         )
     lost = [
         (found.rounding.lost**2, found.norm**2 * found.spectrum.energy)

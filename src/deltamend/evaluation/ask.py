@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,8 +107,14 @@ def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
         fewshot=int(results["n-shot"].get(first) or 0),
         chance=_chance(metric, [sample for logged in samples.values() for sample in logged]),
         weak="; ".join(weak) or None,
+        asked=_asked(samples[first][0]["filter"], results["configs"].get(first, {})),
         items=tuple(items),
     )
+
+
+def _asked(answer_filter: str, config: Mapping[str, Any]) -> str:
+    content = [answer_filter, config.get("output_type"), config.get("generation_kwargs")]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def has_chat_template(lm: Any) -> bool:
@@ -173,7 +180,9 @@ def _item(name: str, item_id: str, sample: dict[str, Any], metric: str, options:
     generated = str(sample["resps"][0][0]) if not likelihoods else None
     return ItemScore(
         id=item_id,
-        prompt_hash=sample["prompt_hash"],
+        prompt_hash=hashlib.sha256(
+            "".join(sample[part] for part in ("prompt_hash", "doc_hash", "target_hash")).encode()
+        ).hexdigest(),
         score=float(score),
         loglikelihoods=likelihoods,
         response=generated if options.keep_responses else None,

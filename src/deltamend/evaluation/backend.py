@@ -42,6 +42,27 @@ class BackendOptions:
     dtype: str = "auto"
     trust_remote_code: bool = False
 
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise UsageError(f"--dtype {self.dtype!r}: there are {', '.join(_DTYPES)}")
+
+
+_DTYPES = ("auto", "bfloat16", "float16", "float32")
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that is not here; a backend might run elsewhere without a word.
+
+    Raises:
+        UsageError: torch cannot use it.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device or best_device())
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {device!r}: cannot be used here ({_line(error)}); leave it out") from error
+
 
 def open_backend(model: str, options: BackendOptions, seen: Callable[[float], None]) -> Any:
     """An lm-eval LM on `model`, a folder or the name that a remote backend knows.

@@ -28,7 +28,9 @@ class ItemScore(_Record):
     id: str = Field(
         description="Unique within the task and the same for every model; a group's items begin with the subtask."
     )
-    prompt_hash: str = Field(description="SHA-256 of the whole prompt: items are compared only where these agree.")
+    prompt_hash: str = Field(
+        description="SHA-256 of the whole prompt, the item and its right answer: items are compared only where these agree."
+    )
     score: float = Field(description="Higher is better; 0 to 1 for accuracies, unbounded for likelihoods.")
     loglikelihoods: tuple[float, ...] = Field(
         default=(), description="Of each choice, in nats; empty for generated answers."
@@ -44,6 +46,8 @@ class TaskScores(_Record):
     fewshot: int = Field(ge=0, description="Worked examples in the prompt.")
     chance: float | None = Field(default=None, ge=0, lt=1, description="Expected score of a guess, where there is one.")
     weak: str | None = Field(default=None, description="Why the figure is weak, said wherever it is shown.")
+    asked: str | None = Field(default=None, description="Hash of how answers are got: filter and generation settings.")
+    key: str | None = Field(default=None, description="Hash of all that decides the figures; what --resume compares.")
     items: tuple[ItemScore, ...] = Field(min_length=1)
 
     @property

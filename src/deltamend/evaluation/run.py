@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from deltamend.checkpoint.hashing import hash_file
 from deltamend.errors import EvaluationError, OutputError
 from deltamend.evaluation.ask import AskOptions, ask_task, template_hash
-from deltamend.evaluation.backend import BackendOptions, best_device, open_backend
+from deltamend.evaluation.backend import BackendOptions, best_device, check_device, open_backend
 from deltamend.evaluation.lm_eval_tasks import TaskLoader, check_needs, files_of
 from deltamend.evaluation.quiet import third_parties_quiet
 from deltamend.evaluation.record import Evaluation, TaskScores, read_evaluation, write_evaluation
@@ -30,7 +30,9 @@ Progress = Callable[[str, float], None]
 """Called with the name of what is being asked and the share of the suite that is done."""
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-_SECRET = re.compile(r"api_?key|^(hf_)?token$|secret|password|auth|header", re.IGNORECASE)
+_HF = ("hf", "hf-auto", "huggingface")
+_SECRET = re.compile(r"key|token|credential|secret|password|auth|header", re.IGNORECASE)
+_USER = re.compile(r"(?<=://)[^/@\s]*@")
 """Names of constructor arguments that are nobody's business."""
 _PACKAGES = ("deltamend", "lm_eval", "torch", "transformers", "datasets", "vllm")
 
@@ -108,6 +110,8 @@ def evaluate(
     _check_out(out, may_exist=overwrite or resume)
     _need_lm_eval()
     told = _Told(progress or (lambda _name, _share: None), len(entries))
+    if backend.name in _HF:
+        check_device(backend.device)
     told.doing("reading the model's files")
     source = _resolve(model, backend)
     header = {
@@ -120,11 +124,6 @@ def evaluate(
         "settings": _settings(backend, asking, local=source.weights_hash is not None),
         "versions": _versions(),
     }
-    if resume and not overwrite and out.exists():
-        whole = read_evaluation(out)
-        if [*whole.tasks] != [entry.name for entry, _ in entries] or whole.model_dump(include=set(header)) != header:
-            raise OutputError(f"{out}: is there, and of another run; give another name, or --overwrite")
-        return EvaluationRun(whole, written=False)
     work_file = out.with_name(f".{out.name}.deltamend-partial.json")
     keys = {
         entry.name: _hash(
@@ -132,6 +131,11 @@ def evaluate(
         )
         for entry, _ in entries
     }
+    if resume and not overwrite and out.exists():
+        whole = read_evaluation(out)
+        if {name: scores.key for name, scores in whole.tasks.items()} != keys:
+            raise OutputError(f"{out}: is there, and of another run; give another name, or --overwrite")
+        return EvaluationRun(whole, written=False)
     left = _read_work(work_file) if resume else {}
     finished = {name: done for name, done in left.items() if keys.get(name) == done.key}
     kept = tuple(finished)
@@ -152,7 +156,10 @@ def evaluate(
         {
             **header,
             "template_hash": next(iter(templates), None),
-            "tasks": {entry.name: finished[entry.name].scores for entry, _ in entries},
+            "tasks": {
+                entry.name: finished[entry.name].scores.model_copy(update={"key": keys[entry.name]}).model_dump()
+                for entry, _ in entries
+            },
         }
     )
     write_evaluation(evaluation, out)
@@ -185,7 +192,7 @@ def _resolve(model: str, backend: BackendOptions) -> _Source:
     """
     folder = Path(model)
     if not folder.is_dir():
-        if backend.name in ("hf", "hf-auto", "huggingface"):
+        if backend.name in _HF:
             raise EvaluationError(f"{model}: no such folder; give the folder of a checkpoint")
         return _Source(model, None, {})
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
@@ -211,7 +218,7 @@ def _settings(backend: BackendOptions, asking: AskOptions, *, local: bool) -> di
     settings = {"backend": backend.name, "dtype": backend.dtype, "judge": asking.judge.name}
     settings |= {"device": backend.device or best_device()} if local else {}
     settings |= {
-        f"backend.{key}": "not shown" if _SECRET.search(key) else str(value)
+        f"backend.{key}": "not shown" if _SECRET.search(key) else _USER.sub("", str(value))
         for key, value in (backend.arguments or {}).items()
     }
     settings |= {"trust_remote_code": "yes"} if backend.trust_remote_code else {}

@@ -157,7 +157,7 @@ def without(suites: Sequence[Suite], names: Sequence[str]) -> list[Suite]:
 def _parse(text: str, where: str) -> Suite:
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise EvaluationError(f"{where}: is not YAML ({' '.join(str(error).split())}); mend it") from error
     if not isinstance(content, dict):
         raise EvaluationError(f"{where}: is no suite; it needs name, version and tasks")

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from deltamend.compare import Comparison, MethodComparison, TensorComparison
+from deltamend.report.csv_text import csv_text
 
 
 def compare_csv(comparison: Comparison) -> str:
     """One line for each method and matrix."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(TensorComparison.model_fields), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row.model_dump() for row in comparison.tensors)
-    return out.getvalue()
+    return csv_text(list(TensorComparison.model_fields), (row.model_dump() for row in comparison.tensors))
 
 
 def compare_page(comparison: Comparison) -> str:

@@ -7,9 +7,7 @@ escaped, and the page's content security policy lets no other script than this o
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 import math
 from importlib.resources import files
 from typing import Any
@@ -20,6 +18,7 @@ from markupsafe import Markup
 from deltamend.diagnosis.groups import grouped
 from deltamend.diagnosis.records import Bulk, Diagnosis, MatrixDiagnosis
 from deltamend.diagnosis.verdict import RULES, rule_of
+from deltamend.report.csv_text import csv_text
 
 _DIGITS = 5
 
@@ -27,11 +26,7 @@ _DIGITS = 5
 def diagnosis_csv(diagnosis: Diagnosis) -> str:
     """One line for each matrix."""
     rows = diagnosis.table()
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return csv_text(list(rows[0]), rows)
 
 
 def diagnosis_page(diagnosis: Diagnosis) -> str:

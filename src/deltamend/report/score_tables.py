@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from deltamend.report.csv_text import cell_text
 from deltamend.score.cell import TRIVIAL
 from deltamend.score.cells import CellsScore
 from deltamend.score.result import Estimate, Score, TaskScore
@@ -247,14 +248,9 @@ def scores_csv(scores: Sequence[Score]) -> str:
         for task, method, name, estimate, weak in _figures(score):
             numbers = (estimate.value, estimate.low, estimate.high)
             texts = (score.name, task, method, name)
-            row = (*map(_cell_text, texts), *numbers, estimate.reason, _cell_text(weak or ""))
+            row = (*map(cell_text, texts), *numbers, estimate.reason, cell_text(weak or ""))
             writer.writerow(["" if value is None else value for value in row])
     return out.getvalue()
-
-
-def _cell_text(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _figures(score: Score) -> Iterator[tuple[str, str, str, Estimate, str | None]]:

@@ -83,17 +83,25 @@ def resample_clusters(values: FloatArray, clusters: Sequence[str], *, seed: int)
     """Mean over clusters, drawn anew with replacement in every draw: what other cells like these could have given.
 
     Args:
-        values: (D, cells), one draw over items a row.
+        values: (D, cells), one draw over items a row; NaN where undefined, which is left out of its cluster's mean.
         clusters: (cells,) names; cells of one cluster, such as seeds, are averaged and drawn as one.
         seed: not negative.
 
     Returns:
-        (D,).
+        (D,), NaN where no cluster that was drawn is defined.
     """
     names = sorted(set(clusters))
     membership = np.array([[cluster == name for name in names] for cluster in clusters], dtype=np.float64)
-    by_cluster = values @ (membership / membership.sum(axis=0))
+    by_cluster = weighted_mean(values, membership)
     random = np.random.default_rng([seed, *hashlib.sha256(b"clusters").digest()])
     taken = random.integers(len(names), size=(values.shape[0], len(names)))
-    means: FloatArray = np.take_along_axis(by_cluster, taken, axis=1).mean(axis=1)
+    means = np.take_along_axis(by_cluster, taken, axis=1)
+    return weighted_mean(means, np.ones((means.shape[1], 1)))[:, 0]
+
+
+def weighted_mean(values: FloatArray, weights: FloatArray) -> FloatArray:
+    """Means of (D, N) by columns of (N, M) weights, (D, M), over what is not NaN; NaN where all of it is."""
+    defined = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        means: FloatArray = (np.where(defined, values, 0) @ weights) / (defined @ weights)
     return means

@@ -11,11 +11,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deltamend.errors import UsageError
-from deltamend.score.bootstrap import resample_clusters
+from deltamend.score.bootstrap import resample_clusters, weighted_mean
 from deltamend.score.cell import TRIVIAL, Cell, open_cell
 from deltamend.score.metric import FloatArray, parts_of
 from deltamend.score.result import Estimate, Score
-from deltamend.score.scoring import Settings, draw_cells, estimate, score_of
+from deltamend.score.scoring import Settings, draw_cells, estimate, observed_means, score_of
 from deltamend.score.significance import holm, smallest_wilcoxon_p, wilcoxon
 
 
@@ -88,7 +88,7 @@ def read_cells(path: Path) -> CellsFile:
         return CellsFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); give a YAML file with a list of cells") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -143,7 +143,9 @@ def score_over_cells(cells: Sequence[Cell], clusters: Sequence[str], settings: S
     """
     scored_as, drawn = draw_cells(cells, settings)
     scores = [score_of(cell, settings, means) for cell, means in zip(scored_as, drawn, strict=True)]
-    combined = [parts_of(means).combined for means in drawn]  # each (D, K)
+    combined = [  # each (D, K)
+        parts_of(means, observed_means(cell, settings)).combined for cell, means in zip(scored_as, drawn, strict=True)
+    ]
     methods = list(dict.fromkeys(name for score in scores for name in score.methods))
     methods = [*(name for name in methods if name not in TRIVIAL), *TRIVIAL]
     values = {name: _by_cell(name, scores) for name in methods}
@@ -194,7 +196,7 @@ def _over_cells(
     return MethodOverCells(
         cells=len(values),
         clusters=len(of_clusters),
-        these_cells=estimate(mean, drawn @ weights, settings, None),
+        these_cells=estimate(mean, weighted_mean(drawn, weights[:, None])[:, 0], settings, None),
         cells_like_these=like_these,
     )
 

@@ -222,7 +222,7 @@ def _samples(file: Path, run: _Run, task: str) -> list[dict[str, Any]]:
     for number, text in enumerate(_content(path).removesuffix("\n").split("\n"), start=1):
         try:
             line = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise EvaluationError(f"{path}: line {number} is not JSON; the run broke off, run it again") from error
         if not isinstance(line, dict):
             raise EvaluationError(f"{path}: line {number} is no sample; run lm_eval again")

@@ -79,8 +79,14 @@ def shares(means: Means) -> tuple[FloatArray, FloatArray, FloatArray]:
     return healed, preserved, np.where(repaired >= floor, 1.0, below)
 
 
-def parts_of(means: Means) -> Parts:
-    """All parts of every method."""
+def parts_of(means: Means, like: Means | None = None) -> Parts:
+    """All parts of every method.
+
+    Args:
+        means: of the models, or of draws of their items.
+        like: of the models, where `means` are of draws. The combined score of a draw in which other parts are defined than
+            here is a mean of other things, and counts as undefined.
+    """
     damaged, improved = partition(means)
     healed, preserved, unharmed = shares(means)
     base, finetuned = means.target_base[..., None], means.target_finetuned[..., None]
@@ -93,7 +99,13 @@ def parts_of(means: Means) -> Parts:
         _mean_over(~(damaged | improved), unharmed),
         np.where(learnt, kept, np.nan),
     )
-    return Parts(*found, combined=combine(np.stack(found, axis=-1)))
+    stacked = np.stack(found, axis=-1)
+    combined = combine(stacked)
+    if like is not None:
+        seen = parts_of(like)
+        wanted = ~np.isnan(np.stack([seen.healing, seen.preservation, seen.non_damage, seen.retention], axis=-1))
+        combined = np.where((~np.isnan(stacked) == wanted).all(axis=-1), combined, np.nan)
+    return Parts(*found, combined=combined)
 
 
 def combine(parts: FloatArray) -> FloatArray:

@@ -53,6 +53,10 @@ def pair_task(name: str, models: Mapping[str, TaskScores], *, common_items: bool
             raise EvaluationError(
                 f"task {name!r} of {model}: its text has characters that cannot be shown; remove them"
             )
+        if None not in (first.asked, other.asked) and first.asked != other.asked:
+            raise EvaluationError(
+                f"task {name!r}: {first_model} and {model} were asked with another answer filter or length; evaluate both alike"
+            )
         for field in ("metric", "version", "fewshot"):
             ours, theirs = getattr(first, field), getattr(other, field)
             if ours != theirs:

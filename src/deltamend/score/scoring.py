@@ -57,8 +57,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
-        if self.draws < 100:
-            raise UsageError(f"--draws {self.draws}: give 100 or more; 10000 is usual")
+        if not 100 <= self.draws <= 1_000_000:
+            raise UsageError(f"--draws {self.draws}: give 100 to 1000000; 10000 is usual")
         if not 0.5 <= self.confidence < 1:
             raise UsageError(f"--confidence {self.confidence}: give a share from 0.5 to below 1, such as 0.95")
         if self.seed < 0:
@@ -252,7 +252,7 @@ def observed_means(cell: Cell, settings: Settings) -> Means:
 def score_of(cell: Cell, settings: Settings, drawn: Means) -> Score:
     """One cell's score, given its resampled means."""
     seen = observed_means(cell, settings)
-    found, draws = _figures(seen), _figures(drawn)
+    found, draws = _figures(seen), _figures(drawn, seen)
     methods: dict[str, MethodScore] = {}
     for index, method in enumerate(cell.methods):
         estimates = {
@@ -277,9 +277,9 @@ def score_of(cell: Cell, settings: Settings, drawn: Means) -> Score:
     )
 
 
-def _figures(means: Means) -> dict[str, FloatArray]:
-    """Every figure of every method, (…, K)."""
-    parts: Parts = parts_of(means)
+def _figures(means: Means, like: Means | None = None) -> dict[str, FloatArray]:
+    """Every figure of every method, (…, K); see `parts_of`."""
+    parts: Parts = parts_of(means, like)
     base, finetuned = means.base.mean(axis=-1)[..., None], means.finetuned.mean(axis=-1)[..., None]
     mean = means.repaired.mean(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
