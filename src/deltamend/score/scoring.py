@@ -421,6 +421,12 @@ def _margin_text(settings: Settings) -> str:
     return "; ".join([str(settings.margin), *special])
 
 
+def _has_no_width(task: TaskScore) -> bool:
+    """Whether a model has all items of a task right, or all wrong: resampling them gives the same again."""
+    scores = [task.base, task.finetuned, *(of.score for of in task.methods.values())]
+    return any(of.value in (0.0, 1.0) and of.low == of.high for of in scores)
+
+
 def _warnings(methods: Mapping[str, MethodScore], tasks: Sequence[TaskScore]) -> list[str]:
     """What the figures cannot say."""
     any_method = methods[TRIVIAL[0]]
@@ -441,6 +447,12 @@ def _warnings(methods: Mapping[str, MethodScore], tasks: Sequence[TaskScore]) ->
     ]
     if unsettled:
         notes.append(f"so few items do not settle what fine-tuning did to {', '.join(unsettled)}")
+    flat = [task.name for task in tasks if _has_no_width(task)]
+    if flat:
+        notes.append(
+            f"a score without a single wrong, or a single right, answer has an interval without width ({', '.join(flat)}): with "
+            "n items the truth may lie up to 3/n away"
+        )
     accuracies = [task for task in tasks if all(0 <= (of.value or 0) <= 1 for of in (task.base, task.finetuned))]
     blind = max(accuracies, key=lambda task: task.visible_change, default=None)
     if blind is not None and blind.visible_change > _SMALL_CHANGE:
