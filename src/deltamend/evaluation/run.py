@@ -24,6 +24,8 @@ from deltamend.evaluation.quiet import third_parties_quiet
 from deltamend.evaluation.record import Evaluation, TaskScores, read_evaluation, write_evaluation
 from deltamend.evaluation.rubrics import RUBRICS
 from deltamend.evaluation.suite import Suite, joined
+from deltamend.inputs.hub import is_hub_id
+from deltamend.inputs.load import model_folder
 from deltamend.whole_file import write_whole
 
 Progress = Callable[[str, float], None]
@@ -185,16 +187,18 @@ class _Told:
 
 
 def _resolve(model: str, backend: BackendOptions) -> _Source:
-    """The one place that says what MODEL is: a folder, or a name that a backend other than hf knows.
+    """The one place that says what MODEL is: a folder, a hub id or GGUF file, or a name a backend other than hf knows.
 
     Raises:
         EvaluationError: hf is to run it, and it is no folder with weights.
     """
     folder = Path(model)
     if not folder.is_dir():
-        if backend.name in _HF:
-            raise EvaluationError(f"{model}: no such folder; give the folder of a checkpoint")
-        return _Source(model, None, {})
+        if backend.name not in _HF:
+            return _Source(model, None, {})
+        if not (is_hub_id(model) or folder.is_file()):
+            raise EvaluationError(f"{model}: no such folder; give the folder of a checkpoint, or a hub id")
+        folder = model_folder(model)
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
     hashes = {name: _sha256(path) for name, path in files.items()}
     weights = {name: digest for name, digest in hashes.items() if name.endswith(_WEIGHTS)}
