@@ -48,7 +48,7 @@ def test_commands_run_as_printed(
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     words = {"BASE": llama_pair.base, "FINETUNED": llama_pair.finetuned, "OUT": out}
-    if command.split()[1] in {"verify", "inspect", "diff", "push"}:
+    if "OUT" in command.split() and command.split()[1] != "repair":
         assert deltamend_cli("repair", llama_pair.base, llama_pair.finetuned, out).code == 0
     printed = deltamend_cli(*(words.get(word, word) for word in shlex.split(command)[1:]))
     assert printed.code == 0, f"{page}: {command}: {printed.err}"
