@@ -360,6 +360,7 @@ def test_an_argument_that_a_backend_does_not_take_is_said_in_one_line(run: Calla
         run(ARC_EASY, backend=BackendOptions(device="cpu", arguments={"speed": 1}))
 
 
+@pytest.mark.slow
 def test_another_backend_of_lm_eval_runs_by_its_name(run: Callable[..., EvaluationRun]) -> None:
     """lm-eval's `dummy` answers at random; it shows that a backend without a tokenizer goes through whole."""
     scores = run(ARC_EASY, backend=BackendOptions(name="dummy")).evaluation.tasks["arc"]
