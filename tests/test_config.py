@@ -10,10 +10,11 @@ import torch
 import yaml
 
 import deltamend
+from deltamend.checkpoint.architecture import kind_of, layer_of
 from deltamend.config import read_config
 from deltamend.methods.pages import pages
 from deltamend.methods.registry import all_methods
-from deltamend.rules import MethodChoice, kind_of, layer_of
+from deltamend.rules import MethodChoice
 from tests.conftest import Pair, Printed
 from tests.reference import load
 

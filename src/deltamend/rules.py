@@ -6,41 +6,21 @@ import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from deltamend.checkpoint.architecture import Kind, kind_of, layer_of
 from deltamend.errors import UsageError
 from deltamend.methods.interpolation import WiseFT
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method, method_class
 from deltamend.methods.trivial import NoRepair, Revert
 
-Kind = Literal["attention", "mlp", "embedding", "head", "norm", "other"]
 Vectors = str | float
 """What parameters that are no matrices follow: "finetuned", "base", or the share of the way from base to fine-tuned."""
 
-# The names that Hugging Face's models give their modules; the first that is found decides.
-_KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
-    ("norm", re.compile(r"norm|\bln_|(^|\.)ln\d?\.", re.IGNORECASE)),
-    ("head", re.compile(r"(^|\.)(lm_head|embed_out|score|classifier)\.")),
-    ("embedding", re.compile(r"embed|(^|\.)(wte|wpe)\.")),
-    ("attention", re.compile(r"attn|attention|(^|\.)[qkvo]_proj\.", re.IGNORECASE)),
-    ("mlp", re.compile(r"mlp|feed_forward|ffn|experts|(^|\.)(fc\d|fc_in|fc_out|(gate|up|down)_proj)\.", re.IGNORECASE)),
-)
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _LAYERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
-
-
-def kind_of(name: str) -> Kind:
-    """What kind of module a tensor belongs to, by its name."""
-    return next((kind for kind, pattern in _KINDS if pattern.search(name)), "other")
-
-
-def layer_of(name: str) -> int | None:
-    """The layer a tensor belongs to: the first whole number in its name."""
-    found = _LAYER.search(name)
-    return None if found is None else int(found.group(1))
 
 
 class Rule(BaseModel):

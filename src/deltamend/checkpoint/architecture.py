@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
+
+Kind = Literal["attention", "mlp", "embedding", "head", "norm", "other"]
 
 TOKEN_EMBEDDINGS = frozenset({"embed_tokens", "wte", "embed_in", "word_embeddings"})
 """Last parts of the names of token embeddings in transformers' decoder models."""
 
+# The names that Hugging Face's models give their modules; the first that is found decides.
+_KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+    ("norm", re.compile(r"norm|\bln_|(^|\.)ln\d?\.", re.IGNORECASE)),
+    ("head", re.compile(r"(^|\.)(lm_head|embed_out|score|classifier)\.")),
+    ("embedding", re.compile(r"embed|(^|\.)(wte|wpe)\.")),
+    ("attention", re.compile(r"attn|attention|(^|\.)[qkvo]_proj\.", re.IGNORECASE)),
+    ("mlp", re.compile(r"mlp|feed_forward|ffn|experts|(^|\.)(fc\d|fc_in|fc_out|(gate|up|down)_proj)\.", re.IGNORECASE)),
+)
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_MODULES = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
 _EXPERTS = re.compile(r"(^|\.)experts?(\.|$)")
@@ -61,3 +72,14 @@ def tied_head(config: Mapping[str, Any], names: Collection[str]) -> tuple[str, s
     embedding = next((name for name in names if leaf_of(module_of(name)) in TOKEN_EMBEDDINGS), None)
     tied = has_head(config) and embedding is not None and f"{head}.weight" not in names
     return (embedding, head) if tied and embedding is not None else None
+
+
+def kind_of(name: str) -> Kind:
+    """What kind of module a tensor belongs to, by its name."""
+    return next((kind for kind, pattern in _KINDS if pattern.search(name)), "other")
+
+
+def layer_of(name: str) -> int | None:
+    """The layer a tensor belongs to: the first whole number in its name."""
+    found = _LAYER.search(name)
+    return None if found is None else int(found.group(1))

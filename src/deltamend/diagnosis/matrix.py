@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from deltamend.checkpoint.architecture import kind_of, layer_of
 from deltamend.delta import Array, BaseBlocks, Buffers, DeltaBlocks, Matrix, row_chunks
 from deltamend.diagnosis.controls import Sample
 from deltamend.diagnosis.records import (
@@ -32,7 +33,6 @@ from deltamend.matrix_repair import refuse_damaged, write_merged
 from deltamend.methods.dg_hard import DGHard
 from deltamend.methods.finetuned_blocks import BaseOnly, FinetunedBlocks
 from deltamend.methods.method import TensorContext, spectral_result
-from deltamend.rules import kind_of, layer_of
 from deltamend.spectrum.blocks import Blocks, FloatArray
 from deltamend.spectrum.eigen import Workspace
 from deltamend.spectrum.entry_tests import EntrySums, EntryTests, NeighbourTest, VarianceTest

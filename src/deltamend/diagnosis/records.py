@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deltamend.rules import Kind
+from deltamend.checkpoint.architecture import Kind
 
 Verdict = Literal[
     "almost unchanged",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deltamend.checkpoint.architecture import TOKEN_EMBEDDINGS, architecture_of, leaf_of, module_of, tied_head
+from deltamend.checkpoint.architecture import architecture_of, is_expert, kind_of, leaf_of, tied_head
 from deltamend.checkpoint.open import CONFIG_FILE, StoredTensor, open_folder, read_json
 from deltamend.checkpoint.safetensors_header import read_header
 from deltamend.checkpoint.sidecars import ADAPTER_CONFIG_FILE
@@ -138,26 +138,12 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
 
 
-_MARKS: Mapping[str, tuple[str, ...]] = {
-    "expert": (".experts.", ".expert."),
-    "norm": ("norm", ".ln_"),
-    "attention": ("attn", "attention"),
-    "mlp": ("mlp", "feed_forward", "ffn"),
-}
-"""Parts of names; the first that fits counts."""
-
-
 def _kind(name: str) -> str:
-    module = leaf_of(module_of(name))
     if name.startswith("base_model."):
         return "adapter"
-    if module in TOKEN_EMBEDDINGS or module == "wpe":
-        return "embedding"
-    if module in {"lm_head", "embed_out"}:
-        return "head"
     if leaf_of(name) == "bias":
         return "bias"
-    return next((kind for kind, marks in _MARKS.items() if any(mark in name for mark in marks)), "other")
+    return "expert" if is_expert(name) else kind_of(name)
 
 
 def _total(tensors: Iterable[TensorEntry]) -> Total:
