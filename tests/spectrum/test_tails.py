@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import powerlaw
 import pytest
 
 from deltamend.spectrum.tails import power_law_tail
@@ -42,7 +43,6 @@ def test_nothing_is_fitted_to_too_few_or_equal_values() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_it_agrees_with_the_powerlaw_package() -> None:
-    powerlaw = pytest.importorskip("powerlaw", reason="the powerlaw package is not installed")
     values = pareto(2.7, 200) + 0.2
     ours, theirs = power_law_tail(values), powerlaw.Fit(values, verbose=False)
     assert ours is not None
