@@ -12,5 +12,5 @@ deltamend repair base finetuned wise-ft --resume --method wise-ft
 deltamend repair base finetuned dg-hard --resume --method dg-hard
 deltamend repair base finetuned magnitude --resume --method magnitude --set density=0.15
 for model in base finetuned wise-ft dg-hard magnitude; do
-    deltamend evaluate $model --suite "$here/suite.yaml:$data" --limit 100 --device cpu --resume --out "$here/$model.json.gz"
+    deltamend evaluate $model --suite "$here/suite.yaml:$data" --limit 100 --device cpu --dtype float32 --resume --out "$here/$model.json.gz"
 done

@@ -1,0 +1,255 @@
+"""What a study is: its grid of cells, how a model is fine-tuned in each, which repairs are made, what every model is asked."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from deltamend.errors import MethodError, UsageError
+from deltamend.evaluation.suite import SuiteTask
+from deltamend.methods.registry import get_method
+from deltamend.rules import Rule, Vectors, read_rules
+
+_NAME = re.compile(r"[\w][\w.+-]*")
+_RESERVED = ("base", "finetuned")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Items(_Strict):
+    """Where questions and answers come from: files below --data, a data set of the hub, or sums made on the spot."""
+
+    files: tuple[str, ...] = Field((), description="JSONL files, one after another.")
+    hub: str | None = Field(None, description="Id of a data set of the hub.")
+    subset: str | None = Field(None, description="Of the data set.")
+    split: str = Field("train", description="Of the data set.")
+    sums: tuple[int, int] | None = Field(None, description="Sums of two numbers from the first to the second.")
+    longest: int | None = Field(None, ge=1, description="Items with a longer question, in characters, are left out.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (bool(self.files) + (self.hub is not None) + (self.sums is not None)) != 1:
+            raise ValueError("give one of files, hub and sums")
+        if self.sums is not None and self.sums[0] > self.sums[1]:
+            raise ValueError("sums: the first number is the smaller one")
+        return self
+
+
+class ModelEntry(_Strict):
+    """A base model."""
+
+    name: str
+    source: str = Field(
+        description="A folder, a hub id, or `demo` for the demo's SmolLM2-135M-Instruct, which needs no hub."
+    )
+    chat_template: str | None = Field(None, description="Jinja text used in place of the model's own.")
+
+
+class Target(_Strict):
+    """A task that models are fine-tuned on."""
+
+    name: str
+    train: Items
+    test: Items
+    question: str = Field("{{question}}", description="Jinja text around an item's fields: what the user says.")
+    answer: str = Field("{{answer}}", description="Jinja text around an item's fields: the answer to learn.")
+    gold: str | None = Field(
+        None, description="Jinja text around an item's fields: what counts as right; default: the answer."
+    )
+    test_items: int = Field(100, ge=8, description="Asked of every model, spread evenly over the test items.")
+    max_tokens: int = Field(32, ge=1, description="Longest generated answer.")
+    form: str | None = Field(
+        None, description="Regular expression of an answer in the target's form, to see it where it is out of place."
+    )
+    retention: Literal["exact_match", "likelihood"] = Field(
+        "exact_match", description="By what the target is scored: answers that are right, or their likelihood."
+    )
+
+    @field_validator("form")
+    @classmethod
+    def _is_a_pattern(cls, text: str | None) -> str | None:
+        try:
+            re.compile(text or "")
+        except re.error as error:
+            raise ValueError(f"{text!r} is not a regular expression ({error})") from error
+        return text
+
+
+class Regime(_Strict):
+    """How a model is fine-tuned."""
+
+    name: str
+    weights: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of the weights that are trained and stored; float32 computes in bf16 autocast."
+    )
+    lr: float = Field(gt=0, description="Peak learning rate; linear warm-up, linear decay to zero.")
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    batch: int = Field(16, ge=1, description="Examples a step.")
+    micro_batch: int | None = Field(None, ge=1, description="Examples at a time on one device; default: all.")
+    warmup: int = Field(10, ge=0, description="Steps of warm-up.")
+    max_length: int = Field(512, ge=8, description="Tokens of an example; longer ones are cut.")
+    lora_rank: int | None = Field(None, ge=1, description="Train a LoRA adapter of this rank on all linear layers.")
+
+
+class Repair(_Strict):
+    """One repair that is made of every fine-tuned model."""
+
+    name: str
+    method: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    vectors: Vectors = "finetuned"
+    out_dtype: Literal["stored", "float32", "bfloat16"] = Field(
+        "float32", description="What is written; stored is that of the fine-tuned model."
+    )
+    role: Literal["published", "strength", "control", "candidate", "dtype"] = Field(
+        "published",
+        description="published: a method at its published setting; strength: the same at another strength; control: what a "
+        "method must beat; candidate: of ours; dtype: about what is written.",
+    )
+    family: str | None = Field(None, description="What strengths of one method have in common; default: its method.")
+    safety: bool = Field(False, description="Ask the safety tasks too.")
+    regimes: tuple[str, ...] = Field((), description="Only in these regimes; none for all.")
+    only_choosing: bool = Field(False, description="Tried in the choosing cells, and not confirmed.")
+
+    @field_validator("rules", mode="before")
+    @classmethod
+    def _rules(cls, rules: object) -> tuple[Rule, ...]:
+        try:
+            return read_rules(rules)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _is_a_method(self) -> Self:
+        try:
+            get_method(self.method, self.parameters)
+        except MethodError as error:
+            raise ValueError(str(error)) from error
+        if self.name in _RESERVED:
+            raise ValueError(f"{self.name} is not the name of a repair; take another")
+        return self
+
+
+class GeneralPrompts(_Strict):
+    """What people ask a chat model: the base's own answers to these are what fine-tuning may unlearn."""
+
+    items: Items
+    question: str = "{{question}}"
+    count: int = Field(32, ge=8, description="Prompts, spread evenly over the items.")
+    max_tokens: int = Field(32, ge=4, description="Longest answer that the base gives, and that others are watched for.")
+
+
+class Exam(_Strict):
+    """What every model is asked beside the target."""
+
+    general: GeneralPrompts
+    tasks: tuple[SuiteTask, ...] = Field(min_length=1, description="Benchmarks, as in the file of a suite.")
+    safety: tuple[SuiteTask, ...] = Field((), description="Asked of the base, the fine-tuned and repairs with `safety`.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the arithmetic.")
+
+
+class Choosing(_Strict):
+    """The cells that repairs may be chosen on; all others confirm."""
+
+    targets: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+class Cell(NamedTuple):
+    """One (model, target, regime, seed)."""
+
+    model: ModelEntry
+    target: Target
+    regime: Regime
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Such as "smollm2/sums/fp32/0"."""
+        return f"{self.cluster}/{self.seed}"
+
+    @property
+    def cluster(self) -> str:
+        """What cells that differ only in their seed have in common."""
+        return f"{self.model.name}/{self.target.name}/{self.regime.name}"
+
+
+class Study(_Strict):
+    """A whole study, as a YAML file says it."""
+
+    name: str
+    models: tuple[ModelEntry, ...] = Field(min_length=1)
+    targets: tuple[Target, ...] = Field(min_length=1)
+    regimes: tuple[Regime, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    repairs: tuple[Repair, ...] = Field(min_length=1)
+    exam: Exam
+    choosing: Choosing = Choosing(targets=(), seeds=())
+    keep_finetuned: bool = Field(False, description="Keep fine-tuned models after their cell is done.")
+
+    @model_validator(mode="after")
+    def _names_fit_together(self) -> Self:
+        for what in ("models", "targets", "regimes", "repairs"):
+            names = [entry.name for entry in getattr(self, what)]
+            for name, times in Counter(names).items():
+                if times > 1:
+                    raise ValueError(f"{what}: two are named {name!r}")
+                if not _NAME.fullmatch(name):
+                    raise ValueError(f"{what}: {name!r} is no name; use letters, digits and . + - _")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: one is there twice")
+        known = {"targets": {target.name for target in self.targets}, "regimes": {one.name for one in self.regimes}}
+        wanted = [("targets", name, "choosing") for name in self.choosing.targets]
+        wanted += [("regimes", name, f"repairs.{repair.name}") for repair in self.repairs for name in repair.regimes]
+        for what, name, where in wanted:
+            if name not in known[what]:
+                raise ValueError(f"{where}: no {what[:-1]} {name!r}; there are {', '.join(sorted(known[what]))}")
+        return self
+
+    def cells(self) -> list[Cell]:
+        """The grid, choosing cells first, then seed by seed, so that a run cut short has seen every task."""
+
+        def order(cell: Cell) -> tuple[bool, int]:
+            return (not self.chooses(cell), self.seeds.index(cell.seed))
+
+        return sorted((Cell(*one) for one in product(self.models, self.targets, self.regimes, self.seeds)), key=order)
+
+    def chooses(self, cell: Cell) -> bool:
+        """Whether repairs may be chosen on this cell."""
+        return cell.target.name in self.choosing.targets and cell.seed in self.choosing.seeds
+
+    def repairs_of(self, cell: Cell) -> Iterator[Repair]:
+        """The repairs that are made in a cell."""
+        for repair in self.repairs:
+            if repair.regimes and cell.regime.name not in repair.regimes:
+                continue
+            if not repair.only_choosing or self.chooses(cell):
+                yield repair
+
+
+def read_study(path: Path) -> Study:
+    """Read a study's YAML file.
+
+    Raises:
+        UsageError: it cannot be read, or a field is wrong.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}); mend it") from error
+    try:
+        return Study.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the study"
+        raise UsageError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}; mend it") from error
