@@ -1,0 +1,133 @@
+"""Questions and answers of a study: read, dressed by Jinja text, and thinned out evenly."""
+
+from __future__ import annotations
+
+import importlib
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from deltamend.errors import DeltamendError, UsageError
+from deltamend.evaluation.lm_eval_tasks import find_file
+from deltamend.evaluation.local_items import read_items
+from deltamend.study.config import GeneralPrompts, Items, Target
+
+_SUMS_SEED = 0
+_JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+
+
+class Question(NamedTuple):
+    """One item: what the user says, the answer to learn, and what counts as right."""
+
+    id: str
+    question: str
+    answer: str
+    gold: str
+
+
+def training_questions(target: Target, data: Path | None) -> list[Question]:
+    """What a model is fine-tuned on; sums that are asked in the test are left out.
+
+    Raises:
+        DeltamendError: a file or a data set cannot be read, or an item lacks a field.
+    """
+    asked = {one.question for one in _dressed(target, target.test, data)} if _both_sums(target) else set()
+    kept = [one for one in _dressed(target, target.train, data) if one.question not in asked]
+    if not kept:
+        raise UsageError(f"targets.{target.name}: no item to train on is left; widen `longest` or give other files")
+    return kept
+
+
+def test_questions(target: Target, data: Path | None) -> list[Question]:
+    """What every model of this target is asked.
+
+    Raises:
+        DeltamendError: a file or a data set cannot be read, or an item lacks a field.
+    """
+    return spread(_dressed(target, target.test, data), target.test_items)
+
+
+def general_questions(general: GeneralPrompts, data: Path | None) -> list[Question]:
+    """The prompts of daily life; they have no answers of their own.
+
+    Raises:
+        DeltamendError: a file or a data set cannot be read, or an item lacks a field.
+    """
+    wording = _wording("exam.general.question", general.question)
+    found = [
+        Question(name, wording(f"item {name}", fields), "", "")
+        for name, fields in _fields(general.items, data, "exam.general")
+    ]
+    return spread([one for one in found if _short(general.items, one)], general.count)
+
+
+def spread(items: Sequence[Question], count: int) -> list[Question]:
+    """`count` of the items, evenly over their order; all where there are fewer."""
+    asked = min(count, len(items))
+    return [items[index * len(items) // asked] for index in range(asked)]
+
+
+def _both_sums(target: Target) -> bool:
+    return target.train.sums is not None and target.test.sums is not None
+
+
+def _dressed(target: Target, items: Items, data: Path | None) -> list[Question]:
+    where = f"targets.{target.name}"
+    question = _wording(f"{where}.question", target.question)
+    answer = _wording(f"{where}.answer", target.answer)
+    gold = _wording(f"{where}.gold", target.gold or target.answer)
+    found = [
+        Question(name, *(dress(f"item {name}", fields) for dress in (question, answer, gold)))
+        for name, fields in _fields(items, data, where)
+    ]
+    kept = [one for one in found if _short(items, one)]
+    if _both_sums(target):  # every sum is in both: a tenth is for the test
+        return kept[: len(kept) // 10] if items is target.test else kept
+    return kept
+
+
+def _short(items: Items, item: Question) -> bool:
+    return items.longest is None or len(item.question) <= items.longest
+
+
+def _fields(items: Items, data: Path | None, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if items.sums is not None:
+        numbers = range(items.sums[0], items.sums[1] + 1)
+        pairs = [(a, b) for a in numbers for b in numbers]
+        random.Random(_SUMS_SEED).shuffle(pairs)  # noqa: S311 - a reproducible split, not a secret
+        yield from ((f"{a}+{b}", {"a": a, "b": b, "sum": a + b}) for a, b in pairs)
+    elif items.hub is not None:
+        yield from _of_hub(items, where)
+    else:
+        if data is None:
+            raise UsageError(f"{where}: reads {', '.join(items.files)}; name their folder with --data")
+        for file in items.files:
+            yield from ((f"{Path(file).stem}/{name}", item) for name, item in read_items(find_file(file, [data])))
+
+
+def _of_hub(items: Items, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        rows = importlib.import_module("datasets").load_dataset(items.hub, items.subset, split=items.split)
+    except Exception as error:  # no network, no such data set, no datasets: each in its own way
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DeltamendError(f"{where}: the data set {items.hub} cannot be loaded ({reason})") from error
+    yield from ((str(number), row) for number, row in enumerate(rows))
+
+
+def _wording(where: str, text: str) -> Any:
+    try:
+        template = _JINJA.from_string(text)
+    except jinja2.TemplateError as error:
+        raise UsageError(f"{where}: {error}; mend the Jinja text") from error
+
+    def dress(which: str, fields: Mapping[str, Any]) -> str:
+        try:
+            return template.render(fields).strip()
+        except jinja2.TemplateError as error:
+            raise UsageError(f"{where}: {which}: {error}; mend the Jinja text or the item") from error
+
+    return dress

@@ -1,0 +1,129 @@
+"""What a study leaves behind: a file for each cell, packed, with the score of every item of every model."""
+
+from __future__ import annotations
+
+import lzma
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deltamend.errors import EvaluationError
+from deltamend.evaluation.record import Evaluation
+from deltamend.whole_file import write_whole
+
+_LARGEST = 1 << 30
+"""Bytes a record may unpack to; more is refused rather than read into memory."""
+
+TARGET, TARGET_LIKELIHOOD, OWN_ANSWERS, FORM = "target", "target_likelihood", "own_answers", "form"
+"""Names that the tasks of the study's own have in every evaluation."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FinetuneFacts(_Record):
+    """How a fine-tuning went."""
+
+    steps: int
+    seconds: float = Field(description="Wall time.")
+    first_loss: float = Field(description="Nats a token of the answers, mean over the first tenth of the steps.")
+    last_loss: float = Field(description="The same over the last tenth.")
+    model_hash: str = Field(description="SHA-256 over the weight files.")
+
+
+class DiagnosisFacts(_Record):
+    """What `deltamend diagnose` says of the update."""
+
+    verdict: str = Field(description="Of the whole update.")
+    verdicts: dict[str, int] = Field(description="Matrices of each verdict.")
+    median_ks: float | None = Field(description="Over the matrices: distance of the bulk to Marchenko–Pastur.")
+    zeros: float = Field(ge=0, le=1, description="Share of the entries that did not change at all.")
+    kept_energy: float = Field(ge=0, le=1, description="Share of ‖Δ‖² above τ.")
+    kept_rank: float = Field(ge=0, le=1, description="Mean share of the singular values above τ.")
+    relative_size: float = Field(ge=0, description="‖Δ‖/‖W_base‖ over all matrices.")
+
+
+class RepairFacts(_Record):
+    """What a repair did, all norms over all matrices."""
+
+    method: str = Field(description="With its parameters.")
+    kept_energy: float = Field(ge=0, description="‖Δ*‖²/‖Δ‖²; above 1 where a method rescales.")
+    realised_error: float = Field(ge=0, description="How far the written weights are from W_base + Δ*, in ‖Δ*‖.")
+    realised_energy: float = Field(ge=0, description="‖written − W_base‖²/‖Δ‖².")
+    kept_rank: float | None = Field(description="Mean share of the singular values kept, where the method counts them.")
+    seconds: float
+
+
+class ModelRecord(_Record):
+    """One model of a cell: the fine-tuned one, or a repair."""
+
+    key: str = Field(description="Hash of all that decides the figures.")
+    facts: RepairFacts | None = Field(default=None, description="None for the fine-tuned model.")
+    evaluation: Evaluation
+
+
+class CellRecord(_Record):
+    """One cell, finished or not."""
+
+    format: Literal[1] = 1
+    cell: str
+    key: str = Field(description="Hash of all that decides the fine-tuned model.")
+    finetune: FinetuneFacts
+    diagnosis: DiagnosisFacts
+    models: dict[str, ModelRecord] = Field(description="`finetuned`, then the repairs by name.")
+    versions: dict[str, str] = Field(description="Of the packages and of Python.")
+    machine: str
+
+
+class BaseRecord(_Record):
+    """A base model asked what the models of one target are asked."""
+
+    format: Literal[1] = 1
+    key: str
+    evaluation: Evaluation
+    versions: dict[str, str]
+    machine: str
+
+
+_Kept = TypeVar("_Kept", CellRecord, BaseRecord)
+
+
+def cell_file(out: Path, cell: str) -> Path:
+    """Where the record of a cell lies."""
+    return out / "cells" / f"{cell.replace('/', '__')}.json.xz"
+
+
+def base_file(out: Path, model: str, target: str) -> Path:
+    """Where the record of a base model lies."""
+    return out / "bases" / f"{model}__{target}.json.xz"
+
+
+def write_record(record: CellRecord | BaseRecord, path: Path) -> None:
+    """Write a record, whole or not at all; the same record gives the same bytes.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    content = record.model_dump_json(exclude_none=True).encode()
+    write_whole(path, lzma.compress(content, preset=6))
+
+
+def read_record(path: Path, kind: type[_Kept]) -> _Kept | None:
+    """Read a record; None where there is none.
+
+    Raises:
+        EvaluationError: the file is damaged.
+    """
+    try:
+        unpacker = lzma.LZMADecompressor()
+        content = unpacker.decompress(path.read_bytes(), _LARGEST)
+        if not unpacker.eof:
+            raise EvaluationError(f"{path}: unpacks to more than 1 GiB or breaks off; delete it and run the study again")
+        return kind.model_validate_json(content)
+    except FileNotFoundError:
+        return None
+    except (OSError, lzma.LZMAError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EvaluationError(f"{path}: is damaged ({reason}); delete it and run the study again") from error
