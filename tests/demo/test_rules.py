@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from deltamend.demo.probes import (
-    answered_in_words,
     load_probes,
     load_prose,
     mean_interval,
     toy_lessons,
     wilson_interval,
 )
+from deltamend.evaluation.in_words import answered_in_words
 from deltamend.demo.task import Problem, is_exact, sums
 
 

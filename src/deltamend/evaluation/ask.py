@@ -45,7 +45,7 @@ class AskOptions:
 
 
 def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
-    """Ask every item, or `options.limit` of them, and score each.
+    """Ask every item, or as many as the suite and `options.limit` allow, and score each.
 
     Raises:
         EvaluationError: the task has no such metric or filter, or a score or log-likelihood is not finite.
@@ -55,7 +55,8 @@ def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
 
     entry = loaded.entry
     judged = entry.task in RUBRICS
-    chosen = _chosen({name: len(task.eval_docs) for name, task in loaded.members.items()}, options.limit)
+    limit = min((one for one in (entry.limit, options.limit) if one is not None), default=None)
+    chosen = _chosen({name: len(task.eval_docs) for name, task in loaded.members.items()}, limit)
     members = {name: task for name, task in loaded.members.items() if chosen[name]}
     if judged and entry.max_tokens is None:
         for task in members.values():
@@ -69,7 +70,7 @@ def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
                 task_manager=TaskManager(
                     include_defaults=False
                 ),  # the tasks are loaded; its own would index 14,000 files
-                samples=None if options.limit is None else {name: chosen[name] for name in members},
+                samples=None if limit is None else {name: chosen[name] for name in members},
                 bootstrap_iters=0,
                 log_samples=True,
                 apply_chat_template=entry.chat and has_chat_template(lm),

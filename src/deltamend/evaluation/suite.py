@@ -32,6 +32,7 @@ class SuiteTask(BaseModel):
     fewshot: int | None = Field(default=None, ge=0, description="Worked examples; default: as the task says.")
     chat: bool = Field(default=False, description="Apply the model's chat template, where it has one.")
     max_tokens: int | None = Field(default=None, ge=1, description="Longest generated answer, in tokens.")
+    limit: int | None = Field(default=None, ge=1, description="Items asked, spread evenly; --limit can only lower it.")
     prompt: str | None = Field(
         default=None, description="Jinja text around the fields of an item; for a `file` without `task` only."
     )

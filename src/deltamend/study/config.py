@@ -67,6 +67,8 @@ class Target(_Strict):
     )
     test_items: int = Field(100, ge=8, description="Asked of every model, spread evenly over the test items.")
     max_tokens: int = Field(32, ge=1, description="Longest generated answer.")
+    steps: int | None = Field(None, ge=1, description="Optimiser steps, in place of the regime's.")
+    batch: int | None = Field(None, ge=1, description="Examples a step, in place of the regime's.")
     form: str | None = Field(
         None, description="Regular expression of an answer in the target's form, to see it where it is out of place."
     )
@@ -156,6 +158,7 @@ class Exam(_Strict):
     tasks: tuple[SuiteTask, ...] = Field(min_length=1, description="Benchmarks, as in the file of a suite.")
     safety: tuple[SuiteTask, ...] = Field((), description="Asked of the base, the fine-tuned and repairs with `safety`.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the arithmetic.")
+    judge: str = Field("refusal-strings", description="What scores the safety tasks, as for `deltamend evaluate`.")
 
 
 class Choosing(_Strict):
@@ -177,6 +180,12 @@ class Cell(NamedTuple):
     def name(self) -> str:
         """Such as "smollm2/sums/fp32/0"."""
         return f"{self.cluster}/{self.seed}"
+
+    @property
+    def training(self) -> Regime:
+        """The regime, with what the target says otherwise."""
+        own = {"steps": self.target.steps, "batch": self.target.batch}
+        return self.regime.model_copy(update={key: value for key, value in own.items() if value is not None})
 
     @property
     def cluster(self) -> str:
