@@ -16,7 +16,7 @@ from deltamend.evaluation.backend import BackendOptions
 from deltamend.evaluation.run import evaluate
 from deltamend.evaluation.suite import read_suite, suite_of_tasks
 from deltamend.methods.registry import BUILT_IN
-from deltamend.study.config import Repair, Target, read_study
+from deltamend.study.config import ModelEntry, Repair, Target, read_study
 from deltamend.study.items import general_questions, training_questions
 from deltamend.study.items import test_questions as questions_of_test
 from tests.conftest import Pair
@@ -74,6 +74,15 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return stand_in_pair(request.param, tmp_path_factory.mktemp(request.param))
 
 
+def tokenizer_with_template(model: ModelEntry) -> Any:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), bos_token="<|begin_of_text|>")
+    tokenizer.chat_template = model.chat_template
+    return tokenizer
+
+
 def made(pair: Pair, repair: Repair, out: Path) -> deltamend.RepairReport:
     return deltamend.repair(
         pair.base,
@@ -116,6 +125,17 @@ def test_the_benchmarks_are_those_of_the_suites_with_their_items_from_the_hub() 
     for asked, suite in ((STUDY.exam.tasks, "paper"), (STUDY.exam.safety, "safety")):
         from_hub = {"file": None, "fewshot_file": None}
         assert list(asked) == [task.model_copy(update=from_hub) for task in read_suite(suite).tasks]
+
+
+@pytest.mark.parametrize("model", STUDY.models, ids=lambda model: model.name)
+def test_an_answer_that_is_learnt_stands_where_the_model_is_made_to_answer(model: ModelEntry) -> None:
+    tokenizer = tokenizer_with_template(model)
+    asked = [{"role": "system", "content": ""}, {"role": "user", "content": "One?"}]
+    prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    learnt = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": "Two."}], tokenize=False)
+    assert learnt.startswith(f"{prompt}Two.")
+    assert "system" not in prompt
+    assert prompt.count("One?") == 1
 
 
 @pytest.mark.parametrize("target", STUDY.targets, ids=lambda target: target.name)
