@@ -29,6 +29,7 @@ _QWEN_TEXT = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
     "tie_word_embeddings": True,
+    "initializer_range": 0.2,  # with less, a tied model repeats the last token for ever
     "eos_token_id": 2,
 }
 _QWEN_VISION = {
@@ -47,6 +48,7 @@ _LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
+    "initializer_range": 0.2,  # with less, a tied model repeats the last token for ever
     "eos_token_id": [2, 1],
     "rope_parameters": {
         "rope_type": "llama3",
