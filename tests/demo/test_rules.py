@@ -11,8 +11,8 @@ from deltamend.demo.probes import (
     toy_lessons,
     wilson_interval,
 )
-from deltamend.evaluation.in_words import answered_in_words
 from deltamend.demo.task import Problem, is_exact, sums
+from deltamend.evaluation.in_words import answered_in_words
 
 
 @pytest.mark.parametrize(

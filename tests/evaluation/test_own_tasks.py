@@ -70,7 +70,10 @@ def test_the_users_prompt_stands_around_the_fields_and_cannot_reach_out_of_them(
         ([{"question": 3, "answer": "x"}], "item 1: question: "),
         ([{"text": ""}], "item 1: text: "),
         ([{"question": "?", "out_of_place": "("}], "item 1: out_of_place: "),
-        ([{"prompt": "?"}], "item 1: its fields are prompt; give one of question+choices+gold, question+answer, question+out_of_place"),
+        (
+            [{"prompt": "?"}],
+            "item 1: its fields are prompt; give one of question+choices+gold, question+answer, question+out_of_place",
+        ),
         ([{"text": "a"}, {"question": "?", "answer": "b"}], "item 2: its fields are question, answer; give the first"),
     ],
 )

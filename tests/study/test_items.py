@@ -7,7 +7,7 @@ import pytest
 
 from deltamend.errors import DeltamendError
 from deltamend.study.config import Target
-from deltamend.study.items import spread, exam_questions, training_questions
+from deltamend.study.items import exam_questions, spread, training_questions
 from tests.evaluation.conftest import write_items
 
 
@@ -16,9 +16,7 @@ def target(**fields: Any) -> Target:
 
 
 def sums() -> Target:
-    return target(
-        train={"sums": [0, 9]}, test={"sums": [0, 9]}, question="{{a}}+{{b}}?", answer="{{sum}}"
-    )
+    return target(train={"sums": [0, 9]}, test={"sums": [0, 9]}, question="{{a}}+{{b}}?", answer="{{sum}}")
 
 
 def test_no_sum_is_both_learnt_and_asked() -> None:
@@ -56,7 +54,7 @@ def test_a_wording_that_does_not_fit_is_named(tmp_path: Path, question: str, mes
 
 def test_files_need_a_folder() -> None:
     wanted = target(train={"files": ["a.jsonl"]}, test={"files": ["a.jsonl"]})
-    with pytest.raises(DeltamendError, match="reads a.jsonl; name their folder with --data"):
+    with pytest.raises(DeltamendError, match=r"reads a\.jsonl; name their folder with --data"):
         training_questions(wanted, None)
 
 

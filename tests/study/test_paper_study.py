@@ -17,8 +17,8 @@ from deltamend.evaluation.run import evaluate
 from deltamend.evaluation.suite import read_suite, suite_of_tasks
 from deltamend.methods.registry import BUILT_IN
 from deltamend.study.config import ModelEntry, Repair, Target, read_study
+from deltamend.study.items import exam_questions as questions_of_test
 from deltamend.study.items import general_questions, training_questions
-from deltamend.study.items import test_questions as questions_of_test
 from tests.conftest import Pair
 from tests.evaluation.conftest import ARC, write_items
 from tests.reference import dg_hard, load
@@ -140,7 +140,7 @@ def test_an_answer_that_is_learnt_stands_where_the_model_is_made_to_answer(model
 
 @pytest.mark.parametrize("target", STUDY.targets, ids=lambda target: target.name)
 @pytest.mark.usefixtures("hub")
-def test_questions_and_answers_are_made_of_the_fields_of_the_data_set(target: Target) -> None:
+def exam_questions_and_answers_are_made_of_the_fields_of_the_data_set(target: Target) -> None:
     (train,), (test,) = training_questions(target, None), questions_of_test(target, None)
     assert train == test
     assert train.question

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deltamend.errors import DeltamendError, EvaluationError, UsageError
-from deltamend.study import cell as cell_module
+from deltamend.repair import repair
 from deltamend.study.cell import Workplace, ask_base, run_cell
 from deltamend.study.config import Study
+from deltamend.study.exam import sit_exam
 from deltamend.study.records import (
     FORM,
     OWN_ANSWERS,
@@ -31,13 +31,12 @@ Asked = list[str]
 def sat(monkeypatch: pytest.MonkeyPatch) -> Asked:
     """Names of the models that are asked from here on."""
     names: Asked = []
-    real = cell_module.sit_exam
 
-    def sit_exam(model: Path, *arguments: Any, **options: Any) -> Any:
+    def watched(model: Path, *arguments: Any, **options: Any) -> Any:
         names.append(model.name)
-        return real(model, *arguments, **options)
+        return sit_exam(model, *arguments, **options)
 
-    monkeypatch.setattr(cell_module, "sit_exam", sit_exam)
+    monkeypatch.setattr("deltamend.study.cell.sit_exam", watched)
     return names
 
 
@@ -83,15 +82,14 @@ def test_a_cell_goes_on_where_it_stopped_and_asks_only_what_is_new(
     study: Study, tmp_path: Path, data: Path, sat: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    real = cell_module.repair
 
-    def fails(*arguments: Any, **options: Any) -> Any:
+    def fails(*_arguments: Any, **_options: Any) -> Any:
         raise DeltamendError("the disk is full")
 
-    monkeypatch.setattr(cell_module, "repair", fails)
+    monkeypatch.setattr("deltamend.study.cell.repair", fails)
     with pytest.raises(DeltamendError, match="the disk is full"):
         run(study, out, data)
-    monkeypatch.setattr(cell_module, "repair", real)
+    monkeypatch.setattr("deltamend.study.cell.repair", repair)
     record = run(study, out, data)
     assert [name.partition("__")[0] for name in sat] == ["tiny", "dg-hard", "wise-ft-0.5"]
     changed = study.model_copy(
@@ -156,9 +154,7 @@ def test_what_would_stop_a_run_is_told_beforehand(study: Study, tmp_path: Path) 
     assert any("arc_easy.jsonl" in problem for problem in problems)
 
 
-def test_a_damaged_record_and_an_unknown_cell_are_refused(
-    study: Study, tmp_path: Path, data: Path, deltamend_cli: Callable[..., Any]
-) -> None:
+def test_a_damaged_record_and_an_unknown_cell_are_refused(study: Study, tmp_path: Path, data: Path) -> None:
     file = cell_file(tmp_path, "tiny/sums/fp32/0")
     file.parent.mkdir(parents=True)
     file.write_bytes(b"not xz")

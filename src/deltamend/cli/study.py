@@ -26,7 +26,9 @@ def study(
     workers: Annotated[int | None, typer.Option(min=1, help="Cells at a time; default: one a core.")] = None,
     cells: Annotated[str | None, typer.Option(help="Regular expression: run only cells whose name it finds.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0, help="Begin no cell after so long.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is done and left, and what would fail.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what is done and left, and what would fail.")
+    ] = False,
     report: Annotated[bool, typer.Option("--report", help="Only score what is there and write the results.")] = False,
     draws: Annotated[int, typer.Option(help="Of the bootstrap.")] = 2000,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,

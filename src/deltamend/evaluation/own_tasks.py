@@ -145,7 +145,9 @@ def _checked(path: Path) -> tuple[type[BaseModel], list[Item]]:
         kind = kind or found
         if kind is None or found is not kind:
             expected = (
-                "one of question+choices+gold, question+answer, question+out_of_place, text" if kind is None else "the first item's fields"
+                "one of question+choices+gold, question+answer, question+out_of_place, text"
+                if kind is None
+                else "the first item's fields"
             )
             raise EvaluationError(f"{path}: item {name}: its fields are {', '.join(item)}; give {expected}")
         try:

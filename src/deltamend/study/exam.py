@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltamend.checkpoint.hashing import hash_file
+from deltamend.errors import EvaluationError
 from deltamend.evaluation.ask import AskOptions
 from deltamend.evaluation.backend import BackendOptions
 from deltamend.evaluation.judges import judge_named
@@ -16,8 +17,8 @@ from deltamend.evaluation.lm_eval_tasks import files_of
 from deltamend.evaluation.record import Evaluation
 from deltamend.evaluation.run import evaluate
 from deltamend.evaluation.suite import Suite, SuiteTask
-from deltamend.study.config import Exam, GeneralPrompts, Study, Target
-from deltamend.study.items import Question, general_questions, exam_questions
+from deltamend.study.config import Exam, Study, Target
+from deltamend.study.items import Question, exam_questions, general_questions
 from deltamend.study.records import FORM, OWN_ANSWERS, TARGET, TARGET_LIKELIHOOD
 from deltamend.whole_file import write_whole
 
@@ -52,6 +53,10 @@ def set_exam(study: Study, target: Target, base: Path, data: Path | None, folder
     right = [{"id": one.id, "question": one.question, "answers": [one.gold]} for one in tested]
     learnt = [{"id": one.id, "question": one.question, "answers": [one.answer]} for one in tested]
     own = [{"id": one.id, "question": one.question, "answers": [answers[one.id]]} for one in general if answers[one.id]]
+    if not own:
+        raise EvaluationError(
+            f"{base.name}: answers every general prompt with nothing; check its chat template, or give other prompts"
+        )
     form = [{"id": one.id, "question": one.question, "out_of_place": target.form or _NEVER} for one in general]
     tasks = (
         _task(folder, TARGET, right, metric="exact_match", max_tokens=target.max_tokens),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -17,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deltamend.errors import DeltamendError, UsageError
 from deltamend.evaluation.lm_eval_tasks import check_needs, files_of
-from deltamend.study.cell import Workplace, ask_base, prepare_base, run_cell
+from deltamend.study.cell import Workplace, ask_base, prepare_base, run_cell, source_folder
 from deltamend.study.config import Cell, ModelEntry, Study, Target
-from deltamend.study.items import general_questions, exam_questions, training_questions
+from deltamend.study.items import exam_questions, general_questions, training_questions
 from deltamend.study.records import BaseRecord, CellRecord, base_file, cell_file, read_record
 
 Told = Callable[[str, str, float], None]
@@ -76,20 +77,17 @@ def look(study: Study, out: Path, data: Path | None) -> StudyState:
 
 def _problems(study: Study, data: Path | None) -> Iterator[str]:
     folders = () if data is None else (data,)
-    checks: list[Callable[[], object]] = []
-    for model in study.models:
-        if Path(model.source).is_dir() or model.source == "demo":
-            place = Workplace(study, Path(), data)
-            checks.append(lambda model=model: prepare_base(place, model.model_copy(update={"chat_template": None})))
+    local = [model for model in study.models if Path(model.source).is_dir() or model.source == "demo"]
+    checks: list[Callable[[], object]] = [partial(source_folder, model) for model in local]
     for target in study.targets:
         if target.train.hub is None:
-            checks.append(lambda target=target: training_questions(target, data))
+            checks.append(partial(training_questions, target, data))
         if target.test.hub is None:
-            checks.append(lambda target=target: exam_questions(target, data))
+            checks.append(partial(exam_questions, target, data))
     if study.exam.general.items.hub is None:
-        checks.append(lambda: general_questions(study.exam.general, data))
+        checks.append(partial(general_questions, study.exam.general, data))
     for task in (*study.exam.tasks, *study.exam.safety):
-        checks.append(lambda task=task: (check_needs(task), files_of(task, folders)))
+        checks += [partial(check_needs, task), partial(files_of, task, folders)]
     for check in checks:
         try:
             check()
