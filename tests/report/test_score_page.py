@@ -58,6 +58,26 @@ def test_hostile_names_stay_text() -> None:
     assert "&lt;script&gt;" in html
 
 
+def test_an_interval_without_width_is_told_in_words_and_drawn_hollow() -> None:
+    records = made_up_cell()
+    worn = {name: of.tasks["arc"].items for name, of in records.items()}
+    worn["finetuned"] = tuple(item.model_copy(update={"score": 0.0}) for item in worn["finetuned"])
+    changed = {
+        name: of.model_copy(
+            update={"tasks": of.tasks | {"arc": of.tasks["arc"].model_copy(update={"items": worn[name]})}}
+        )
+        for name, of in records.items()
+    }
+    score = scored(changed)
+    (row,) = (row for row in score_tables(score)[1].rows if row[0] == "arc")
+    assert row[5] == "0.000 [no width]"
+    assert not any("no width" in text for text in (row[4], *row[6:]))
+    html = score_page(score)
+    assert html.count('class="dot hollow"') == 1
+    assert "an interval without width (arc)" in html
+    assert 'class="dot hollow"' not in score_page(scored(records))
+
+
 def test_the_page_needs_nothing_from_outside() -> None:
     assert not re.search(r"https?://|<link|@import|url\(|<script", score_page(scored(made_up_cell())))
 
