@@ -175,3 +175,24 @@ def test_the_page_of_many_cells_has_the_tests_and_every_cell() -> None:
         "Combined score over 2 cells",
         "Wilcoxon signed ranks over clusters of cells",
     ]
+
+
+@pytest.mark.slow
+def test_on_paper_it_is_light_whole_and_open(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "score.html"
+    path.write_text(score_page(scored(made_up_cell())), encoding="utf-8")
+    page = browser.new_page(color_scheme="dark", viewport={"width": 700, "height": 1000})
+    page.goto(path.as_uri())
+    folded = page.locator("details p, details td, details li")
+    assert not any(of.is_visible() for of in folded.all())
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate("getComputedStyle(document.querySelector('h1')).color") == "rgb(0, 0, 0)"
+    assert all(of.is_visible() for of in folded.all())
+    # A4 less its margins has 703 CSS pixels; what a table's frame cuts off does not widen the page.
+    sticking_out = (
+        "[...document.querySelectorAll('table')].filter((of) => of.getBoundingClientRect().right > 700).length"
+    )
+    assert page.evaluate(sticking_out) == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 700
+    page.close()
