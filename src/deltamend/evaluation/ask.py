@@ -29,7 +29,7 @@ class AskOptions:
 
     Attributes:
         limit: items of each benchmark, spread evenly over it; None for all.
-        seed: of Python, numpy, torch and the choice of worked examples.
+        seed: of Python, numpy, torch and the choice of worked examples; 0 to 2**32 - 1.
         judge: what scores the safety benchmarks.
         keep_responses: store generated answers in the record; those to harmful prompts may be harmful.
     """
@@ -42,6 +42,8 @@ class AskOptions:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"--limit {self.limit}: give 1 or more items")
+        if not 0 <= self.seed < 1 << 32:  # what numpy takes
+            raise UsageError(f"--seed {self.seed}: give 0 to {(1 << 32) - 1}")
 
 
 def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
