@@ -39,8 +39,10 @@ def tiny_config(model: Path, **changes: Any) -> dict[str, Any]:
                 {"name": "xstest_safe", "task": "xstest_safe", "file": "xstest.jsonl", "chat": True, "max_tokens": 4}
             ],
         },
+        "own_texts": {"samples": 3, "tokens": 6},
         "repairs": [
             {"name": "dg-hard", "method": "dg-hard"},
+            {"name": "null-space", "method": "null-space", "parameters": {"activations": "own"}},
             {"name": "wise-ft-0.5", "method": "wise-ft", "parameters": {"alpha": 0.5}, "safety": True},
         ],
         **changes,

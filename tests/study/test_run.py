@@ -60,7 +60,7 @@ def test_a_cell_asks_every_model_and_a_second_run_asks_none(
     study: Study, tmp_path: Path, data: Path, sat: Asked
 ) -> None:
     record = run(study, tmp_path / "out", data)
-    assert list(record.models) == ["finetuned", "dg-hard", "wise-ft-0.5"]
+    assert list(record.models) == ["finetuned", "dg-hard", "null-space", "wise-ft-0.5"]
     own = {TARGET, TARGET_LIKELIHOOD, OWN_ANSWERS, FORM, "arc"}
     assert record.models["dg-hard"].evaluation.tasks.keys() == own
     assert record.models["wise-ft-0.5"].evaluation.tasks.keys() == own | {"xstest_safe"}
@@ -70,9 +70,9 @@ def test_a_cell_asks_every_model_and_a_second_run_asks_none(
     assert facts.kept_energy == pytest.approx(0.25, rel=1e-3)
     assert facts.realised_energy == pytest.approx(0.25, rel=1e-3)
     assert record.models["finetuned"].facts is None
-    assert len(sat) == 3
+    assert len(sat) == 4
     assert run(study, tmp_path / "out", data) == record
-    assert len(sat) == 3
+    assert len(sat) == 4
     assert not any((tmp_path / "out" / "models").glob("tiny__*"))
     assert not any((tmp_path / "out").glob(".cell-*"))
     assert scores(run(study, tmp_path / "again", data)) == scores(record)
@@ -91,23 +91,25 @@ def test_a_cell_goes_on_where_it_stopped_and_asks_only_what_is_new(
         run(study, out, data)
     monkeypatch.setattr("deltamend.study.cell.repair", repair)
     record = run(study, out, data)
-    assert [name.partition("__")[0] for name in sat] == ["tiny", "dg-hard", "wise-ft-0.5"]
+    assert [name.partition("__")[0] for name in sat] == ["tiny", "dg-hard", "null-space", "wise-ft-0.5"]
     changed = study.model_copy(
-        update={"repairs": (study.repairs[0], study.repairs[1].model_copy(update={"parameters": {"alpha": 0.3}}))}
+        update={"repairs": (*study.repairs[:2], study.repairs[2].model_copy(update={"parameters": {"alpha": 0.3}}))}
     )
     again = run(changed, out, data)
-    assert sat[3:] == ["wise-ft-0.5"]
+    assert sat[4:] == ["wise-ft-0.5"]
     assert again.models["dg-hard"] == record.models["dg-hard"]
     assert again.models["wise-ft-0.5"] != record.models["wise-ft-0.5"]
     fewer = study.model_copy(update={"repairs": study.repairs[:1]})
-    assert list(run(fewer, out, data).models) == ["finetuned", "dg-hard", "wise-ft-0.5"], "scores are never dropped"
+    assert list(run(fewer, out, data).models) == ["finetuned", "dg-hard", "null-space", "wise-ft-0.5"], (
+        "scores are never dropped"
+    )
 
 
 def test_another_way_to_fine_tune_is_another_cell(study: Study, tmp_path: Path, data: Path, sat: Asked) -> None:
     first = run(study, tmp_path, data)
     regime = study.regimes[0].model_copy(update={"lr": 0.02})
     second = run(study.model_copy(update={"regimes": (regime,)}), tmp_path, data)
-    assert len(sat) == 6
+    assert len(sat) == 8
     assert second.finetune.model_hash != first.finetune.model_hash
 
 
@@ -126,7 +128,7 @@ def test_a_whole_study_runs_in_processes_and_its_state_is_told(study: Study, tmp
     out = tmp_path / "out"
     two = study.model_copy(update={"seeds": (0, 1)})
     before = look(two, out, data)
-    assert (before.left, before.problems) == (7, ())
+    assert (before.left, before.problems) == (9, ())
     heard: list[str] = []
     run_study(two, out, data=data, workers=2, told=lambda cell, what, _share: heard.append(f"{cell}: {what}"))
     assert look(two, out, data).left == 0
@@ -145,7 +147,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(tiny_model: Path, tmp_path: 
     with pytest.raises(DeltamendError, match="tiny/sums/hot/0: "):
         run_study(study, tmp_path / "out", data=data, workers=1)
     state = {cell.cell: cell.done for cell in look(study, tmp_path / "out", data).cells}
-    assert state == {"tiny/sums/hot/0": 0, "tiny/sums/fp32/0": 3}
+    assert state == {"tiny/sums/hot/0": 0, "tiny/sums/fp32/0": 4}
 
 
 def test_what_would_stop_a_run_is_told_beforehand(study: Study, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from deltamend.cache import default_cache_dir, publish
+from deltamend.calibration.activations import write_activations
 from deltamend.checkpoint.hashing import hash_folder
 from deltamend.checkpoint.manifest import Manifest
 from deltamend.demo.base import smollm2_folder, unpack_smollm2
@@ -145,7 +146,8 @@ def run_cell(place: Workplace, cell: Cell, told: Told) -> None:
             facts, model = None, tuned
             if name != "finetuned":
                 model = scratch / name
-                facts = _repaired(base, tuned, model, repairs[name])
+                own = activations_of(place, cell.model, base) if repairs[name].needs_activations else None
+                facts = _repaired(base, tuned, model, repairs[name], own)
             safety = name == "finetuned" or repairs[name].safety
             evaluation = sit_exam(model, paper, study.exam, scratch, safety=safety)
             asked = ModelRecord(key=wanted[name], facts=facts, evaluation=evaluation.model_copy(update={"model": name}))
@@ -165,6 +167,20 @@ def _facts_file(tuned: Path) -> Path:
     return tuned.with_name(f"{tuned.name}.json")
 
 
+def activations_of(place: Workplace, model: ModelEntry, base: Path) -> Path:
+    """Second moments of a base's activations over texts of its own; made where they are not there yet.
+
+    Raises:
+        DeltamendError: the base cannot be loaded, or stores its weights in a way that null-space does not read.
+    """
+    wanted = place.study.own_texts
+    digest = _hash_of([hash_folder(base).weights, model.chat_template, wanted.model_dump()])[:8]
+    file = place.model_folder(f"activations-{model.name}-{digest}.safetensors")
+    if not file.exists():
+        write_activations(base, file, samples=wanted.samples, tokens=wanted.tokens, seed=wanted.seed)
+    return file
+
+
 def finetuning_key(place: Workplace, cell: Cell, base: Path) -> str:
     """Hash of all that decides the fine-tuned model of a cell."""
     questions = [(one.question, one.answer) for one in training_questions(cell.target, place.data)]
@@ -177,7 +193,8 @@ def model_keys(study: Study, cell: Cell, key: str, paper: Paper) -> dict[str, st
     keys = {"finetuned": _hash_of([key, paper.digest])}
     for one in study.repairs_of(cell):
         what = one.model_dump(mode="json", include={"method", "parameters", "rules", "vectors", "out_dtype", "safety"})
-        keys[one.name] = _hash_of([key, paper.digest, what])
+        written = [study.own_texts.model_dump()] if one.needs_activations else []
+        keys[one.name] = _hash_of([key, paper.digest, what, *written])
     return keys
 
 
@@ -236,13 +253,14 @@ def _diagnosed(base: Path, tuned: Path) -> DiagnosisFacts:
     )
 
 
-def _repaired(base: Path, tuned: Path, out: Path, wanted: Repair) -> RepairFacts:
+def _repaired(base: Path, tuned: Path, out: Path, wanted: Repair, activations: Path | None) -> RepairFacts:
+    own = {} if activations is None else {"activations": str(activations)}
     report = repair(
         base,
         tuned,
         out,
         method=wanted.method,
-        parameters=wanted.parameters,
+        parameters={**wanted.parameters, **own},
         rules=wanted.rules,
         vectors=wanted.vectors,
         out_dtype=None if wanted.out_dtype == "stored" else wanted.out_dtype,

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deltamend.errors import DeltamendError, UsageError
 from deltamend.evaluation.lm_eval_tasks import check_needs, files_of
-from deltamend.study.cell import Workplace, ask_base, prepare_base, run_cell, source_folder
+from deltamend.study.cell import Workplace, activations_of, ask_base, prepare_base, run_cell, source_folder
 from deltamend.study.config import Cell, ModelEntry, Study, Target
 from deltamend.study.items import exam_questions, general_questions, training_questions
 from deltamend.study.records import BaseRecord, CellRecord, base_file, cell_file, read_record
@@ -129,7 +129,9 @@ def run_study(
     place = Workplace(study, out.absolute(), None if data is None else data.absolute())
     place.out.mkdir(parents=True, exist_ok=True)
     for model in study.models:
-        prepare_base(place, model)
+        base = prepare_base(place, model)
+        if any(repair.needs_activations for repair in study.repairs):
+            activations_of(place, model, base)
     pairs = dict.fromkeys((cell.model.name, cell.target.name) for cell in chosen)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     with _pool(workers or _default_workers()) as pool:
