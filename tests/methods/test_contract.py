@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 
 import deltamend
 from deltamend import delta as delta_module
+from deltamend.calibration.activations import principal_directions
 from deltamend.delta import Buffers, MemoryMatrix
 from deltamend.matrix_repair import Job, open_delta
+from deltamend.methods.null_space import EIGENVALUES
 from deltamend.methods.registry import all_methods, get_method
 from tests.conftest import Pair
 from tests.reference import load
@@ -59,7 +61,12 @@ TABLE = {
     "fapm": Row({"density": 0.3}, {"density": 1}, {"density": 0}),
     "graft": Row({"density": 0.2}, {"density": 1}, {"density": 0}),
     "fisher": Row({"fisher": FISHER}, {"fisher": FISHER, "alpha": 1}, {"fisher": FISHER, "alpha": 0}),
-    "null-space": Row({"activations": ACTIVATIONS}, None, {"activations": ACTIVATIONS, "ridge": 0}, spectral=True),
+    "null-space": Row(
+        {"activations": ACTIVATIONS},
+        {"activations": ACTIVATIONS, "effect": 10},
+        {"activations": ACTIVATIONS, "effect": 0},
+        spectral=True,
+    ),
     "hybrid": Row(
         {"steps": [{"method": "rank", "rank": 3}, {"method": "magnitude", "density": 0.3}]},
         {"steps": [{"method": "none"}, {"method": "wise-ft", "alpha": 1}]},
@@ -100,14 +107,14 @@ def fisher_file(states: tuple[State, State], tmp_path_factory: pytest.TempPathFa
 
 
 def save_moments(state: State, path: Path) -> None:
-    """Second moments of made-up inputs for every matrix."""
+    """What made-up inputs of every matrix look like."""
     generator = torch.Generator().manual_seed(5)
-    inputs = {
-        name: torch.randn(99, tensor[0].numel(), generator=generator)
-        for name, tensor in state.items()
-        if tensor.ndim > 1
-    }
-    save_file({name: given.T @ given / len(given) for name, given in inputs.items()}, path)
+    found = {}
+    for name, tensor in state.items():
+        if tensor.ndim > 1:
+            inputs = torch.randn(99, tensor[0].numel(), generator=generator)
+            found[name], found[f"{name}{EIGENVALUES}"] = principal_directions(inputs.T @ inputs / len(inputs))
+    save_file(found, path)
 
 
 def parameters_of(given: dict[str, Any], fisher_file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Second moments of every linear layer's inputs, over texts that the model writes itself or texts that are given."""
+"""What every linear layer is given, over texts that the model writes itself or texts that are given: principal directions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deltamend.calibration.fisher import refuse_other_names
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import CheckpointError, UsageError
 from deltamend.language_model import LoadedModel, load, plain_tokens, quiet_transformers
-from deltamend.methods.null_space import SAME_INPUT
+from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT
 from deltamend.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ _AT_ONCE = 8
 _MARK = "\u2063message\u2063"
 """Stands for a message while the template around it is looked at."""
 _TOP_P = 0.95
+_NOTHING = 1e-7
+"""An eigenvalue below so much of the largest is float32's rounding."""
 _TRANSPOSED = "Conv1D"
 """transformers' class of a linear layer whose weight is (in, out)."""
 
@@ -38,16 +40,17 @@ def write_activations(
     seed: int = 0,
     progress: Callable[[str, float], None] | None = None,
 ) -> int:
-    """Write C = mean of xxᵀ over the inputs x of every linear layer of a model, for the method `null-space`.
+    """Write the eigenvectors and eigenvalues of C = mean of xxᵀ over the inputs x of every linear layer, for `null-space`.
 
     Without `texts` the model writes them: it is given the beginning of a user's message, by its chat template or, without
     one, the beginning of a text, and goes on from there with its own message and its own answer (as in Magpie, arXiv
-    2406.08464). The model is held in fp32 with the moments, which for usual shapes take as much as the model again.
+    2406.08464). The model is held in fp32 with C, which for usual shapes takes as much as the model again.
 
     Args:
         model: folder of the checkpoint, the base of a pair.
-        out: safetensors file to write, float32: (n, n) under the name of each weight with n inputs. Weights that are
-            given the same input share one, named in the metadata.
+        out: safetensors file to write, float32: k ≤ n eigenvectors (k, n) under the name of each weight with n inputs,
+            and its k eigenvalues beside it; those below 1e-7 of the largest are left out. Weights that are given the
+            same input share one, named in the metadata.
         texts: JSONL file; see `CalibrationText`. None lets the model write.
         chat: whether prompts of the texts go through the chat template.
         samples: texts the model writes.
@@ -81,9 +84,22 @@ def write_activations(
         raise CheckpointError(f"{model}: has no linear layer; null-space has nothing to go by")
     from safetensors.torch import save_file
 
+    directions = {}
+    for name, moment in moments.items():
+        directions[name], directions[f"{name}{EIGENVALUES}"] = principal_directions(moment)
     with whole_file(out) as temporary:
-        save_file(moments, temporary, metadata={"format": "pt", SAME_INPUT: json.dumps(same, sort_keys=True)})
+        save_file(directions, temporary, metadata={"format": "pt", SAME_INPUT: json.dumps(same, sort_keys=True)})
     return count
+
+
+def principal_directions(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvectors (k, n) and eigenvalues (k,) of (n, n) float32, the largest first; what rounding made up is left out."""
+    import torch
+
+    values, vectors = torch.linalg.eigh(moment)
+    values, vectors = values.flip(0), vectors.flip(1).T
+    real = int((values > _NOTHING * values[0].clamp(min=0)).sum())
+    return vectors[:real].contiguous(), values[:real].contiguous()
 
 
 def own_texts(loaded: LoadedModel, *, samples: int, tokens: int, seed: int) -> list[list[int]]:

@@ -34,7 +34,7 @@ def activations(
     seed: Annotated[int, typer.Option(min=0, help="Of what the model writes.")] = 0,
     quiet: Annotated[bool, _QUIET] = False,
 ) -> None:
-    """Second moments of the inputs of MODEL's layers, for `--method null-space`; no data are needed."""
+    """What MODEL's layers are given in its own texts, for `--method null-space`; no data are needed."""
     from deltamend.calibration.activations import write_activations  # torch
 
     with progress_bar(quiet, "reading") as progress:
