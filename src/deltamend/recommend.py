@@ -10,8 +10,9 @@ from pathlib import Path
 
 from deltamend.cache import default_cache_dir, fingerprint
 from deltamend.checkpoint.hashing import hash_folder
-from deltamend.errors import DeltamendError
+from deltamend.errors import OutputError
 from deltamend.inputs.load import model_folder
+from deltamend.methods.null_space import VERSION
 
 AUTO = "auto"
 _SAMPLES, _TOKENS, _SEED = 48, 96, 0
@@ -57,17 +58,30 @@ def recommend(
     if importlib.util.find_spec("transformers") is None:
         return _instead("the base cannot be run without transformers: pip install 'deltamend[hf]'")
     weights = hash_folder(folder)
-    asked = {**weights.other_files, "samples": _SAMPLES, "tokens": _TOKENS, "seed": _SEED, "weights": weights.weights}
+    asked = {
+        "version": VERSION,
+        **weights.other_files,
+        "samples": _SAMPLES,
+        "tokens": _TOKENS,
+        "seed": _SEED,
+        "weights": weights.weights,
+    }
     file = (cache or default_cache_dir()) / f"activations-{fingerprint(asked)}.safetensors"
     known = file.exists()
     if not known:
         from deltamend.calibration.activations import write_activations  # torch
 
-        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{file.parent}: cannot be made ({error.strerror}); set DELTAMEND_CACHE") from error
         try:
             write_activations(folder, file, samples=_SAMPLES, tokens=_TOKENS, seed=_SEED, progress=progress)
-        except (DeltamendError, OSError, ValueError, RuntimeError, MemoryError) as error:
-            # transformers fails in any of these ways on a model that it does not know or that does not fit
+        except OutputError:
+            raise
+        except (
+            Exception
+        ) as error:  # a model that transformers does not know or that does not fit, a template that raises
             return _instead(f"the base cannot be read ({' '.join(str(error).split())[:200] or type(error).__name__})")
     read = "read before" if known else f"read in {_SAMPLES} texts that it wrote itself"
     return Recommendation(

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import deltamend
 from deltamend import delta as delta_module
-from deltamend.calibration.activations import principal_directions
+from deltamend.calibration.activations import described, principal_directions
 from deltamend.delta import Buffers, MemoryMatrix
 from deltamend.matrix_repair import Job, open_delta
 from deltamend.methods.null_space import EIGENVALUES
@@ -114,7 +114,7 @@ def save_moments(state: State, path: Path) -> None:
         if tensor.ndim > 1:
             inputs = torch.randn(99, tensor[0].numel(), generator=generator)
             found[name], found[f"{name}{EIGENVALUES}"] = principal_directions(inputs.T @ inputs / len(inputs))
-    save_file(found, path)
+    save_file(found, path, metadata=described({}))
 
 
 def parameters_of(given: dict[str, Any], fisher_file: Path) -> dict[str, Any]:

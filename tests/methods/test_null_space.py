@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,16 @@ import torch
 from safetensors.torch import save_file
 
 import deltamend
-from deltamend.calibration.activations import principal_directions
+from deltamend.calibration.activations import described, principal_directions
 from deltamend.errors import FilterError, MethodError
 from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
 
-def moments_of(inputs: torch.Tensor, path: Path, name: str = NAME, **metadata: str) -> Path:
+def moments_of(inputs: torch.Tensor, path: Path, name: str = NAME, **same: str) -> Path:
     vectors, values = principal_directions((inputs.T @ inputs / len(inputs)).float())
-    save_file({name: vectors, f"{name}{EIGENVALUES}": values}, path, metadata=metadata)
+    save_file({name: vectors, f"{name}{EIGENVALUES}": values}, path, metadata=described(same))
     return path
 
 
@@ -87,12 +86,16 @@ def test_of_inputs_fewer_than_the_columns_the_rest_is_free(tmp_path: Path) -> No
 
 def test_weights_that_share_an_input_share_its_moments_and_others_are_kept_as_fine_tuned(tmp_path: Path) -> None:
     update = torch.randn(7, 6)
-    same = json.dumps({"model.layers.0.self_attn.k_proj.weight": NAME})
-    path = moments_of(torch.randn(30, 6), tmp_path / "c", **{SAME_INPUT: same})
+    same = {"model.layers.0.self_attn.k_proj.weight": NAME}
+    path = moments_of(torch.randn(30, 6), tmp_path / "c", **same)
     assert torch.equal(
         kept(update, path, ridge=1), kept(update, path, "model.layers.0.self_attn.k_proj.weight", ridge=1)
     )
-    assert torch.equal(kept(update, path, "model.embed_tokens.weight"), update)
+    both = {NAME: update, "model.embed_tokens.weight": update}
+    zeros = {name: torch.zeros_like(update) for name in both}
+    found = deltamend.repair_state_dict(zeros, both, method="null-space", parameters={"activations": path, "ridge": 1})
+    assert torch.equal(found.tensors["model.embed_tokens.weight"], update)
+    assert not torch.equal(found.tensors[NAME], update)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def test_weights_that_share_an_input_share_its_moments_and_others_are_kept_as_fi
 def test_a_file_that_holds_something_else_is_refused(
     vectors: torch.Tensor, values: torch.Tensor, message: str, tmp_path: Path
 ) -> None:
-    save_file({NAME: vectors, f"{NAME}{EIGENVALUES}": values}, tmp_path / "c")
+    save_file({NAME: vectors, f"{NAME}{EIGENVALUES}": values}, tmp_path / "c", metadata=described({}))
     with pytest.raises(FilterError, match=message):
         kept(torch.randn(3, 6), tmp_path / "c")
 
@@ -118,6 +121,29 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c").write_text("{}")
     with pytest.raises(MethodError, match="is no file of `deltamend calibrate activations`"):
         kept(torch.randn(3, 6), tmp_path / "c")
-    moments_of(torch.randn(9, 6), tmp_path / "d", **{SAME_INPUT: "[1]"})
-    with pytest.raises(MethodError, match="its metadata is not that of"):
-        kept(torch.randn(3, 6), tmp_path / "d")
+    for metadata in (None, described({}) | {"activations": "0"}, described({}) | {SAME_INPUT: "[1]"}):
+        save_file({NAME: torch.eye(6), f"{NAME}{EIGENVALUES}": torch.ones(6)}, tmp_path / "d", metadata=metadata)
+        with pytest.raises(MethodError, match="its metadata is not that of"):
+            kept(torch.randn(3, 6), tmp_path / "d")
+
+
+def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
+    path = moments_of(torch.randn(9, 6), tmp_path / "c", name="transformer.other.weight")
+    with pytest.raises(MethodError, match="c has nothing of any matrix; compute it for the base of this pair"):
+        kept(torch.randn(3, 6), path)
+
+
+def test_an_output_that_is_zero_in_the_base_stays_so(tmp_path: Path) -> None:
+    inputs, update = torch.randn(4, 12), torch.randn(9, 12)
+    found = kept(update, moments_of(inputs, tmp_path / "c"))
+    assert (inputs @ found.T).abs().max() < 1e-4 * (inputs @ update.T).abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_any_dtype_are_bent(dtype: torch.dtype, tmp_path: Path) -> None:
+    inputs, update, base = torch.randn(40, 12), torch.randn(30, 12), torch.randn(30, 12)
+    path = moments_of(inputs, tmp_path / "c")
+    found = kept(update.to(dtype), path, base=base.to(dtype), effect=0.1)
+    assert found.dtype == dtype
+    effect = (inputs @ found.float().T).norm() / (inputs @ base.T).norm()
+    assert float(effect) == pytest.approx(0.1, rel=0.05)

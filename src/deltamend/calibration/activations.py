@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from deltamend.calibration.fisher import refuse_other_names
 from deltamend.calibration.texts import as_examples, read_texts
-from deltamend.errors import CheckpointError, UsageError
+from deltamend.errors import CheckpointError, OutputError, UsageError
 from deltamend.language_model import LoadedModel, load, plain_tokens, quiet_transformers
-from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT
+from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT, VERSION
 from deltamend.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def write_activations(
         OutputError: `out` cannot be written.
     """
     told = progress or (lambda _what, _share: None)
+    if not out.absolute().parent.is_dir():
+        raise OutputError(f"{out}: its folder does not exist; make it, or give another name")
     read = None if texts is None else read_texts(texts)
     with quiet_transformers():
         loaded = load(model)
@@ -88,8 +90,13 @@ def write_activations(
     for name, moment in moments.items():
         directions[name], directions[f"{name}{EIGENVALUES}"] = principal_directions(moment)
     with whole_file(out) as temporary:
-        save_file(directions, temporary, metadata={"format": "pt", SAME_INPUT: json.dumps(same, sort_keys=True)})
+        save_file(directions, temporary, metadata=described(same))
     return count
+
+
+def described(same: dict[str, str]) -> dict[str, str]:
+    """The metadata of such a file; `same` names the weight whose input each other weight shares."""
+    return {"format": "pt", "activations": VERSION, SAME_INPUT: json.dumps(same, sort_keys=True)}
 
 
 def principal_directions(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

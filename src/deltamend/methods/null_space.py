@@ -16,11 +16,13 @@ from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.checkpoint.safetensors_header import Header, read_header
 from deltamend.errors import CheckpointError, FilterError, MethodError
 from deltamend.methods.entry_file import name_and_content
-from deltamend.methods.method import KeptDelta, Method, TensorContext
+from deltamend.methods.method import Counts, Deltas, KeptDelta, Method, TensorContext
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
 SAME_INPUT = "same_input"
 """Key of the file's metadata: weights that are given the input of another one, as JSON."""
+VERSION = "3"
+"""Of what such a file holds; under the key `activations` of its metadata."""
 EIGENVALUES = ".eigenvalues"
 """What the name of a weight's eigenvalues ends with; its eigenvectors go by its own name."""
 
@@ -67,6 +69,24 @@ class NullSpace(Method):
     def _name_and_content(self, path: Path) -> str:
         return name_and_content(path, self.name)
 
+    def survey(self, deltas: Deltas) -> None:
+        """Refuse a file of another model, of which no matrix would be bent.
+
+        Raises:
+            MethodError: the file has nothing of any matrix, or cannot be read.
+        """
+
+        def known(_delta: Blocks, context: TensorContext) -> Counts:
+            header, same = _read(self.activations, self.activations.stat().st_mtime_ns)
+            tensor = context.name if context.place is None else context.place.tensor
+            return np.array([1, same.get(tensor, tensor) in {entry.name for entry in header.entries}], np.int64)
+
+        matrices, found = deltas.total(known)
+        if matrices and not found:
+            raise MethodError(
+                f"{self.activations.name} has nothing of any matrix; compute it for the base of this pair"
+            )
+
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
         """Bend one delta; see `Method.apply`."""
         if self.ridge == 0.0 or (self.ridge is None and self.effect == 0.0):
@@ -106,8 +126,8 @@ class NullSpace(Method):
             weights += float(_squares(base, inputs.vectors) @ inputs.values)
         if not np.isfinite(updates).all():
             raise FilterError("the delta holds NaN or infinity")
-        if weights == 0.0:
-            return 0.0, 0.0, np.inf
+        if weights == 0.0:  # what the base leaves at 0 may not become another value
+            return (np.inf if updates @ inputs.values else 0.0), 0.0, mean * 10.0**-_DECADES
         effects = updates * inputs.values / weights
 
         def effect(decade: float) -> float:
@@ -160,7 +180,9 @@ def _inputs(path: Path, context: TensorContext, width: int) -> _Inputs | None:
     if vectors is None or values is None:
         return None
     first, last = (0, width) if context.place is None or context.place.columns is None else context.place.columns
-    if vectors.ndim != 2 or values.shape != vectors.shape[:1] or last > vectors.shape[1] or last - first != width:
+    whole = context.place is None or context.place.columns is None
+    fits = vectors.ndim == 2 and values.shape == vectors.shape[:1] and last - first == width
+    if not fits or (last != vectors.shape[1] if whole else last > vectors.shape[1]):
         raise FilterError(f"{path.name} holds its inputs as {list(vectors.shape)}; compute it for this model")
     known = np.asarray(values, np.float64)
     if not (np.isfinite(vectors).all() and np.isfinite(known).all() and (known >= 0.0).all()):
@@ -188,6 +210,7 @@ def _read(path: Path, mtime_ns: int) -> tuple[Header, dict[str, str]]:  # noqa: 
         same = json.loads(header.metadata.get(SAME_INPUT, "{}"))
     except (CheckpointError, ValueError) as error:
         raise MethodError(f"{path}: is no file of `deltamend calibrate activations` ({error})") from error
-    if not isinstance(same, dict) or not all(isinstance(other, str) for other in same.values()):
+    known = header.metadata.get("activations") == VERSION
+    if not known or not isinstance(same, dict) or not all(isinstance(other, str) for other in same.values()):
         raise MethodError(f"{path}: its metadata is not that of `deltamend calibrate activations`; make it again")
     return header, same

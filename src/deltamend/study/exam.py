@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltamend.checkpoint.hashing import hash_file
+from deltamend.checkpoint.hashing import hash_file, hash_folder
 from deltamend.errors import EvaluationError
 from deltamend.evaluation.ask import AskOptions
 from deltamend.evaluation.backend import BackendOptions
@@ -93,7 +93,8 @@ def own_answers(base: Path, general: list[Question], exam: Exam, kept: Path) -> 
     Raises:
         EvaluationError: the base cannot be asked.
     """
-    wanted = {"prompts": _hash_of([list(one) for one in general]), "general": exam.general.model_dump(mode="json")}
+    decides = [hash_folder(base), [list(one) for one in general], exam.general.model_dump(mode="json"), exam.dtype]
+    wanted = _hash_of(decides)
     if kept.exists():
         found = json.loads(kept.read_text(encoding="utf-8"))
         if found["asked"] == wanted:

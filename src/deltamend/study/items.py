@@ -127,7 +127,7 @@ def _wording(where: str, text: str) -> Any:
     def dress(which: str, fields: Mapping[str, Any]) -> str:
         try:
             return template.render(fields).strip()
-        except jinja2.TemplateError as error:
+        except Exception as error:  # whatever a user's text does to an item's fields
             raise UsageError(f"{where}: {which}: {error}; mend the Jinja text or the item") from error
 
     return dress

@@ -14,8 +14,7 @@ from deltamend.whole_file import write_whole
 
 _LARGEST = 1 << 30
 """Bytes a record may unpack to; more is refused rather than read into memory."""
-
-TARGET, TARGET_LIKELIHOOD, OWN_ANSWERS, FORM = "target", "target_likelihood", "own_answers", "form"
+TARGET, TARGET_LIKELIHOOD, OWN_ANSWERS, FORM = EXAM_TASKS = ("target", "target_likelihood", "own_answers", "form")
 """Names that the tasks of the study's own have in every evaluation."""
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -16,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deltamend.errors import DeltamendError, UsageError
+from deltamend.errors import DeltamendError, OutputError, UsageError
 from deltamend.evaluation.lm_eval_tasks import check_needs, files_of
 from deltamend.study.cell import Workplace, activations_of, ask_base, prepare_base, run_cell, source_folder
 from deltamend.study.config import Cell, ModelEntry, Study, Target
@@ -134,7 +136,7 @@ def run_study(
             activations_of(place, model, base)
     pairs = dict.fromkeys((cell.model.name, cell.target.name) for cell in chosen)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    with _pool(workers or _default_workers()) as pool:
+    with _alone_in(place.out), _pool(workers or _default_workers()) as pool:
         begun = _Begun(pool, told or (lambda _cell, _what, _share: None), deadline)
         # The first base writes down its own answers, which all exams need.
         for index, (model_name, target_name) in enumerate(pairs):
@@ -175,8 +177,11 @@ class _Begun:
                 name = self._running.pop(future)
                 try:
                     future.result()
-                except DeltamendError as error:
-                    failed.append(f"{name}: {error}")
+                except Exception as error:  # torch, the disk and the processes fail in ways of their own
+                    reason = " ".join(str(error).split())[:300]
+                    failed.append(
+                        f"{name}: {reason if isinstance(error, DeltamendError) else f'{type(error).__name__}: {reason}'}"
+                    )
         if failed:
             others = f"; and {len(failed) - 1} more failed" if len(failed) > 1 else ""
             raise DeltamendError(failed[0] + others)
@@ -197,12 +202,20 @@ class _Pool:
 
 @contextmanager
 def _pool(workers: int) -> Iterator[_Pool]:
-    """Processes that start afresh, with one thread each; libraries read these variables as they are imported."""
+    """Processes that start afresh, with one thread each; libraries read these variables as they are imported.
+
+    A worker ends when this process does, however it ends: it would go on writing to a folder that another run has taken.
+    """
     context = multiprocessing.get_context("spawn")
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:
-        with context.Manager() as manager, ProcessPoolExecutor(workers, mp_context=context) as executor:
+        with (
+            context.Manager() as manager,
+            ProcessPoolExecutor(
+                workers, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
+            ) as executor,
+        ):
             try:
                 yield _Pool(executor, manager.Queue())
             except BaseException:
@@ -214,6 +227,32 @@ def _pool(workers: int) -> Iterator[_Pool]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _end_with(parent: int) -> None:
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Hold the study's folder for this process.
+
+    Raises:
+        OutputError: another run holds it.
+    """
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(
+                f"{out}: another run is at work in it; wait for its end, or give another folder"
+            ) from error
+        yield
 
 
 def _default_workers() -> int:
