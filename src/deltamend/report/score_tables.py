@@ -95,6 +95,23 @@ def cells_tables(score: CellsScore) -> list[Table]:
             ),
         )
     ]
+    if score.differences:
+        tables.append(
+            Table(
+                "Differences in combined score over cells, paired",
+                ("repairs", "cells", "clusters", "these cells", "cells like these"),
+                tuple(
+                    (
+                        f"{pair.first} − {pair.second}",
+                        str(pair.cells),
+                        str(pair.clusters),
+                        figure(pair.these_cells, "combined", sign=True),
+                        figure(pair.cells_like_these, "combined", sign=True),
+                    )
+                    for pair in score.differences
+                ),
+            )
+        )
     if score.tests:
         tables.append(
             Table(

@@ -146,7 +146,9 @@ class GeneralPrompts(_Strict):
     items: Items
     question: str = "{{question}}"
     count: int = Field(32, ge=8, description="Prompts, spread evenly over the items.")
-    max_tokens: int = Field(32, ge=4, description="Longest answer that the base gives, and that others are watched for.")
+    max_tokens: int = Field(
+        32, ge=4, description="Longest answer that the base gives, and that others are watched for."
+    )
 
 
 class Exam(_Strict):
@@ -154,7 +156,9 @@ class Exam(_Strict):
 
     general: GeneralPrompts
     tasks: tuple[SuiteTask, ...] = Field(min_length=1, description="Benchmarks, as in the file of a suite.")
-    safety: tuple[SuiteTask, ...] = Field((), description="Asked of the base, the fine-tuned and repairs with `safety`.")
+    safety: tuple[SuiteTask, ...] = Field(
+        (), description="Asked of the base, the fine-tuned and repairs with `safety`."
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the arithmetic.")
 
 

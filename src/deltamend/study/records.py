@@ -120,7 +120,9 @@ def read_record(path: Path, kind: type[_Kept]) -> _Kept | None:
         unpacker = lzma.LZMADecompressor()
         content = unpacker.decompress(path.read_bytes(), _LARGEST)
         if not unpacker.eof:
-            raise EvaluationError(f"{path}: unpacks to more than 1 GiB or breaks off; delete it and run the study again")
+            raise EvaluationError(
+                f"{path}: unpacks to more than 1 GiB or breaks off; delete it and run the study again"
+            )
         return kind.model_validate_json(content)
     except FileNotFoundError:
         return None
