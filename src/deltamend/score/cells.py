@@ -219,7 +219,7 @@ def over_cells(values: FloatArray, draws: FloatArray, clusters: Sequence[str], s
     if not own.size:
         nothing = Estimate(value=None, reason="undefined in every cell")
         return OverCells(cells=0, clusters=0, these_cells=nothing, cells_like_these=nothing)
-    values, draws, clusters = values[own], draws[:, own], [clusters[index] for index in own]
+    values, draws, clusters = values[own], draws[:, own], [clusters[int(index)] for index in own]
     of_clusters = cluster_means(values, clusters)
     mean = float(np.mean(list(of_clusters.values())))
     weights = np.array([1 / (clusters.count(cluster) * len(of_clusters)) for cluster in clusters])

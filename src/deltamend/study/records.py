@@ -38,7 +38,9 @@ class DiagnosisFacts(_Record):
 
     verdict: str = Field(description="Of the whole update.")
     verdicts: dict[str, int] = Field(description="Matrices of each verdict.")
-    median_ks: float | None = Field(description="Over the matrices: distance of the bulk to Marchenko–Pastur.")
+    median_ks: float | None = Field(
+        default=None, description="Over the matrices: distance of the bulk to Marchenko–Pastur."
+    )
     zeros: float = Field(ge=0, le=1, description="Share of the entries that did not change at all.")
     kept_energy: float = Field(ge=0, le=1, description="Share of ‖Δ‖² above τ.")
     kept_rank: float = Field(ge=0, le=1, description="Mean share of the singular values above τ.")
@@ -52,7 +54,9 @@ class RepairFacts(_Record):
     kept_energy: float = Field(ge=0, description="‖Δ*‖²/‖Δ‖²; above 1 where a method rescales.")
     realised_error: float = Field(ge=0, description="How far the written weights are from W_base + Δ*, in ‖Δ*‖.")
     realised_energy: float = Field(ge=0, description="‖written − W_base‖²/‖Δ‖².")
-    kept_rank: float | None = Field(description="Mean share of the singular values kept, where the method counts them.")
+    kept_rank: float | None = Field(
+        default=None, description="Mean share of the singular values kept, where the method counts them."
+    )
     seconds: float
 
 
@@ -62,6 +66,7 @@ class ModelRecord(_Record):
     key: str = Field(description="Hash of all that decides the figures.")
     facts: RepairFacts | None = Field(default=None, description="None for the fine-tuned model.")
     evaluation: Evaluation
+    seconds: float | None = Field(default=None, description="Wall time of asking it.")
 
 
 class CellRecord(_Record):
