@@ -128,10 +128,20 @@ class Height(_Strict):
     name: str
     role: str
     size: float = Field(description="Mean of ‖written − W_base‖/‖Δ‖ over the confirmation cells.")
-    beyond: int = Field(
-        description="Confirmation cells in which ‖Δ*‖ is above ‖Δ‖: compared with `none`, the curve's end."
+    cells: int = Field(description="Confirmation cells with this repair and the whole curve.")
+    outside: int = Field(
+        description="Of these, cells in which ‖Δ*‖ is not between the alphas of WiSE-FT, but nearer an end of the curve or "
+        "beyond it: there a straight line to the end, where the score is 0, lies below the true curve."
     )
-    groups: dict[str, OverCells]
+    groups: dict[str, OverCells] = Field(description="Above the curve with the combined score interpolated.")
+    groups_by_parts: dict[str, OverCells] = Field(
+        description="Above the curve with each part interpolated, then combined: never above the other height."
+    )
+
+    @property
+    def judged(self) -> bool:
+        """Whether the curve's alphas reach this repair in most cells."""
+        return 2 * self.outside < self.cells
 
 
 class Curve(_Strict):

@@ -13,7 +13,7 @@ from deltamend.errors import EvaluationError
 from deltamend.methods.registry import get_method
 from deltamend.score.cell import TRIVIAL
 from deltamend.score.cells import OverCells, cluster_means
-from deltamend.score.metric import FloatArray, Group, partition
+from deltamend.score.metric import FloatArray, Group, combine, partition
 from deltamend.score.scoring import Settings, estimate, make_settings, observed_means
 from deltamend.score.significance import holm, wilcoxon
 from deltamend.study.config import Cell, Repair, Study
@@ -48,7 +48,7 @@ NONE, REVERT = TRIVIAL
 IDENTITY = 0.98
 """Share of ‖Δ‖² above which a filter that keeps it is called the identity."""
 
-_PERMUTATIONS = 999
+_PERMUTATIONS = 9999
 """Of a rank correlation's p; all of them where there are fewer."""
 
 _NOISE_LIKE = "noise-like bulk"
@@ -105,7 +105,7 @@ def study_results(
         hours=_hours(cells),
         machines=tuple(sorted({record.machine for of in cells for record in (of.record, of.base)})),
         versions=_versions(cells),
-        notes=tuple(_notes(study, cells, progress)),
+        notes=(*_notes(study, cells, progress), *_beside(study, by_config, confirming)),
         **found,
     )
     return results.model_copy(update={"headline": headline(results), "answers": answers(results)})
@@ -353,26 +353,45 @@ def _curve(study: Study, cells: Sequence[ReadCell], scored: Sample, groups: dict
     heights = []
     for repair in study.repairs:
         rows = [row for row in whole if repair.name in cells[row].repairs]
-        if repair.name in names or not rows:
-            continue
-        values, draws = _heights(cells, scored, repair.name, names, rows)
-        confirmed = [row for row in rows if row in confirming]
-        sizes = [_size(cells[row], repair.name) for row in confirmed or rows]
-        heights.append(
-            Height(
-                name=repair.name,
-                role=repair.role,
-                size=float(np.mean(sizes)),
-                beyond=sum(_size(cells[row], repair.name) > 1 + 1e-6 for row in confirmed),
-                groups={
-                    group: scored.mean(values[places], draws[:, places], [rows[place] for place in places])
-                    for group, own in groups.items()
-                    if (places := [place for place, row in enumerate(rows) if row in own])
-                },
-            )
-        )
+        if repair.name not in names and rows:
+            heights.append(_height(repair, cells, scored, names, rows, groups))
     return Curve(
         points=tuple(points), heights=tuple(heights), interpolation=_check(cells, scored, names, whole, confirming)
+    )
+
+
+def _height(
+    repair: Repair,
+    cells: Sequence[ReadCell],
+    scored: Sample,
+    nodes: Sequence[str],
+    rows: Sequence[int],
+    groups: dict[str, list[int]],
+) -> Height:
+    above = {by: _above_line(cells, scored, repair.name, nodes, rows, by_parts=by) for by in (False, True)}
+
+    def over(by_parts: bool) -> dict[str, OverCells]:
+        values, draws = above[by_parts]
+        places = {name: [place for place, row in enumerate(rows) if row in own] for name, own in groups.items()}
+        return {
+            name: scored.mean(values[own], draws[:, own], [rows[place] for place in own])
+            for name, own in places.items()
+            if own
+        }
+
+    confirmed = [row for row in rows if row in groups.get(CONFIRMATION, [])]
+    outside = 0
+    for row in confirmed:
+        inner = [_size(cells[row], node) for node in nodes[1:-1]]
+        outside += not min(inner) <= _size(cells[row], repair.name) <= max(inner)
+    return Height(
+        name=repair.name,
+        role=repair.role,
+        size=float(np.mean([_size(cells[row], repair.name) for row in confirmed or rows])),
+        cells=len(confirmed),
+        outside=outside,
+        groups=over(False),
+        groups_by_parts=over(True),
     )
 
 
@@ -386,14 +405,24 @@ def _check(
     checked = {}
     for place in range(1, len(names) - 1):
         others = [names[place - 1], names[place + 1]]
-        checked[names[place]] = scored.mean(*_heights(cells, scored, names[place], others, rows), rows)
+        checked[names[place]] = scored.mean(*_above_line(cells, scored, names[place], others, rows), rows)
     return checked
 
 
-def _heights(
-    cells: Sequence[ReadCell], scored: Sample, name: str, nodes: Sequence[str], rows: Sequence[int]
+def _above_line(
+    cells: Sequence[ReadCell],
+    scored: Sample,
+    name: str,
+    nodes: Sequence[str],
+    rows: Sequence[int],
+    *,
+    by_parts: bool = False,
 ) -> tuple[FloatArray, FloatArray]:
-    """(n,) and (D, n) combined score minus the curve through `nodes` at the same size, linear between them."""
+    """(n,) and (D, n) combined score minus that of the curve through `nodes` at the same size.
+
+    Linear between the nodes: in the combined score, or with `by_parts` in each part, which are combined then. The harmonic
+    mean is concave, so the second is never below the first.
+    """
     values, draws = scored.at("combined", name, rows)
     columns = [scored.names.index(node) for node in nodes]
     weights = np.zeros((len(rows), len(nodes)))
@@ -401,12 +430,23 @@ def _heights(
         sizes = np.array([_size(cells[row], node) for node in nodes])
         order = np.argsort(sizes, kind="stable")
         for node in range(len(nodes)):
-            unit = np.zeros(len(nodes))
-            unit[node] = 1.0
+            unit = (np.arange(len(nodes)) == node).astype(np.float64)
             weights[place, node] = np.interp(_size(cells[row], name), sizes[order], unit[order])
-    on_curve = scored.values["combined"][np.ix_(rows, columns)]
-    drawn = scored.draws["combined"][:, rows][:, :, columns]
-    return values - (on_curve * weights).sum(axis=-1), draws - (drawn * weights).sum(axis=-1)
+
+    def on_line(part: str) -> tuple[FloatArray, FloatArray]:
+        found = scored.values[part][np.ix_(rows, columns)], scored.draws[part][:, rows][:, :, columns]
+        return (found[0] * weights).sum(axis=-1), (found[1] * weights).sum(axis=-1)
+
+    if not by_parts:
+        line = on_line("combined")
+    else:
+        parts = [on_line(part) for part in PARTS if part != "combined"]
+        # A draw that is undefined because other parts are defined in it stays so.
+        line = (
+            combine(np.stack([seen for seen, _ in parts], axis=-1)),
+            combine(np.stack([drawn for _, drawn in parts], axis=-1)) + 0 * draws,
+        )
+    return values - line[0], draws - line[1]
 
 
 def _published_dg_hard(study: Study) -> Repair | None:
@@ -488,18 +528,21 @@ def _rank_correlation(
 
 def spearman(first: FloatArray, second: FloatArray) -> tuple[float | None, float | None]:
     """Rank correlation and its two-sided p by permutation; None where ranks mean nothing."""
-    from scipy.stats import permutation_test, spearmanr
+    from scipy.stats import permutation_test, rankdata, spearmanr
 
     if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None, None
+    ranks, others = rankdata(first), rankdata(second)
 
-    def correlation(shuffled: FloatArray) -> float:
-        return float(spearmanr(shuffled, second).statistic)
+    def product(shuffled: FloatArray, axis: int = -1) -> FloatArray:
+        """What grows with the correlation, as ranks stay the same when they are shuffled."""
+        found: FloatArray = (shuffled * (others - others.mean())).sum(axis=axis)
+        return found
 
     tested = permutation_test(
-        (first,), correlation, permutation_type="pairings", n_resamples=_PERMUTATIONS, random_state=0
+        (ranks,), product, permutation_type="pairings", n_resamples=_PERMUTATIONS, vectorized=True, random_state=0
     )
-    return correlation(first), float(tested.pvalue)
+    return float(spearmanr(first, second).statistic), float(tested.pvalue)
 
 
 def _stored(repair: Repair, cell: Cell) -> str:
@@ -658,6 +701,20 @@ def _notes(study: Study, cells: Sequence[ReadCell], progress: Progress) -> Itera
         yield (
             "cells of one model, target and regime are one cluster; clusters of one target share its test items and are "
             "redrawn as if they were independent, so “cells like these” is rather too narrow"
+        )
+
+
+def _beside(study: Study, scored: Sample, rows: Sequence[int]) -> Iterable[str]:
+    over = {one.name: scored.over("combined", one.name, rows).these_cells for one in study.repairs if rows}
+    names = [
+        name
+        for name, of in over.items()
+        if of.value is not None and of.low is not None and of.high is not None and not of.low <= of.value <= of.high
+    ]
+    if names:
+        yield (
+            f"the interval of the combined score lies beside the figure for {', '.join(names)}: parts are clipped at 0 and 1, and "
+            "resampled items move away from such an end; no verdict rests on an interval beyond its own figure"
         )
 
 

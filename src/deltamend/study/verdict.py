@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deltamend.score.result import Estimate
-from deltamend.study.outcome import CONFIRMATION, Answer, Comparison, SafetyOutcome, StudyResults
+from deltamend.study.outcome import CONFIRMATION, Answer, Comparison, Height, SafetyOutcome, StudyResults
 
 LEVEL = 0.05
 """Of a p-value."""
+
+_UNCLEAR = "not told apart from"
 
 _UNCONFIRMED = "No confirmation cell is done yet, so nothing is confirmed."
 
@@ -115,19 +117,26 @@ def _which_is_best(results: StudyResults) -> list[str]:
 def _above_the_curve(results: StudyResults) -> list[str]:
     if results.curve is None:
         return ["The study has no WiSE-FT, so there is no curve."]
-    judged = [(of.name, of.groups[CONFIRMATION]) for of in results.curve.heights if CONFIRMATION in of.groups]
-    judged = [(name, over) for name, over in judged if over.these_cells.value is not None]
-    if not judged:
+    of_all = [of for of in results.curve.heights if CONFIRMATION in of.groups]
+    judged = [of for of in of_all if of.judged and of.groups[CONFIRMATION].these_cells.value is not None]
+    judged.sort(key=lambda of: -(of.groups[CONFIRMATION].these_cells.value or 0.0))
+    if not of_all:
         return [_UNCONFIRMED]
-    judged.sort(key=lambda pair: -(pair[1].these_cells.value or 0.0))
-    above = [f"{name} ({_points(over.cells_like_these)})" for name, over in judged if _above(over.cells_like_these)]
-    below = [name for name, over in judged if _below(over.cells_like_these)]
-    rest = [name for name, over in judged if not _above(over.cells_like_these) and not _below(over.cells_like_these)]
+    where = {of.name: _place(of) for of in judged}
+    above = [
+        f"{of.name} ({_points(of.groups[CONFIRMATION].cells_like_these)})" for of in judged if where[of.name] == "above"
+    ]
     said = [f"Above the curve (interpolated), for cells like these: {', '.join(above) if above else 'none'}."]
-    if rest:
-        said.append(f"Not told apart from it: {', '.join(rest)}.")
-    if below:
-        said.append(f"Below it: {', '.join(below)}.")
+    for place, words in ((_UNCLEAR, "Not told apart from it"), ("below", "Below it")):
+        names = [name for name, found in where.items() if found == place]
+        if names:
+            said.append(f"{words}: {', '.join(names)}.")
+    outside = [of.name for of in of_all if not of.judged]
+    if outside:
+        said.append(
+            f"Not judged, as their ‖Δ*‖ is outside the alphas of WiSE-FT in most cells, where the curve is only a line to an end "
+            f"that scores 0: {', '.join(outside)}."
+        )
     bent = [
         over.these_cells.value for over in results.curve.interpolation.values() if over.these_cells.value is not None
     ]
@@ -139,15 +148,22 @@ def _above_the_curve(results: StudyResults) -> list[str]:
     return said
 
 
+def _place(of: Height) -> str:
+    """Above only where it is above both ways of interpolating the curve."""
+    if _above(of.groups[CONFIRMATION].cells_like_these) and _above(of.groups_by_parts[CONFIRMATION].cells_like_these):
+        return "above"
+    return "below" if _below(of.groups[CONFIRMATION].cells_like_these) else _UNCLEAR
+
+
 def _curve_of(results: StudyResults, name: str) -> str:
-    found = [
-        of for of in (results.curve.heights if results.curve else ()) if of.name == name and CONFIRMATION in of.groups
-    ]
-    if not found:
+    found = [of for of in (results.curve.heights if results.curve else ()) if of.name == name and of.judged]
+    if not found or CONFIRMATION not in found[0].groups:
         return "It is not compared with the WiSE-FT curve."
-    over = found[0].groups[CONFIRMATION].cells_like_these
-    where = "above" if _above(over) else "below" if _below(over) else "not told apart from"
-    return f"It is {where} the WiSE-FT curve at the same ‖Δ*‖ (interpolated): {_points(over)}."
+    over, by_parts = (own[CONFIRMATION].cells_like_these for own in (found[0].groups, found[0].groups_by_parts))
+    return (
+        f"It is {_place(found[0])} the WiSE-FT curve at the same ‖Δ*‖ (interpolated): {_points(over)}, "
+        f"and {_points(by_parts)} with each part interpolated."
+    )
 
 
 def _where_dg_hard_heals(results: StudyResults) -> list[str]:
@@ -234,11 +250,12 @@ def _how_retention_is_measured(results: StudyResults) -> list[str]:
 
 
 def _above(of: Estimate) -> bool:
-    return of.low is not None and of.low > 0
+    """Resampling shifts what is clipped at 0 or 1: an interval beyond its own figure is no evidence."""
+    return of.value is not None and of.low is not None and 0 < of.low <= of.value
 
 
 def _below(of: Estimate) -> bool:
-    return of.high is not None and of.high < 0
+    return of.value is not None and of.high is not None and 0 > of.high >= of.value
 
 
 def _excludes_zero(of: Estimate) -> bool:
