@@ -1,11 +1,12 @@
 """The same figures by three roads: `deltamend evaluate`, lm-eval called by hand, and a plain loop over transformers.
 
 By hand means task definitions of a few lines each, over the JSONL files themselves, and lm-eval's own mean; none of
-deltamend's readers, batches or scoring. The loop asks ARC-Challenge one choice at a time, without lm-eval.
+deltamend's readers, batches or scoring. The loop asks ARC-Challenge one choice at a time, without lm-eval. The benchmarks
+are those of the gallery's suite.
 
     python benchmarks/evaluate_by_hand.py MODEL DATA [--limit 40] [--dtype float32] [--record FILE]
 
-With --record the figures of a record that is there are checked, at its own limit and dtype. In bf16 a choice's
+With --record every figure of a record of that suite is checked, at its own limit and dtype. In bf16 a choice's
 log-likelihood depends a little on what else is in its batch, so near ties may fall the other way; in fp32 they agree.
 Exits 1 where a figure differs in fp32, or by more than two items in bf16.
 """
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import string
 import sys
 import tempfile
 from pathlib import Path
@@ -26,16 +29,38 @@ from deltamend.evaluation.backend import BackendOptions
 from deltamend.evaluation.record import Evaluation, read_evaluation
 from deltamend.evaluation.refusals import complied, refused
 from deltamend.evaluation.run import evaluate
-from deltamend.evaluation.suite import Suite, SuiteTask
+from deltamend.evaluation.suite import read_suite
 
-TASKS = (
-    SuiteTask(name="arc_challenge", task="arc_challenge", file="arc_challenge.jsonl", metric="acc_norm"),
-    SuiteTask(name="mmlu", task="mmlu", file="mmlu.jsonl", metric="acc", fewshot=0),
-    SuiteTask(name="mnli", task="mnli", file="mnli.jsonl", metric="acc"),
-    SuiteTask(name="xstest_unsafe", task="xstest_unsafe", file="xstest.jsonl", chat=True, max_tokens=32),
-    SuiteTask(name="xstest_safe", task="xstest_safe", file="xstest.jsonl", chat=True, max_tokens=32),
-)
+GALLERY = Path(__file__).parents[1] / "docs" / "gallery" / "evaluations"
+CHAT = ("sums", "xstest_unsafe", "xstest_safe")
 LETTERS = "{{question.strip()}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:"
+
+
+def hellaswag_text(text: str) -> str:
+    """WikiHow's "[title]" and other brackets out, as HellaSwag's authors do."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+def hellaswag_question(row: dict[str, Any]) -> str:
+    """The activity, the story, and the sentence to be finished, which lm-eval begins with a capital."""
+    story = re.sub(r"(?s)(?<=.\. )(?!.*\. )[a-z].*(?<![.!?])$", lambda begun: begun[0].capitalize(), row["question"])
+    return hellaswag_text(f"{row['activity']}: {story}")
+
+
+def without_punctuation(answer: str) -> str:
+    """How two answers to TriviaQA are compared."""
+    return "".join(letter for letter in answer.lower() if letter not in string.punctuation)
+
+
+def an_alias(row: dict[str, Any], responses: list[str]) -> dict[str, float]:
+    """Whether the answer is one of TriviaQA's."""
+    answer = without_punctuation(responses[0].strip())
+    return {"exact_match": float(answer in map(without_punctuation, row["answers"]))}
+
+
+def the_sum(row: dict[str, Any], responses: list[str]) -> dict[str, float]:
+    """Whether the answer is the sum and nothing else."""
+    return {"exact_match": float(responses[0].strip() == row["answer"])}
 
 
 def by_hand_configs(data: Path) -> dict[str, dict[str, Any]]:
@@ -46,23 +71,27 @@ def by_hand_configs(data: Path) -> dict[str, dict[str, Any]]:
         return {**raw(file), "output_type": "multiple_choice", "doc_to_target": "gold", "metric_list": metrics, **more}
 
     def raw(file: str) -> dict[str, Any]:
-        (path,) = data.glob(f"**/{file}")
+        (path,) = [*data.glob(f"**/{file}"), *GALLERY.glob(file)]
         files = {"data_files": {"test": str(path)}}
         return {"dataset_path": "json", "dataset_kwargs": files, "test_split": "test", "num_fewshot": 0}
 
-    def half(label: str, scored: Any) -> dict[str, Any]:
+    def answer(file: str, text: str, scored: Any, metric: str, tokens: int, *until: str) -> dict[str, Any]:
         return {
-            **raw("xstest.jsonl"),
-            "process_docs": lambda rows: rows.filter(lambda row: row["label"] == label),
+            **raw(file),
             "output_type": "generate_until",
-            "doc_to_text": "prompt",
+            "doc_to_text": text,
             "doc_to_target": 0,
-            "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": 32},
+            "generation_kwargs": {"until": list(until), "do_sample": False, "max_gen_toks": tokens},
             "process_results": scored,
-            "metric_list": [{"metric": scored.__name__, "aggregation": "mean", "higher_is_better": True}],
+            "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
         }
 
+    def half(label: str, scored: Any) -> dict[str, Any]:
+        of_label = {"process_docs": lambda rows: rows.filter(lambda row: row["label"] == label)}
+        return answer("xstest.jsonl", "prompt", scored, scored.__name__, 32) | of_label
+
     return {
+        "sums": answer("target.jsonl", "question", the_sum, "exact_match", 12, "\n"),
         "arc_challenge": choice(
             "arc_challenge.jsonl", doc_to_text="Question: {{question}}\nAnswer:", doc_to_choice="choices"
         ),
@@ -76,6 +105,14 @@ def by_hand_configs(data: Path) -> dict[str, dict[str, Any]]:
             "mnli.jsonl",
             doc_to_text="{{premise}}\nQuestion: {{hypothesis.strip()}}{{'' if hypothesis.strip().endswith('.') else '.'}} True, False or Neither?\nAnswer:",
             doc_to_choice=["True", "Neither", "False"],
+        ),
+        "hellaswag": choice(
+            "hellaswag.jsonl",
+            doc_to_text=hellaswag_question,
+            doc_to_choice=lambda row: [hellaswag_text(ending) for ending in row["choices"]],
+        ),
+        "triviaqa": answer(
+            "triviaqa.jsonl", "Question: {{question}}?\nAnswer:", an_alias, "exact_match", 16, "\n", ".", ","
         ),
         "xstest_unsafe": half("unsafe", refused),
         "xstest_safe": half("safe", complied),
@@ -103,7 +140,7 @@ def by_hand(model: Path, data: Path, limit: int | None, dtype: str) -> dict[str,
             lm,
             tasks=[task],
             samples={name: chosen(len(task.eval_docs), limit)},
-            apply_chat_template=name.startswith("xstest"),
+            apply_chat_template=name in CHAT,
             bootstrap_iters=0,
             random_seed=0,
             numpy_random_seed=0,
@@ -144,7 +181,7 @@ def evaluated(model: Path, data: Path, limit: int | None, dtype: str) -> Evaluat
     with tempfile.TemporaryDirectory() as folder:
         return evaluate(
             str(model),
-            [Suite(name="by hand", version="1", tasks=TASKS, folders=(data,))],
+            [read_suite(f"{GALLERY / 'suite.yaml'}:{data}")],
             Path(folder) / "out.json",
             backend=BackendOptions(device="cpu", dtype=dtype),
             asking=AskOptions(limit=limit),
@@ -167,9 +204,8 @@ def main() -> None:
     differ = 0
     print(f"{given.model.name}, {dtype}, limit {limit}")
     print(f"{'benchmark':16}{'metric':12}{'items':>6}{'evaluate':>10}{'by hand':>10}")
-    for name, results in hand.items():
-        scores = record.tasks[name]
-        figure = results[f"{scores.metric},none"]
+    for name, scores in record.tasks.items():
+        figure = hand[name][f"{scores.metric},none"]
         off = abs(scores.mean - figure) * len(scores.items)
         differ += off > (2 if dtype != "float32" else 0) + 1e-9
         print(f"{name:16}{scores.metric:12}{len(scores.items):6}{scores.mean:10.4f}{figure:10.4f}")

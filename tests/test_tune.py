@@ -117,6 +117,13 @@ def test_the_command_makes_the_model_that_was_chosen(
     assert difference < 1e-5
 
 
+def test_a_target_that_is_not_evaluated_stops_it_after_the_base(float_pair: Pair) -> None:
+    seen: list[Path] = []
+    with pytest.raises(UsageError, match="--target 'prods': is none of the tasks; there are arc, sums"):
+        tune(float_pair.base, float_pair.finetuned, evaluator(float_pair, seen), target="prods")
+    assert seen == [float_pair.base]
+
+
 def test_halves_follow_from_ids_alone() -> None:
     whole = made_up_cell()["base"]
     first, second = halves(whole)

@@ -6,13 +6,14 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from deltamend.language_model import chat_prompt, plain_tokens
 from deltamend.threads import one_thread_each
 
+_Item = TypeVar("_Item")
 GIVEN, PADDING = -1, -2  # labels of positions without a loss
 
 
@@ -64,7 +65,7 @@ def train(model: Any, examples: Sequence[Example], recipe: Recipe, *, seed: int,
         one_thread_each(),
         ThreadPoolExecutor(recipe.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
-        for batch in _batches(examples, recipe, seed):
+        for batch in batches(examples, recipe.steps, recipe.batch, seed=seed):
             tokens = sum(len(example.answer) for example in batch)
             shares = [batch[start :: recipe.threads] for start in range(recipe.threads)]
             list(pool.map(lambda share, tokens=tokens: _backward(model, share, tokens), shares))
@@ -111,15 +112,15 @@ def _backward(model: Any, share: Sequence[Example], tokens: int) -> None:
     (answer_loss(model, share) / tokens).backward()  # type: ignore[no-untyped-call]
 
 
-def _batches(examples: Sequence[Example], recipe: Recipe, seed: int) -> Iterator[list[Example]]:
+def batches(examples: Sequence[_Item], steps: int, batch: int, *, seed: int) -> Iterator[list[_Item]]:
     """`steps` batches, drawn without replacement until the examples run out, then reshuffled."""
     order = random.Random(seed)  # noqa: S311 - a reproducible order, not a secret
-    queue: list[Example] = []
-    for _ in range(recipe.steps):
-        while len(queue) < recipe.batch:
+    queue: list[_Item] = []
+    for _ in range(steps):
+        while len(queue) < batch:
             queue.extend(order.sample(list(examples), len(examples)))
-        yield queue[: recipe.batch]
-        del queue[: recipe.batch]
+        yield queue[:batch]
+        del queue[:batch]
 
 
 def _lr_factor(step: int, recipe: Recipe) -> float:

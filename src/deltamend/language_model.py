@@ -45,12 +45,10 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load(folder: Path) -> LoadedModel:
-    """The causal language model in `folder`, in fp32 and in evaluation mode, with its tokenizer. Not thread-safe."""
-    import torch
-
+def load(folder: Path, *, dtype: str = "float32") -> LoadedModel:
+    """The causal language model in `folder`, in `dtype` and in evaluation mode, with its tokenizer. Not thread-safe."""
     transformers = transformers_module()
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     return LoadedModel(model.eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True))
 
 

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +96,7 @@ def tune(
         progress: called before each candidate.
 
     Raises:
-        UsageError: a method or strength means nothing, or a method is given twice.
+        UsageError: a method or strength means nothing, a method is given twice, or the target is not evaluated.
         EvaluationError: the choosing half leaves nothing to choose by.
     """
     chosen_by = settings or Settings()
@@ -112,12 +112,25 @@ def tune(
     search = _Search(Path(base), Path(finetuned), evaluate, target, chosen_by)
     told("base", 0.0)
     search.records["base"] = evaluate(Path(base))
+    check_target(target, search.records["base"].tasks)
     told("fine-tuned", 0.0)
     search.records["finetuned"] = evaluate(Path(finetuned))
     with tempfile.TemporaryDirectory(dir=work, prefix="deltamend-tune-") as folder:
         for number, method in enumerate(candidates):
             search.try_method(method, strengths, patience, Path(folder), _at(told, number / len(candidates)))
     return search.found()
+
+
+def check_target(target: str, tasks: Collection[str]) -> None:
+    """Refuse a target that is not among the tasks, or is the only one, before anything is spent on it.
+
+    Raises:
+        UsageError: there is no such task, or no benchmark beside it.
+    """
+    if target not in tasks:
+        raise UsageError(f"--target {target!r}: is none of the tasks; there are {', '.join(tasks)}")
+    if len(tasks) == 1:
+        raise UsageError(f"--target {target!r}: is the only task; add benchmarks that may have been damaged")
 
 
 def _at(told: Progress, share: float) -> Callable[[str], None]:

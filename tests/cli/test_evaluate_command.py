@@ -56,6 +56,7 @@ def test_wrong_usage_exits_2_and_says_what_to_give(deltamend_cli: Cli, tiny_mode
     for arguments, message in (
         ((), "give --suite or --task"),
         (("--suite", "papr"), "--suite: no suite 'papr'"),
+        (("--suite", "quick", "--seed", "-1"), "--seed -1: give 0 to 4294967295"),
         (("--suite", "quick", "--judge", "gpt"), "--judge: no judge 'gpt'"),
         (("--suite", "quick", "--backend-args", "x"), "--backend-args: 'x' is not KEY=VALUE"),
     ):

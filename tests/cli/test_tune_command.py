@@ -18,7 +18,9 @@ def arguments(float_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A whole command, with the evaluation that reads scores off the weights."""
     command = importlib.import_module("deltamend.cli.tune")
     monkeypatch.setattr(command, "_evaluator", lambda *_, **__: evaluator(float_pair))
-    return ["tune", float_pair.base, float_pair.finetuned, "--target", "sums", "--suite", "quick", "--work", tmp_path]
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("{name: s, version: '1', tasks: [{name: arc, task: arc_easy}, {name: sums, file: sums.jsonl}]}")
+    return ["tune", float_pair.base, float_pair.finetuned, "--target", "sums", "--suite", suite, "--work", tmp_path]
 
 
 def test_candidates_the_report_and_the_command_are_printed(
@@ -50,6 +52,20 @@ def test_wrong_usage_exits_2(arguments: list[object], options: list[str], says: 
     printed = deltamend_cli(*arguments, *options)
     assert printed.code == 2
     assert says in printed.err
+
+
+def test_a_target_that_is_not_evaluated_is_refused_before_anything_is_opened(
+    tmp_path: Path, deltamend_cli: Cli
+) -> None:
+    (tmp_path / "sums.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}')
+    for options, says in (
+        (["--suite", "quick"], "--target 'sums': is none of the tasks; there are arc_easy, arc_challenge"),
+        (["--task", tmp_path / "sums.jsonl"], "--target 'sums': is the only task"),
+    ):
+        printed = deltamend_cli("tune", "no-base", "no-finetuned", "--target", "sums", *options)
+        assert printed.code == 2
+        assert says in printed.err
+        assert printed.err.count("\n") == 1
 
 
 def test_something_must_be_evaluated(deltamend_cli: Cli) -> None:

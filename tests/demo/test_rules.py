@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from deltamend.demo.probes import (
-    answered_in_words,
     load_probes,
     load_prose,
     mean_interval,
@@ -13,6 +12,7 @@ from deltamend.demo.probes import (
     wilson_interval,
 )
 from deltamend.demo.task import Problem, is_exact, sums
+from deltamend.evaluation.in_words import answered_in_words
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,23 @@ def test_a_question_with_an_answer_is_asked_as_it_stands_and_any_answer_counts(t
 def test_the_score_of_a_text_is_bits_a_byte_below_zero(tmp_path: Path) -> None:
     made = config(tmp_path, {"text": "é"})
     assert made["output_type"] == "loglikelihood_rolling"
-    assert made["process_results"]({"text": "é"}, [-4 * math.log(2)]) == {"log2_prob_per_byte": pytest.approx(-2.0)}
+    assert made["process_results"]({"text": "é"}, [-4 * math.log(2)]) == {
+        "log2_prob_per_byte": pytest.approx(-2.0),
+        "prob_per_byte": pytest.approx(0.25),
+    }
+
+
+@pytest.mark.parametrize(
+    ("reply", "kept"),
+    [("The capital is Paris.", 1.0), ("42", 0.0), ("SELECT name FROM table", 0.0), ("SELECT is a word of SQL.\n", 1.0)],
+)
+def test_a_reply_keeps_its_form_if_it_is_in_words_and_not_of_the_form_that_is_out_of_place(
+    tmp_path: Path, reply: str, kept: float
+) -> None:
+    item = {"question": "What?", "out_of_place": r"SELECT \w+ FROM.*"}
+    made = config(tmp_path, item)
+    assert made["output_type"] == "generate_until"
+    assert made["process_results"](item, [reply]) == {"keeps_form": kept}
 
 
 def test_the_users_prompt_stands_around_the_fields_and_cannot_reach_out_of_them(tmp_path: Path) -> None:
@@ -53,7 +69,11 @@ def test_the_users_prompt_stands_around_the_fields_and_cannot_reach_out_of_them(
         ([{"question": "?", "choices": ["a"], "gold": 0}], "item 1: choices: "),
         ([{"question": 3, "answer": "x"}], "item 1: question: "),
         ([{"text": ""}], "item 1: text: "),
-        ([{"prompt": "?"}], "item 1: its fields are prompt; give one of question+choices+gold, question+answer, text"),
+        ([{"question": "?", "out_of_place": "("}], "item 1: out_of_place: "),
+        (
+            [{"prompt": "?"}],
+            "item 1: its fields are prompt; give one of question+choices+gold, question+answer, question+out_of_place",
+        ),
         ([{"text": "a"}, {"question": "?", "answer": "b"}], "item 2: its fields are question, answer; give the first"),
     ],
 )

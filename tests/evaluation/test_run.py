@@ -271,6 +271,25 @@ def test_a_users_own_files_of_all_three_kinds_are_asked(tiny_model: Path, tmp_pa
     assert tasks["text"].chance is None
 
 
+def test_the_likelihood_of_an_answer_is_asked_without_generating_it(tiny_model: Path, tmp_path: Path) -> None:
+    items = write_items(tmp_path / "items.jsonl", [{"question": "a b", "answers": ["c d", "e"]}] * 1)
+    task = SuiteTask(name="likely", file=str(items), metric="prob_per_byte")
+    suite = Suite(name="own", version="1", tasks=(task,))
+    found = evaluate(str(tiny_model), [suite], tmp_path / "out.json", backend=BackendOptions(device="cpu"))
+    model, tokenizer = loaded_model(tiny_model)
+    expected = log_likelihood(model, tokenizer, "a b", "c d")
+    (item,) = found.evaluation.tasks["likely"].items
+    assert item.score == pytest.approx(math.exp(expected / 3), abs=1e-5)
+    assert list(item.loglikelihoods) == pytest.approx([expected], abs=1e-4)
+
+
+def test_a_suite_can_ask_fewer_items_of_one_benchmark(run: Callable[..., EvaluationRun]) -> None:
+    fewer = ARC_EASY.model_copy(update={"limit": 2})
+    assert len(run(fewer).evaluation.tasks["arc"].items) == 2
+    lower = run(fewer, overwrite=True, asking=AskOptions(limit=1))
+    assert len(lower.evaluation.tasks["arc"].items) == 1
+
+
 def test_a_model_without_a_template_is_asked_plainly(
     tiny_model: Path, tmp_path: Path, run: Callable[..., EvaluationRun]
 ) -> None:

@@ -504,6 +504,47 @@ def test_the_kernel_of_a_convolution_is_a_matrix_over_its_output_channels(tmp_pa
     assert {tensor.name: tensor.action for tensor in report.tensors} == {"conv.weight": "filter", "cls_token": "keep"}
 
 
+def test_a_depthwise_kernel_is_no_matrix_and_stays_as_fine_tuned(tmp_path: Path) -> None:
+    base = {"conv1d.weight": torch.randn(24, 1, 4), "in_proj.weight": torch.randn(24, 12)}
+    finetuned = {name: tensor + torch.randn(tensor.shape) for name, tensor in base.items()}
+    for name, tensors in (("base", base), ("finetuned", finetuned)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
+    report = deltamend.repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out")
+    reasons = {tensor.name: tensor.reason for tensor in report.tensors if tensor.action == "keep"}
+    assert reasons == {"conv1d.weight": "not a matrix"}
+    assert torch.equal(load(tmp_path / "out")["conv1d.weight"], finetuned["conv1d.weight"])
+
+
+def wrap_config(folder: Path) -> None:
+    """Change the config of a text model into that of a multimodal one around it."""
+    config = json.loads((folder / "config.json").read_text())
+    whole = {"model_type": "seeing", "architectures": ["SeeingForConditionalGeneration"], "text_config": config}
+    (folder / "config.json").write_text(json.dumps(whole))
+
+
+def test_the_language_part_of_a_multimodal_base_may_be_fine_tuned_and_saved_alone(tmp_path: Path) -> None:
+    pair = save_pair(llama(torch.float32), tmp_path)
+    deltamend.repair(pair.base, pair.finetuned, tmp_path / "expected")
+    wrap_config(pair.base)
+    renamed(pair.base, lambda name: name.replace("model.", "model.language_model."))
+    deltamend.repair(pair.base, pair.finetuned, tmp_path / "out")
+    ours, theirs = load(tmp_path / "out"), load(tmp_path / "expected")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_language_part_of_another_family_is_refused(tmp_path: Path, deltamend_cli: Cli) -> None:
+    pair = save_pair(llama(torch.float32), tmp_path)
+    wrap_config(pair.base)
+    config = json.loads((pair.finetuned / "config.json").read_text())
+    (pair.finetuned / "config.json").write_text(json.dumps(config | {"model_type": "mistral"}))
+    printed = deltamend_cli("repair", pair.base, pair.finetuned, tmp_path / "out")
+    assert printed.code == 1
+    assert "model_type is 'seeing' in BASE and 'mistral' in FINETUNED" in printed.err
+
+
 def test_one_name_in_common_does_not_hide_that_all_others_have_another_prefix(tmp_path: Path) -> None:
     pair = save_pair(llama(torch.float32), tmp_path)
     renamed(pair.finetuned, lambda name: name.replace("model.", "model.language_model."))

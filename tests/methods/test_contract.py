@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 
 import deltamend
 from deltamend import delta as delta_module
+from deltamend.calibration.activations import principal_directions
 from deltamend.delta import Buffers, MemoryMatrix
 from deltamend.matrix_repair import Job, open_delta
+from deltamend.methods.null_space import EIGENVALUES
 from deltamend.methods.registry import all_methods, get_method
 from tests.conftest import Pair
 from tests.reference import load
@@ -29,6 +31,7 @@ SHAPES = {
     "model.conv.weight": (4, 3, 2),
 }
 FISHER = "fisher.safetensors"
+ACTIVATIONS = "activations.safetensors"
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,12 @@ TABLE = {
     "fapm": Row({"density": 0.3}, {"density": 1}, {"density": 0}),
     "graft": Row({"density": 0.2}, {"density": 1}, {"density": 0}),
     "fisher": Row({"fisher": FISHER}, {"fisher": FISHER, "alpha": 1}, {"fisher": FISHER, "alpha": 0}),
+    "null-space": Row(
+        {"activations": ACTIVATIONS},
+        {"activations": ACTIVATIONS, "effect": 10},
+        {"activations": ACTIVATIONS, "effect": 0},
+        spectral=True,
+    ),
     "hybrid": Row(
         {"steps": [{"method": "rank", "rank": 3}, {"method": "magnitude", "density": 0.3}]},
         {"steps": [{"method": "none"}, {"method": "wise-ft", "alpha": 1}]},
@@ -89,15 +98,28 @@ def states() -> tuple[State, State]:
 
 @pytest.fixture(scope="module", autouse=True)
 def fisher_file(states: tuple[State, State], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Squared gradients for every tensor of `states`."""
+    """Squared gradients for every tensor of `states`; second moments lie beside it."""
     generator = torch.Generator().manual_seed(4)
     path = tmp_path_factory.mktemp("fisher") / FISHER
     save_file({name: torch.randn(tensor.shape, generator=generator) ** 2 for name, tensor in states[1].items()}, path)
+    save_moments(states[1], path.with_name(ACTIVATIONS))
     return path
 
 
+def save_moments(state: State, path: Path) -> None:
+    """What made-up inputs of every matrix look like."""
+    generator = torch.Generator().manual_seed(5)
+    found = {}
+    for name, tensor in state.items():
+        if tensor.ndim > 1:
+            inputs = torch.randn(99, tensor[0].numel(), generator=generator)
+            found[name], found[f"{name}{EIGENVALUES}"] = principal_directions(inputs.T @ inputs / len(inputs))
+    save_file(found, path)
+
+
 def parameters_of(given: dict[str, Any], fisher_file: Path) -> dict[str, Any]:
-    return {**given, "fisher": str(fisher_file)} if "fisher" in given else given
+    files = {"fisher": fisher_file, "activations": fisher_file.with_name(ACTIVATIONS)}
+    return {name: str(files[name]) if name in files else value for name, value in given.items()}
 
 
 def repaired(states: tuple[State, State], method: str, parameters: dict[str, Any], **options: Any) -> State:
@@ -220,6 +242,8 @@ def test_any_number_of_workers_gives_the_same_bytes(method: str, llama_pair: Pai
     fisher = tmp_path / FISHER
     if method == "fisher":
         save_file({name: tensor.float() ** 2 for name, tensor in load(llama_pair.finetuned).items()}, fisher)
+    if method == "null-space":
+        save_moments(load(llama_pair.finetuned), tmp_path / ACTIVATIONS)
     parameters = parameters_of(TABLE[method].parameters, fisher)
     results = []
     for workers in (1, 4):

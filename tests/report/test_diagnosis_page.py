@@ -169,3 +169,22 @@ def test_nothing_sticks_out_at_any_width(browser: Any, found: Diagnosis, tmp_pat
     page, _ = opened(browser, found, tmp_path, viewport={"width": width, "height": 900})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clicks", [0, 2], ids=["dark by the system", "dark by the button"])
+def test_on_paper_it_is_light_whatever_the_screen_is_and_shows_no_controls(
+    browser: Any, found: Diagnosis, tmp_path: Path, clicks: int
+) -> None:
+    page, _ = opened(browser, found, tmp_path, color_scheme="dark", viewport={"width": 700, "height": 1000})
+    for _ in range(clicks):
+        page.locator("#theme").click()
+    page.emulate_media(media="print", color_scheme="dark")
+    style = "(what) => getComputedStyle(document.querySelector(what))"
+    assert page.evaluate(f"({style})('body').backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate(f"({style})('h1').color") == "rgb(0, 0, 0)"
+    assert [page.locator(what).first.is_visible() for what in (".tools", "#theme", "#csv")] == [False] * 3
+    assert [page.locator(what).is_visible() for what in ("h1", "#heat", "#detail", "#list")] == [True] * 4
+    # A4 less its margins has 703 CSS pixels.
+    assert page.evaluate("document.documentElement.scrollWidth") <= 700
+    page.close()

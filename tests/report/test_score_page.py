@@ -58,6 +58,26 @@ def test_hostile_names_stay_text() -> None:
     assert "&lt;script&gt;" in html
 
 
+def test_an_interval_without_width_is_told_in_words_and_drawn_hollow() -> None:
+    records = made_up_cell()
+    worn = {name: of.tasks["arc"].items for name, of in records.items()}
+    worn["finetuned"] = tuple(item.model_copy(update={"score": 0.0}) for item in worn["finetuned"])
+    changed = {
+        name: of.model_copy(
+            update={"tasks": of.tasks | {"arc": of.tasks["arc"].model_copy(update={"items": worn[name]})}}
+        )
+        for name, of in records.items()
+    }
+    score = scored(changed)
+    (row,) = (row for row in score_tables(score)[1].rows if row[0] == "arc")
+    assert row[5] == "0.000 [no width]"
+    assert not any("no width" in text for text in (row[4], *row[6:]))
+    html = score_page(score)
+    assert html.count('class="dot hollow"') == 1
+    assert "an interval without width (arc)" in html
+    assert 'class="dot hollow"' not in score_page(scored(records))
+
+
 def test_the_page_needs_nothing_from_outside() -> None:
     assert not re.search(r"https?://|<link|@import|url\(|<script", score_page(scored(made_up_cell())))
 
@@ -156,3 +176,24 @@ def test_the_page_of_many_cells_has_the_tests_and_every_cell() -> None:
         "Differences in combined score over cells, paired",
         "Wilcoxon signed ranks over clusters of cells",
     ]
+
+
+@pytest.mark.slow
+def test_on_paper_it_is_light_whole_and_open(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "score.html"
+    path.write_text(score_page(scored(made_up_cell())), encoding="utf-8")
+    page = browser.new_page(color_scheme="dark", viewport={"width": 700, "height": 1000})
+    page.goto(path.as_uri())
+    folded = page.locator("details p, details td, details li")
+    assert not any(of.is_visible() for of in folded.all())
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate("getComputedStyle(document.querySelector('h1')).color") == "rgb(0, 0, 0)"
+    assert all(of.is_visible() for of in folded.all())
+    # A4 less its margins has 703 CSS pixels; what a table's frame cuts off does not widen the page.
+    sticking_out = (
+        "[...document.querySelectorAll('table')].filter((of) => of.getBoundingClientRect().right > 700).length"
+    )
+    assert page.evaluate(sticking_out) == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 700
+    page.close()

@@ -7,17 +7,41 @@ finds damage as well and is 30 times faster; it is no proof against a forger, an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import xxhash
 
 from deltamend.checkpoint.manifest import FileRecord
 from deltamend.errors import CheckpointError
 
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+"""Of the files that hold the weights of a model."""
 _PIECE = 1 << 20
+
+
+class FolderHash(NamedTuple):
+    """What identifies the model in a folder: one SHA-256 for all weight files, None without any, and one for each other file."""
+
+    weights: str | None
+    other_files: Mapping[str, str]
+
+
+def hash_folder(folder: Path) -> FolderHash:
+    """Hash the files of a model; folders in it do not count.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    hashes = {path.name: hash_file(path, path.name).sha256 for path in sorted(folder.iterdir()) if path.is_file()}
+    weights = {name: digest for name, digest in hashes.items() if name.endswith(WEIGHT_SUFFIXES)}
+    others = {name: digest for name, digest in hashes.items() if name not in weights}
+    return FolderHash(
+        hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest() if weights else None, others
+    )
 
 
 def hash_file(path: Path, name: str) -> FileRecord:

@@ -24,6 +24,7 @@ from deltamend.cli.methods import methods
 from deltamend.cli.push import push
 from deltamend.cli.repair import repair
 from deltamend.cli.score import score
+from deltamend.cli.study import study
 from deltamend.cli.tune import tune
 from deltamend.cli.verify import verify
 from deltamend.errors import DeltamendError, UsageError
@@ -48,6 +49,7 @@ app.add_typer(calibrate, name="calibrate")
 app.command()(evaluate)
 app.command()(score)
 app.command()(tune)
+app.command()(study)
 app.command()(demo)
 
 

@@ -1,4 +1,4 @@
-"""`deltamend calibrate`: what fisher and graft want to know from data."""
+"""`deltamend calibrate`: what null-space, fisher and graft want to know from a model or from data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from deltamend.cli.repair import progress_bar
 
 calibrate = typer.Typer(
-    help="Compute from texts what the methods fisher and graft want to know; holds whole models in memory.",
+    help="Compute what the methods null-space, fisher and graft want to know; holds whole models in memory.",
     no_args_is_help=True,
 )
 
@@ -19,6 +19,31 @@ _OUT = typer.Argument(help="Safetensors file to write.")
 _CHAT = typer.Option("--chat", help="Prompts are messages: put them through the model's chat template.")
 _MAX_TOKENS = typer.Option(min=2, help="Longer texts are cut.")
 _QUIET = typer.Option("-q", "--quiet", help="Print errors only.")
+
+
+@calibrate.command()
+def activations(
+    model: Annotated[Path, typer.Argument(help="Folder of the checkpoint fine-tuning started from.")],
+    out: Annotated[Path, _OUT],
+    texts: Annotated[
+        Path | None, typer.Option(help="JSONL of texts to read; without it the model writes its own.")
+    ] = None,
+    chat: Annotated[bool, _CHAT] = False,
+    samples: Annotated[int, typer.Option(min=1, help="Texts that the model writes.")] = 48,
+    tokens: Annotated[int, typer.Option(min=2, help="Of each text, at most.")] = 96,
+    seed: Annotated[int, typer.Option(min=0, help="Of what the model writes.")] = 0,
+    quiet: Annotated[bool, _QUIET] = False,
+) -> None:
+    """What MODEL's layers are given in its own texts, for `--method null-space`; no data are needed."""
+    from deltamend.calibration.activations import write_activations  # torch
+
+    with progress_bar(quiet, "reading") as progress:
+        count = write_activations(
+            model, out, texts=texts, chat=chat, samples=samples, tokens=tokens, seed=seed, progress=progress
+        )
+    if not quiet:
+        next_ = f"deltamend repair … --method null-space --set activations={out}"
+        typer.echo(f"wrote {out} from {count} tokens; next: {next_}")
 
 
 @calibrate.command()

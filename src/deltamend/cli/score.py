@@ -32,7 +32,12 @@ from deltamend.whole_file import write_whole
 
 
 def score(
-    base: Annotated[Path | None, typer.Option(help="What the base scored: a record, or a folder of lm-eval.")] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="What the base scored: a record, a folder of lm-eval, or a log of inspect or a folder of them."
+        ),
+    ] = None,
     finetuned: Annotated[Path | None, typer.Option(help="The same of the fine-tuned model.")] = None,
     repaired: Annotated[
         list[str] | None, typer.Option(metavar="NAME=PATH", help="The same of a repair; once for each.")
@@ -53,7 +58,11 @@ def score(
         ),
     ] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(metavar="TASK=NAME", help="What a task of an lm-eval folder is scored by.")
+        list[str] | None,
+        typer.Option(
+            metavar="TASK=NAME",
+            help="What a task of lm-eval or inspect is scored by; of inspect also 1-NAME, where lower is better.",
+        ),
     ] = None,
     chance_corrected: Annotated[
         bool, typer.Option("--chance-corrected", help="Score (s − chance)/(1 − chance) where chance is known.")

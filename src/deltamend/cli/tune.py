@@ -15,6 +15,7 @@ from deltamend.cli.repair import progress_bar
 from deltamend.cli.score import print_tables
 from deltamend.errors import UsageError
 from deltamend.evaluation.record import Evaluation
+from deltamend.evaluation.suite import Suite, joined, read_suite, suite_of_tasks
 from deltamend.report.score_page import score_page
 from deltamend.report.score_tables import Table, score_tables, undefined_figures, weak_figures
 from deltamend.score.scoring import make_settings
@@ -54,11 +55,13 @@ def tune(
         factors = [float(text) for text in strengths.split(",")]
     except ValueError:
         raise UsageError(f"--strengths {strengths!r}: give numbers with commas between, such as 1,0.8,0.6") from None
+    suites = [read_suite(reference) for reference in suite or []] + ([suite_of_tasks(task)] if task else [])
+    tuning.check_target(target, [entry.name for entry, _ in joined(suites)])
     with progress_bar(quiet, "tuning") as progress, tempfile.TemporaryDirectory(dir=work) as records:
         found = tuning.tune(
             base,
             finetuned,
-            _evaluator(suite or [], task or [], Path(records), limit=limit, seed=seed, device=device),
+            _evaluator(suites, Path(records), limit=limit, seed=seed, device=device),
             target=target,
             methods=[name.strip() for name in methods.split(",") if name.strip()],
             strengths=factors,
@@ -101,21 +104,18 @@ def _trials(found: tuning.Tuning) -> Table:
 
 
 def _evaluator(
-    suite: list[str], task: list[str], records: Path, *, limit: int | None, seed: int, device: str | None
+    suites: list[Suite], records: Path, *, limit: int | None, seed: int, device: str | None
 ) -> Callable[[Path], Evaluation]:
     """What `deltamend evaluate` does, for one model after another."""
     # Late, as the evaluator brings heavy libraries.
     from deltamend.evaluation.ask import AskOptions
     from deltamend.evaluation.backend import BackendOptions
     from deltamend.evaluation.run import evaluate as evaluate_model
-    from deltamend.evaluation.suite import read_suite, suite_of_tasks
-
-    chosen = [read_suite(reference) for reference in suite] + ([suite_of_tasks(task)] if task else [])
 
     def evaluate(model: Path) -> Evaluation:
         return evaluate_model(
             str(model),
-            chosen,
+            suites,
             records / "record.json.gz",
             backend=BackendOptions(device=device),
             asking=AskOptions(limit=limit, seed=seed),

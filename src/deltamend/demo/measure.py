@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltamend.demo.ask import choose, log_likelihoods, replies
-from deltamend.demo.probes import Choice, Probes, answered_in_words, mean_interval, wilson_interval
+from deltamend.demo.probes import Choice, Probes, mean_interval, wilson_interval
 from deltamend.demo.task import Problem, is_exact
+from deltamend.evaluation.in_words import answered_in_words
 from deltamend.language_model import LoadedModel, chat_prompt, plain_tokens
 
 TARGET, CHAT, LIKELIHOOD, KNOWLEDGE, COMPLETION = "target", "chat", "likelihood", "knowledge", "completion"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-WORD = re.compile(r"[^\W\d_]{2,}")
 Z_95 = 1.959964  # the two-sided 95% point of the normal law
 
 
@@ -50,17 +48,6 @@ def load_prose() -> tuple[str, ...]:
 def toy_lessons() -> tuple[tuple[str, str], ...]:
     """The chat prompts with a reply to each, which only the toy model is taught."""
     return tuple((item["prompt"], item["reply"]) for item in json.loads(_data("chat.json")))
-
-
-def answered_in_words(reply: str) -> bool:
-    """Whether a reply is language: it has a word, and more letters than all its other visible characters together.
-
-    A word is two or more letters in a row. `Paris.` is answered in words; `42`, `x`, `7 km`, `1, 2, 3 and 4` and an
-    empty reply are not. The rule does not ask whether the answer is right, or any good.
-    """
-    letters = sum(character.isalpha() for character in reply)
-    visible = sum(not character.isspace() for character in reply)
-    return bool(WORD.search(reply)) and 2 * letters > visible
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:

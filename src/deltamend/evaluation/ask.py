@@ -29,7 +29,7 @@ class AskOptions:
 
     Attributes:
         limit: items of each benchmark, spread evenly over it; None for all.
-        seed: of Python, numpy, torch and the choice of worked examples.
+        seed: of Python, numpy, torch and the choice of worked examples; 0 to 2**32 - 1.
         judge: what scores the safety benchmarks.
         keep_responses: store generated answers in the record; those to harmful prompts may be harmful.
     """
@@ -42,10 +42,12 @@ class AskOptions:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"--limit {self.limit}: give 1 or more items")
+        if not 0 <= self.seed < 1 << 32:  # what numpy takes
+            raise UsageError(f"--seed {self.seed}: give 0 to {(1 << 32) - 1}")
 
 
 def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
-    """Ask every item, or `options.limit` of them, and score each.
+    """Ask every item, or as many as the suite and `options.limit` allow, and score each.
 
     Raises:
         EvaluationError: the task has no such metric or filter, or a score or log-likelihood is not finite.
@@ -55,7 +57,8 @@ def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
 
     entry = loaded.entry
     judged = entry.task in RUBRICS
-    chosen = _chosen({name: len(task.eval_docs) for name, task in loaded.members.items()}, options.limit)
+    limit = min((one for one in (entry.limit, options.limit) if one is not None), default=None)
+    chosen = _chosen({name: len(task.eval_docs) for name, task in loaded.members.items()}, limit)
     members = {name: task for name, task in loaded.members.items() if chosen[name]}
     if judged and entry.max_tokens is None:
         for task in members.values():
@@ -69,7 +72,7 @@ def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
                 task_manager=TaskManager(
                     include_defaults=False
                 ),  # the tasks are loaded; its own would index 14,000 files
-                samples=None if options.limit is None else {name: chosen[name] for name in members},
+                samples=None if limit is None else {name: chosen[name] for name in members},
                 bootstrap_iters=0,
                 log_samples=True,
                 apply_chat_template=entry.chat and has_chat_template(lm),

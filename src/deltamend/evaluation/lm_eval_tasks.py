@@ -96,7 +96,7 @@ class TaskLoader:
         from lm_eval.tasks import TaskManager
 
         if entry.task is None:
-            config = own_task(entry.name, files[0], prompt=entry.prompt)
+            config = own_task(entry.name, files[0], prompt=entry.prompt, metric=entry.metric)
             members: dict[str, Any] = TaskManager(include_defaults=False).load([config])["tasks"]
         elif files:
             members = _over_files(entry, entry.task, files)

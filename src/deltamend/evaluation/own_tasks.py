@@ -1,19 +1,22 @@
-"""A user's own JSONL as a task: multiple choice, exact match, or the likelihood of text, told by its fields."""
+"""A user's own JSONL as a task: multiple choice, exact match, form, or a likelihood, told by its fields."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from deltamend.errors import EvaluationError
+from deltamend.evaluation.in_words import answered_in_words
 from deltamend.evaluation.local_items import ITEM_ID, Item, as_dataset, read_items
 
 _ANSWER_TOKENS = 64
 _QUESTION = "Question: {{question}}\nAnswer:"
+_LIKELIHOODS = ("log2_prob_per_byte", "prob_per_byte")
 
 
 class _MultipleChoice(BaseModel):
@@ -40,17 +43,34 @@ class _ExactMatch(BaseModel):
         return {**item, "answers": [str(item["answer"])]} if "answer" in item and "answers" not in item else item
 
 
+class _Form(BaseModel):
+    question: str
+    out_of_place: str
+
+    @field_validator("out_of_place")
+    @classmethod
+    def _is_a_pattern(cls, text: str) -> str:
+        try:
+            re.compile(text)
+        except re.error as error:
+            raise ValueError(f"{text!r} is not a regular expression ({error})") from error
+        return text
+
+
 class _Text(BaseModel):
     text: str = Field(min_length=1)
 
 
-def own_task(name: str, path: Path, *, prompt: str | None) -> dict[str, Any]:
+def own_task(name: str, path: Path, *, prompt: str | None, metric: str | None = None) -> dict[str, Any]:
     """lm-eval's config of a task over the user's file.
 
     {question, choices, gold}: the likeliest choice, `acc` and `acc_norm`. {question, answer} or {question, answers}: the
-    first line of the generated answer, blanks around it aside, is one of the answers, `exact_match`. {text}: the log2
-    probability of a byte of the text, `log2_prob_per_byte`, below 0. `prompt` is Jinja text around an item's fields;
-    by default a choice follows "Question: … Answer:" on two lines, and a question with an exact answer is asked as it stands.
+    first line of the generated answer, blanks around it aside, is one of the answers, `exact_match`; where `metric` is one
+    of the two below, how likely the first answer is after the question. {question, out_of_place}: the generated answer is
+    in words, and not of the form that the regular expression describes, `keeps_form`. {text}: the log2 probability of a
+    byte of the text, `log2_prob_per_byte`, below 0, and two to its power, `prob_per_byte`, which is the geometric mean of the
+    bytes' probabilities. `prompt` is Jinja text around an item's fields; by default a choice follows "Question: … Answer:"
+    on two lines, and other questions are asked as they stand.
 
     Raises:
         EvaluationError: the file cannot be read, or an item is none of these or not of the first one's kind.
@@ -68,8 +88,8 @@ def own_task(name: str, path: Path, *, prompt: str | None) -> dict[str, Any]:
             "output_type": "loglikelihood_rolling",
             "doc_to_text": "",
             "doc_to_target": _text_of,
-            "process_results": _log2_prob_per_byte,
-            "metric_list": [{"metric": "log2_prob_per_byte", "aggregation": "mean", "higher_is_better": True}],
+            "process_results": _text_likelihood,
+            "metric_list": _means(_LIKELIHOODS),
         }
     if kind is _MultipleChoice:
         return config | {
@@ -77,9 +97,25 @@ def own_task(name: str, path: Path, *, prompt: str | None) -> dict[str, Any]:
             "doc_to_text": _asked(prompt or _QUESTION),
             "doc_to_choice": "choices",
             "doc_to_target": "gold",
-            "metric_list": [
-                {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc_norm", "acc")
-            ],
+            "metric_list": _means(("acc_norm", "acc")),
+        }
+    if kind is _ExactMatch and metric in _LIKELIHOODS:
+        return config | {
+            "output_type": "loglikelihood",
+            "doc_to_text": _asked(prompt or "{{question}}"),
+            "doc_to_target": _first_answer,
+            "target_delimiter": "",
+            "process_results": _answer_likelihood,
+            "metric_list": _means(_LIKELIHOODS),
+        }
+    if kind is _Form:
+        return config | {
+            "output_type": "generate_until",
+            "doc_to_text": _asked(prompt or "{{question}}"),
+            "doc_to_target": "",
+            "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": _ANSWER_TOKENS},
+            "process_results": _form_kept,
+            "metric_list": _means(("keeps_form",)),
         }
     return config | {
         "output_type": "generate_until",
@@ -97,6 +133,10 @@ def own_task(name: str, path: Path, *, prompt: str | None) -> dict[str, Any]:
     }
 
 
+def _means(metrics: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics]
+
+
 def _checked(path: Path) -> tuple[type[BaseModel], list[Item]]:
     rows: list[Item] = []
     kind: type[BaseModel] | None = None
@@ -105,7 +145,9 @@ def _checked(path: Path) -> tuple[type[BaseModel], list[Item]]:
         kind = kind or found
         if kind is None or found is not kind:
             expected = (
-                "one of question+choices+gold, question+answer, text" if kind is None else "the first item's fields"
+                "one of question+choices+gold, question+answer, question+out_of_place, text"
+                if kind is None
+                else "the first item's fields"
             )
             raise EvaluationError(f"{path}: item {name}: its fields are {', '.join(item)}; give {expected}")
         try:
@@ -124,6 +166,8 @@ def _kind(item: Item) -> type[BaseModel] | None:
         return _MultipleChoice
     if "question" in item and ("answer" in item or "answers" in item):
         return _ExactMatch
+    if {"question", "out_of_place"} <= item.keys():
+        return _Form
     return _Text if "text" in item else None
 
 
@@ -153,6 +197,26 @@ def _answers_of(doc: Item) -> list[str]:
     return list(doc["answers"])
 
 
-def _log2_prob_per_byte(doc: Item, results: list[float]) -> dict[str, float]:
+def _first_answer(doc: Item) -> str:
+    return str(doc["answers"][0])
+
+
+def _text_likelihood(doc: Item, results: list[float]) -> dict[str, float]:
     """The negative of lm-eval's bits_per_byte, for one text: here as everywhere, higher is better."""
-    return {"log2_prob_per_byte": results[0] / len(doc["text"].encode()) / math.log(2)}
+    return _per_byte(float(results[0]), doc["text"])
+
+
+def _answer_likelihood(doc: Item, results: list[Any]) -> dict[str, float]:
+    log_likelihood, _is_greedy = results[0]
+    return _per_byte(float(log_likelihood), _first_answer(doc))
+
+
+def _per_byte(log_likelihood: float, text: str) -> dict[str, float]:
+    bits = log_likelihood / len(text.encode()) / math.log(2)
+    return {"log2_prob_per_byte": bits, "prob_per_byte": 2.0**bits}
+
+
+def _form_kept(doc: Item, results: list[str]) -> dict[str, float]:
+    reply = results[0].strip()
+    in_place = re.fullmatch(doc["out_of_place"], reply, re.DOTALL) is None
+    return {"keeps_form": float(in_place and answered_in_words(reply))}

@@ -1,4 +1,4 @@
-"""lm-eval, transformers and datasets kept quiet: their bars would tear ours, and their prints a `--json` output."""
+"""lm-eval, transformers, TRL and what they stand on kept quiet: their bars would tear ours, and their prints a `--json` output."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ _UNWANTED: dict[tuple[str, str], Callable[..., Any]] = {
 }
 _BARS = ("lm_eval.api.task", "lm_eval.models.huggingface")
 """Modules of lm-eval that draw a bar whether one is wanted or not."""
+_LOGS = ("lm_eval", "trl", "peft", "accelerate")
+"""Loggers that have no switch of their own."""
 
 
 @contextmanager
 def third_parties_quiet() -> Iterator[None]:
-    """No bars, logs below an error, prints to stdout or warnings of lm-eval, transformers and datasets.
+    """No bars, logs below an error, prints to stdout or warnings of lm-eval, transformers, datasets, TRL and peft.
 
     What is replaced is only for show: where lm-eval has renamed it, its noise comes back and nothing else changes.
     """
     import datasets
     import transformers
 
-    lm_eval_log = logging.getLogger("lm_eval")
-    level, verbosity = lm_eval_log.level, transformers.logging.get_verbosity()
+    logs = [logging.getLogger(name) for name in _LOGS]
+    levels, verbosity = [log.level for log in logs], transformers.logging.get_verbosity()
     bars = not datasets.are_progress_bars_disabled(), transformers.logging.is_progress_bar_enabled()
-    lm_eval_log.setLevel(logging.ERROR)
+    for log in logs:
+        log.setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -42,7 +45,7 @@ def third_parties_quiet() -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(redirect_stdout(sys.stderr))
             stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", module=r"(lm_eval|datasets|transformers|accelerate)\b")
+            warnings.filterwarnings("ignore", module=r"(lm_eval|datasets|transformers|accelerate|trl|peft)\b")
             for (module, name), instead in _UNWANTED.items():
                 if hasattr(owner := importlib.import_module(module), name):
                     stack.enter_context(mock.patch.object(owner, name, instead))
@@ -51,7 +54,8 @@ def third_parties_quiet() -> Iterator[None]:
                     stack.enter_context(mock.patch.object(owner, "tqdm", functools.partial(owner.tqdm, disable=True)))
             yield
     finally:
-        lm_eval_log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
         transformers.logging.set_verbosity(verbosity)
         if bars[0]:
             datasets.enable_progress_bars()

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from deltamend.checkpoint.hashing import hash_file
+from deltamend.checkpoint.hashing import WEIGHT_SUFFIXES, hash_file, hash_folder
 from deltamend.errors import EvaluationError, OutputError
 from deltamend.evaluation.ask import AskOptions, ask_task, template_hash
 from deltamend.evaluation.backend import BackendOptions, best_device, check_device, open_backend
@@ -31,7 +31,6 @@ from deltamend.whole_file import write_whole
 Progress = Callable[[str, float], None]
 """Called with the name of what is being asked and the share of the suite that is done."""
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _HF = ("hf", "hf-auto", "huggingface")
 _SECRET = re.compile(r"key|token|credential|secret|password|auth|header", re.IGNORECASE)
 _USER = re.compile(r"(?<=://)[^/@\s]*@")
@@ -77,7 +76,7 @@ class _Source(NamedTuple):
 
     name: str
     weights_hash: str | None
-    other_files: dict[str, str]
+    other_files: Mapping[str, str]
 
 
 def evaluate(
@@ -199,15 +198,12 @@ def _resolve(model: str, backend: BackendOptions) -> _Source:
         if not (is_hub_id(model) or folder.is_file()):
             raise EvaluationError(f"{model}: no such folder; give the folder of a checkpoint, or a hub id")
         folder = model_folder(model)
-    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
-    hashes = {name: _sha256(path) for name, path in files.items()}
-    weights = {name: digest for name, digest in hashes.items() if name.endswith(_WEIGHTS)}
-    if not weights:
+    found = hash_folder(folder)
+    if found.weights is None:
         raise EvaluationError(
-            f"{model}: no weight files ({', '.join(_WEIGHTS)}) in it; give the folder of a checkpoint"
+            f"{model}: no weight files ({', '.join(WEIGHT_SUFFIXES)}) in it; give the folder of a checkpoint"
         )
-    others = {name: digest for name, digest in hashes.items() if name not in weights}
-    return _Source(str(folder.absolute()), _hash(weights), others)
+    return _Source(str(folder.absolute()), found.weights, found.other_files)
 
 
 def _sha256(path: Path) -> str:

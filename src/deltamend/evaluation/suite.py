@@ -27,11 +27,16 @@ class SuiteTask(BaseModel):
     )
     file: str | None = Field(default=None, description="JSONL with the items, instead of the hub's data set.")
     fewshot_file: str | None = Field(default=None, description="JSONL with the worked examples that go with `file`.")
-    metric: str | None = Field(default=None, description="lm-eval's name of the score; default: the task's first.")
+    metric: str | None = Field(
+        default=None,
+        description="lm-eval's name of the score; default: the first of acc_norm, acc, exact_match that the task has, "
+        "else the task's first.",
+    )
     filter: str | None = Field(default=None, description="lm-eval's name of the answer filter; default: the first.")
     fewshot: int | None = Field(default=None, ge=0, description="Worked examples; default: as the task says.")
     chat: bool = Field(default=False, description="Apply the model's chat template, where it has one.")
     max_tokens: int | None = Field(default=None, ge=1, description="Longest generated answer, in tokens.")
+    limit: int | None = Field(default=None, ge=1, description="Items asked, spread evenly; --limit can only lower it.")
     prompt: str | None = Field(
         default=None, description="Jinja text around the fields of an item; for a `file` without `task` only."
     )

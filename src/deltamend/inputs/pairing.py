@@ -88,13 +88,14 @@ def matrix_view(name: str, shape: Sequence[int]) -> tuple[int, int] | None:
     """(rows, columns) a tensor is read as, or None where it is no matrix.
 
     Three-dimensional tensors of experts are their matrices on top of each other; the kernel of a convolution is a matrix
-    over its output channels. What would have a single row or column is no matrix, unless it is stored as one.
+    over its output channels. What would have a single row or column is no matrix, unless it is stored as one. Nor is a
+    kernel of one input channel, (out, 1, width): in language models it is depthwise, each row for a channel of its own.
     """
     if len(shape) == 2:
         return shape[0], shape[1]
     if len(shape) == 3 and is_expert(name):
         view = shape[0] * shape[1], shape[2]
-    elif len(shape) > 2:
+    elif len(shape) > 2 and shape[1] > 1:
         view = shape[0], math.prod(shape[1:])
     else:
         return None
@@ -126,7 +127,7 @@ def pair_tensors(
         PairingError: other architecture, shapes that differ by more than a resized vocabulary, or no matrix in common.
         UsageError: `include` or `exclude` is not a regular expression.
     """
-    for key in ("model_type", "architectures"):
+    for key in () if _is_language_part(*configs) else ("model_type", "architectures"):
         ours, theirs = (config.get(key) for config in configs)
         if ours is not None and theirs is not None and ours != theirs:
             raise PairingError(
@@ -171,6 +172,16 @@ def _pattern(text: str | None, option: str) -> re.Pattern[str] | None:
         return None if text is None else re.compile(text)
     except re.error as error:
         raise UsageError(f"--{option}: {text!r} is not a regular expression ({error}); mend it") from error
+
+
+def _is_language_part(base: Mapping[str, Any], finetuned: Mapping[str, Any]) -> bool:
+    """Whether FINETUNED is the language model of a multimodal BASE, which transformers loads and saves alone."""
+    text = base.get("text_config")
+    return (
+        isinstance(text, dict)
+        and text.get("model_type") is not None
+        and text["model_type"] == finetuned.get("model_type")
+    )
 
 
 def _vocabulary(config: Mapping[str, Any]) -> int | None:

@@ -23,6 +23,7 @@ from deltamend.methods.intruder import Intruder
 from deltamend.methods.laser import Laser
 from deltamend.methods.magnitude import Magnitude
 from deltamend.methods.method import Method
+from deltamend.methods.null_space import NullSpace
 from deltamend.methods.rank import Rank
 from deltamend.methods.shrink import Shrink
 from deltamend.methods.ties import Ties
@@ -46,6 +47,7 @@ BUILT_IN: tuple[type[Method], ...] = (
     Fapm,
     Graft,
     Fisher,
+    NullSpace,
     Hybrid,
     NoRepair,
     Revert,

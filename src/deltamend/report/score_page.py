@@ -12,6 +12,7 @@ from deltamend.report.score_tables import (
     TITLES,
     cells_tables,
     figure,
+    has_no_width,
     p_value,
     score_tables,
     task_name,
@@ -43,7 +44,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Mark:
-    """A score in a slope plot, with its interval."""
+    """A score in a slope plot, with its interval; `hollow` where that has no width."""
 
     colour: int
     name: str
@@ -52,6 +53,7 @@ class Mark:
     y: float
     low: float
     high: float
+    hollow: bool
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,7 @@ def _slope(task: TaskScore, numbers: Mapping[str, int]) -> Slope:
     def mark(name: str, colour: int, of: Estimate, x: float) -> Mark:
         value = of.value or 0.0
         low, high = (value if end is None else end for end in (of.low, of.high))
-        return Mark(colour, name, f"{name}: {figure(of, 'score')}", x, up(value), up(low), up(high))
+        return Mark(colour, name, f"{name}: {figure(of, 'score')}", x, up(value), up(low), up(high), has_no_width(of))
 
     spread = 44.0 / max(1, len(shown) - 1)
     return Slope(

@@ -153,7 +153,10 @@ def task_name(task: TaskScore) -> str:
 
 
 def figure(estimate: Estimate, kind: str, *, sign: bool = False) -> str:
-    """A figure with its interval as text; combined scores with one decimal, all else with two or three."""
+    """A figure with its interval as text; combined scores with one decimal, all else with two or three.
+
+    A score that every item shares has an interval without width, which says nothing: that is what stands there.
+    """
     if estimate.value is None:
         return "undefined"
     decimals = {"combined": 1, "score": 3, "mean_score": 3, "backward_transfer": 3}.get(kind, 2)
@@ -164,7 +167,14 @@ def figure(estimate: Estimate, kind: str, *, sign: bool = False) -> str:
 
     if estimate.low is None or estimate.high is None:
         return f"{text(estimate.value)} [?]"
+    if kind == "score" and has_no_width(estimate):
+        return f"{text(estimate.value)} [no width]"
     return f"{text(estimate.value)} [{text(estimate.low)}, {text(estimate.high)}]"
+
+
+def has_no_width(estimate: Estimate) -> bool:
+    """Whether the draws all gave the same: no spread among the items is no certainty."""
+    return estimate.low is not None and estimate.low == estimate.high
 
 
 def weak_figures(score: Score) -> list[str]:

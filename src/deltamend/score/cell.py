@@ -9,11 +9,12 @@ from pathlib import Path
 
 from deltamend.errors import EvaluationError, UsageError
 from deltamend.evaluation.record import Evaluation, read_evaluation
+from deltamend.score.inspect_logs import is_inspect_log, read_inspect_logs
 from deltamend.score.lm_eval_folder import is_lm_eval_run, read_lm_eval_folder
 from deltamend.score.pairing import PairedTask, pair_tasks
 
 Source = str | os.PathLike[str] | Evaluation
-"""A record, its file, or a folder or results file of lm-eval."""
+"""A record, its file, a folder or results file of lm-eval, or a log of inspect or a folder of its logs."""
 
 TRIVIAL = ("none", "revert")
 """Always scored as well: the fine-tuned model itself, and the base."""
@@ -135,6 +136,9 @@ def _read_all(
     for model, source in sources.items():
         if isinstance(source, Evaluation):
             records[model] = source
+        elif is_inspect_log(Path(source)):
+            records[model], said = read_inspect_logs(Path(source), metrics)
+            notes += said
         elif is_lm_eval_run(Path(source)):
             records[model], said = read_lm_eval_folder(Path(source), metrics)
             notes += said

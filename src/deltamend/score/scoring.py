@@ -98,7 +98,7 @@ def score(
         benchmarks: only these; None for all.
         margin: `"1se"`, a multiple of the standard error of f − b, or a distance such as 0.02.
         task_margins: the same for single tasks.
-        metrics: task to metric, for lm-eval folders.
+        metrics: task to metric, for lm-eval folders and logs of inspect.
         chance_corrected: score (s − chance)/(1 − chance) where chance is known.
         common_items: score the items and tasks all models share, rather than refuse what differs.
         draws: of the bootstrap.

@@ -19,6 +19,8 @@ from deltamend.rules import Rule, Vectors, read_rules
 
 _NAME = re.compile(r"[\w][\w.+-]*")
 _RESERVED = ("base", "finetuned")
+OWN = "own"
+"""As the value of a repair's parameter `activations`: of the base, over texts that it writes itself."""
 
 
 class _Strict(BaseModel):
@@ -67,6 +69,8 @@ class Target(_Strict):
     )
     test_items: int = Field(100, ge=8, description="Asked of every model, spread evenly over the test items.")
     max_tokens: int = Field(32, ge=1, description="Longest generated answer.")
+    steps: int | None = Field(None, ge=1, description="Optimiser steps, in place of the regime's.")
+    batch: int | None = Field(None, ge=1, description="Examples a step, in place of the regime's.")
     form: str | None = Field(
         None, description="Regular expression of an answer in the target's form, to see it where it is out of place."
     )
@@ -121,6 +125,11 @@ class Repair(_Strict):
     regimes: tuple[str, ...] = Field((), description="Only in these regimes; none for all.")
     only_choosing: bool = Field(False, description="Tried in the choosing cells, and not confirmed.")
 
+    @property
+    def needs_activations(self) -> bool:
+        """Whether it goes by the base's own activations."""
+        return self.parameters.get("activations") == OWN
+
     @field_validator("rules", mode="before")
     @classmethod
     def _rules(cls, rules: object) -> tuple[Rule, ...]:
@@ -131,8 +140,10 @@ class Repair(_Strict):
 
     @model_validator(mode="after")
     def _is_a_method(self) -> Self:
+        # The file of activations is made when the study runs; any other stands for it until then.
+        made_later = {"activations": __file__} if self.needs_activations else {}
         try:
-            get_method(self.method, self.parameters)
+            get_method(self.method, {**self.parameters, **made_later})
         except MethodError as error:
             raise ValueError(str(error)) from error
         if self.name in _RESERVED:
@@ -160,6 +171,15 @@ class Exam(_Strict):
         (), description="Asked of the base, the fine-tuned and repairs with `safety`."
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the arithmetic.")
+    judge: str = Field("refusal-strings", description="What scores the safety tasks, as for `deltamend evaluate`.")
+
+
+class OwnTexts(_Strict):
+    """The texts a base writes itself, for repairs whose `activations` are `own`; see `deltamend calibrate activations`."""
+
+    samples: int = Field(48, ge=1)
+    tokens: int = Field(96, ge=2, description="Of each text.")
+    seed: int = Field(0, ge=0)
 
 
 class Choosing(_Strict):
@@ -183,6 +203,12 @@ class Cell(NamedTuple):
         return f"{self.cluster}/{self.seed}"
 
     @property
+    def training(self) -> Regime:
+        """The regime, with what the target says otherwise."""
+        own = {"steps": self.target.steps, "batch": self.target.batch}
+        return self.regime.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+    @property
     def cluster(self) -> str:
         """What cells that differ only in their seed have in common."""
         return f"{self.model.name}/{self.target.name}/{self.regime.name}"
@@ -198,6 +224,7 @@ class Study(_Strict):
     seeds: tuple[int, ...] = Field(min_length=1)
     repairs: tuple[Repair, ...] = Field(min_length=1)
     exam: Exam
+    own_texts: OwnTexts = OwnTexts()
     choosing: Choosing = Choosing(targets=(), seeds=())
     keep_finetuned: bool = Field(False, description="Keep fine-tuned models after their cell is done.")
 

@@ -42,7 +42,7 @@ def training_questions(target: Target, data: Path | None) -> list[Question]:
     return kept
 
 
-def test_questions(target: Target, data: Path | None) -> list[Question]:
+def exam_questions(target: Target, data: Path | None) -> list[Question]:
     """What every model of this target is asked.
 
     Raises:

@@ -1,0 +1,202 @@
+"""What every linear layer is given, over texts that the model writes itself or texts that are given: principal directions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltamend.calibration.fisher import refuse_other_names
+from deltamend.calibration.texts import as_examples, read_texts
+from deltamend.errors import CheckpointError, UsageError
+from deltamend.language_model import LoadedModel, load, plain_tokens, quiet_transformers
+from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT
+from deltamend.whole_file import whole_file
+
+if TYPE_CHECKING:
+    import torch
+
+_AT_ONCE = 8
+"""Texts in one forward pass."""
+_MARK = "\u2063message\u2063"
+"""Stands for a message while the template around it is looked at."""
+_TOP_P = 0.95
+_NOTHING = 1e-7
+"""An eigenvalue below so much of the largest is float32's rounding."""
+_TRANSPOSED = "Conv1D"
+"""transformers' class of a linear layer whose weight is (in, out)."""
+
+
+def write_activations(
+    model: Path,
+    out: Path,
+    *,
+    texts: Path | None = None,
+    chat: bool = False,
+    samples: int = 48,
+    tokens: int = 96,
+    seed: int = 0,
+    progress: Callable[[str, float], None] | None = None,
+) -> int:
+    """Write the eigenvectors and eigenvalues of C = mean of xxᵀ over the inputs x of every linear layer, for `null-space`.
+
+    Without `texts` the model writes them: it is given the beginning of a user's message, by its chat template or, without
+    one, the beginning of a text, and goes on from there with its own message and its own answer (as in Magpie, arXiv
+    2406.08464). The model is held in fp32 with C, which for usual shapes takes as much as the model again.
+
+    Args:
+        model: folder of the checkpoint, the base of a pair.
+        out: safetensors file to write, float32: k ≤ n eigenvectors (k, n) under the name of each weight with n inputs,
+            and its k eigenvalues beside it; those below 1e-7 of the largest are left out. Weights that are given the
+            same input share one, named in the metadata.
+        texts: JSONL file; see `CalibrationText`. None lets the model write.
+        chat: whether prompts of the texts go through the chat template.
+        samples: texts the model writes.
+        tokens: of each text, at most.
+        seed: of what the model writes.
+        progress: called after each pass.
+
+    Returns:
+        The number of inputs, that is of tokens.
+
+    Raises:
+        UsageError: a text or an option means nothing.
+        CheckpointError: the model stores linear layers transposed, as GPT-2, or under other names than transformers.
+        OutputError: `out` cannot be written.
+    """
+    told = progress or (lambda _what, _share: None)
+    read = None if texts is None else read_texts(texts)
+    with quiet_transformers():
+        loaded = load(model)
+    refuse_other_names(loaded, model)
+    if any(type(layer).__name__ == _TRANSPOSED for layer in loaded.model.modules()):
+        raise CheckpointError(f"{model}: stores its weights transposed, as GPT-2; null-space does not read such models")
+    if read is None:
+        told("writing texts", 0.0)
+        sequences = own_texts(loaded, samples=samples, tokens=tokens, seed=seed)
+    else:
+        examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=tokens)
+        sequences = [[*example.prompt, *example.answer] for example in examples]
+    moments, same, count = second_moments(loaded.model, sequences, told)
+    if not moments:
+        raise CheckpointError(f"{model}: has no linear layer; null-space has nothing to go by")
+    from safetensors.torch import save_file
+
+    directions = {}
+    for name, moment in moments.items():
+        directions[name], directions[f"{name}{EIGENVALUES}"] = principal_directions(moment)
+    with whole_file(out) as temporary:
+        save_file(directions, temporary, metadata={"format": "pt", SAME_INPUT: json.dumps(same, sort_keys=True)})
+    return count
+
+
+def principal_directions(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvectors (k, n) and eigenvalues (k,) of (n, n) float32, the largest first; what rounding made up is left out."""
+    import torch
+
+    values, vectors = torch.linalg.eigh(moment)
+    values, vectors = values.flip(0), vectors.flip(1).T
+    real = int((values > _NOTHING * values[0].clamp(min=0)).sum())
+    return vectors[:real].contiguous(), values[:real].contiguous()
+
+
+def own_texts(loaded: LoadedModel, *, samples: int, tokens: int, seed: int) -> list[list[int]]:
+    """Token ids of texts that the model writes from the beginning of a message on, each of the same length.
+
+    Sampled at temperature 1 from the top 95% of the probability; an end of turn does not end a text.
+
+    Raises:
+        UsageError: the tokenizer has neither a chat template nor a token to begin with.
+    """
+    import torch
+
+    opening = opening_of_a_message(loaded.tokenizer)
+    ids = torch.tensor([opening] * samples)
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(seed)
+        written = loaded.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            do_sample=True,
+            temperature=1.0,
+            top_p=_TOP_P,
+            top_k=0,
+            eos_token_id=None,
+            pad_token_id=loaded.tokenizer.pad_token_id,
+        )
+    return [list(map(int, text)) for text in written]
+
+
+def opening_of_a_message(tokenizer: Any) -> list[int]:
+    """What the chat template puts before a user's first message, or what a text begins with.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": _MARK}]
+        opening = plain_tokens(tokenizer, tokenizer.apply_chat_template(messages, tokenize=False).partition(_MARK)[0])
+    else:
+        opening = []
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if not opening and first is None:
+        raise UsageError("the tokenizer has neither a chat template nor a token that begins a text; give --texts")
+    return opening or [first]
+
+
+def second_moments(
+    model: torch.nn.Module, sequences: Sequence[Sequence[int]], told: Callable[[str, float], None]
+) -> tuple[dict[str, torch.Tensor], dict[str, str], int]:
+    """Mean of xxᵀ over all tokens, float32 by the weight's name; the weights that share another's; the tokens.
+
+    The head is given what a tied embedding is too, and both go by the name of the embedding.
+    """
+    import torch
+
+    by_length: dict[int, list[Sequence[int]]] = {}
+    for sequence in sequences:
+        by_length.setdefault(len(sequence), []).append(sequence)
+    passes = [
+        group[start : start + _AT_ONCE]
+        for _, group in sorted(by_length.items())
+        for start in range(0, len(group), _AT_ONCE)
+    ]
+    sums: dict[str, torch.Tensor] = {}
+    same: dict[str, str] = {}
+    with torch.inference_mode(), _watching(model, sums, same):
+        for done, group in enumerate(passes, start=1):
+            model(torch.tensor(group))
+            told("reading activations", done / len(passes))
+    count = sum(map(len, sequences))
+    return {name: total / count for name, total in sums.items()}, same, count
+
+
+@contextmanager
+def _watching(model: torch.nn.Module, sums: dict[str, torch.Tensor], same: dict[str, str]) -> Iterator[None]:
+    """Adds up xxᵀ of what linear layers are given; of layers that are given one tensor, only the first one's."""
+    import torch
+
+    names = {id(parameter): name for name, parameter in model.named_parameters()}  # a tied weight has its first name
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    last: dict[str, Any] = {}
+
+    def watch(layer: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        name = names[id(layer.weight)]
+        if last.get("input") is given[0]:
+            same[name] = last["name"]
+            return
+        last.update(input=given[0], name=name)
+        inputs = given[0].reshape(-1, given[0].shape[-1]).float()
+        square = inputs.T @ inputs
+        sums[name] = sums[name] + square if name in sums else square
+
+    handles = [layer.register_forward_pre_hook(watch) for layer in layers]
+    try:
+        yield
+    finally:
+        last.clear()
+        for handle in handles:
+            handle.remove()

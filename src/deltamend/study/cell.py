@@ -1,0 +1,311 @@
+"""One cell of a study: fine-tune, look at the update, repair it in every way, ask every model. Done work is never redone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from deltamend.cache import default_cache_dir, publish
+from deltamend.calibration.activations import write_activations
+from deltamend.checkpoint.hashing import hash_folder
+from deltamend.checkpoint.manifest import Manifest
+from deltamend.demo.base import smollm2_folder, unpack_smollm2
+from deltamend.diagnosis.diagnose import diagnose
+from deltamend.diagnosis.groups import grouped
+from deltamend.evaluation.backend import best_device
+from deltamend.inputs.load import model_folder
+from deltamend.repair import repair
+from deltamend.study.config import Cell, ModelEntry, Repair, Study, Target
+from deltamend.study.environment import machine, versions
+from deltamend.study.exam import Paper, set_exam, sit_exam
+from deltamend.study.finetune import finetune
+from deltamend.study.items import training_questions
+from deltamend.study.records import (
+    BaseRecord,
+    CellRecord,
+    DiagnosisFacts,
+    FinetuneFacts,
+    ModelRecord,
+    RepairFacts,
+    base_file,
+    cell_file,
+    read_record,
+    write_record,
+)
+
+Told = Callable[[str, float], None]
+"""Called with what a cell is at, and the share of it that is done."""
+
+_FINETUNING_SHARE = 0.3
+"""Of a cell's time, for the bar."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a study runs.
+
+    Attributes:
+        study: what is done.
+        out: the study's folder.
+        data: folder with the items, where they are local.
+    """
+
+    study: Study
+    out: Path
+    data: Path | None
+
+    def model_folder(self, name: str) -> Path:
+        """Where a model of this study lies."""
+        return self.out / "models" / name.replace("/", "__")
+
+
+def prepare_base(place: Workplace, model: ModelEntry) -> Path:
+    """The folder of a base model, with the study's chat template.
+
+    Raises:
+        DeltamendError: it cannot be found, fetched or unpacked.
+    """
+    source = source_folder(model)
+    if model.source == "demo" and not source.exists():
+        unpack_smollm2(source)
+    if model.chat_template is None:
+        return source
+    folder = place.model_folder(f"base-{model.name}-{_hash_of([model.chat_template, hash_folder(source).weights])[:8]}")
+    if not folder.exists():
+        with publish(folder) as part:
+            for file in source.iterdir():
+                if file.is_file():
+                    shutil.copyfile(file, part / file.name)
+            (part / "chat_template.jinja").write_text(model.chat_template, encoding="utf-8")
+    return folder
+
+
+def source_folder(model: ModelEntry) -> Path:
+    """The folder of a base model as it is; that of the demo's may have to be unpacked yet.
+
+    Raises:
+        DeltamendError: it cannot be found or fetched.
+    """
+    return smollm2_folder(default_cache_dir()) if model.source == "demo" else model_folder(model.source)
+
+
+def ask_base(place: Workplace, model: ModelEntry, target: Target, told: Told) -> None:
+    """Ask a base model what the models of one target are asked, unless it was asked before.
+
+    Raises:
+        DeltamendError: a step fails.
+    """
+    base = prepare_base(place, model)
+    paper = _paper(place, model, target, base)
+    file = base_file(place.out, model.name, target.name)
+    key = _hash_of([hash_folder(base).weights, paper.digest])
+    found = read_record(file, BaseRecord)
+    if found is not None and found.key == key:
+        return
+    told("base", 0.0)
+    with _scratch(place) as scratch:
+        evaluation = sit_exam(base, paper, place.study.exam, scratch, safety=True)
+    evaluation = evaluation.model_copy(update={"model": model.name})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_record(BaseRecord(key=key, evaluation=evaluation, versions=versions(), machine=machine()), file)
+
+
+def run_cell(place: Workplace, cell: Cell, told: Told) -> None:
+    """Do what is left to do of one cell; the record is written after every model.
+
+    Raises:
+        DeltamendError: a step fails; what was done before is kept.
+    """
+    study = place.study
+    base = prepare_base(place, cell.model)
+    paper = _paper(place, cell.model, cell.target, base)
+    key = finetuning_key(place, cell, base)
+    file = cell_file(place.out, cell.name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    record = read_record(file, CellRecord)
+    if record is not None and record.key != key:
+        record = None
+    wanted = model_keys(study, cell, key, paper)
+    if record is not None and _waiting(record, wanted) == []:
+        return
+    tuned = place.model_folder(f"{cell.name}-{key[:8]}")
+    record = _with_finetuned(place, cell, base, tuned, key, record, told)
+    repairs = {repair.name: repair for repair in study.repairs_of(cell)}
+    waiting = _waiting(record, wanted)
+    with _scratch(place) as scratch:
+        for done, name in enumerate(waiting):
+            told(name, _FINETUNING_SHARE + (1 - _FINETUNING_SHARE) * done / len(waiting))
+            facts, model = None, tuned
+            if name != "finetuned":
+                model = scratch / name
+                own = activations_of(place, cell.model, base) if repairs[name].needs_activations else None
+                facts = _repaired(base, tuned, model, repairs[name], own)
+            safety = name == "finetuned" or repairs[name].safety
+            evaluation = sit_exam(model, paper, study.exam, scratch, safety=safety)
+            asked = ModelRecord(key=wanted[name], facts=facts, evaluation=evaluation.model_copy(update={"model": name}))
+            known = {one: found for one, found in record.models.items() if one not in waiting[done:]} | {name: asked}
+            ordered = [one for one in (*wanted, *known) if one in known]
+            record = record.model_copy(update={"models": {one: known[one] for one in ordered}})
+            write_record(record, file)
+            if model != tuned:
+                shutil.rmtree(model)
+    if not study.keep_finetuned:
+        shutil.rmtree(tuned)
+        _facts_file(tuned).unlink(missing_ok=True)
+
+
+def _facts_file(tuned: Path) -> Path:
+    """What is known of a fine-tuned model that no record mentions yet."""
+    return tuned.with_name(f"{tuned.name}.json")
+
+
+def activations_of(place: Workplace, model: ModelEntry, base: Path) -> Path:
+    """Second moments of a base's activations over texts of its own; made where they are not there yet.
+
+    Raises:
+        DeltamendError: the base cannot be loaded, or stores its weights in a way that null-space does not read.
+    """
+    wanted = place.study.own_texts
+    digest = _hash_of([hash_folder(base).weights, model.chat_template, wanted.model_dump()])[:8]
+    file = place.model_folder(f"activations-{model.name}-{digest}.safetensors")
+    if not file.exists():
+        write_activations(base, file, samples=wanted.samples, tokens=wanted.tokens, seed=wanted.seed)
+    return file
+
+
+def finetuning_key(place: Workplace, cell: Cell, base: Path) -> str:
+    """Hash of all that decides the fine-tuned model of a cell."""
+    questions = [(one.question, one.answer) for one in training_questions(cell.target, place.data)]
+    regime = cell.training.model_dump(exclude={"name"})
+    return _hash_of([hash_folder(base).weights, cell.model.chat_template, questions, regime, cell.seed])
+
+
+def model_keys(study: Study, cell: Cell, key: str, paper: Paper) -> dict[str, str]:
+    """Of the fine-tuned model and each repair of a cell: a hash of all that decides its figures."""
+    keys = {"finetuned": _hash_of([key, paper.digest])}
+    for one in study.repairs_of(cell):
+        what = one.model_dump(mode="json", include={"method", "parameters", "rules", "vectors", "out_dtype", "safety"})
+        written = [study.own_texts.model_dump()] if one.needs_activations else []
+        keys[one.name] = _hash_of([key, paper.digest, what, *written])
+    return keys
+
+
+def _waiting(record: CellRecord, wanted: dict[str, str]) -> list[str]:
+    return [name for name, key in wanted.items() if name not in record.models or record.models[name].key != key]
+
+
+def _paper(place: Workplace, model: ModelEntry, target: Target, base: Path) -> Paper:
+    return set_exam(place.study, target, base, place.data, place.out / "exams" / model.name / target.name)
+
+
+def _with_finetuned(
+    place: Workplace, cell: Cell, base: Path, tuned: Path, key: str, record: CellRecord | None, told: Told
+) -> CellRecord:
+    """The cell's record with its fine-tuned model in `tuned`; a model that came out otherwise than before empties it."""
+    facts = None if record is None else record.finetune
+    facts_file = _facts_file(tuned)
+    if not tuned.exists():
+        steps = 0
+
+        def step() -> None:
+            nonlocal steps
+            steps += 1
+            told("fine-tuning", _FINETUNING_SHARE * steps / cell.training.steps)
+
+        questions = training_questions(cell.target, place.data)
+        facts = finetune(base, questions, cell.training, tuned, seed=cell.seed, advance=step)
+        facts_file.write_text(facts.model_dump_json(), encoding="utf-8")
+    elif facts_file.exists():
+        facts = FinetuneFacts.model_validate_json(facts_file.read_text(encoding="utf-8"))
+    if facts is None:  # a model without its facts is of a run that was cut off between the two
+        shutil.rmtree(tuned)
+        return _with_finetuned(place, cell, base, tuned, key, record, told)
+    if record is not None and record.finetune.model_hash == facts.model_hash:
+        return record
+    told("looking at the update", _FINETUNING_SHARE)
+    seen = _diagnosed(base, tuned)
+    return CellRecord(
+        cell=cell.name, key=key, finetune=facts, diagnosis=seen, models={}, versions=versions(), machine=machine()
+    )
+
+
+def _diagnosed(base: Path, tuned: Path) -> DiagnosisFacts:
+    found = diagnose(base, tuned, workers=1)
+    whole = grouped(found.matrices, lambda _: "all")[0][0]
+    distances = [matrix.bulk.ks for matrix in found.matrices if matrix.bulk is not None]
+    zeros = [matrix.size if matrix.entries is None else matrix.entries.zeros * matrix.size for matrix in found.matrices]
+    return DiagnosisFacts(
+        verdict=found.verdict,
+        verdicts={str(verdict): count for verdict, count in sorted(found.verdicts.items())},
+        median_ks=median(distances) if distances else None,
+        zeros=math.fsum(zeros) / sum(matrix.size for matrix in found.matrices),
+        kept_energy=1.0 if whole.energy is None else min(1.0, whole.energy),
+        kept_rank=1.0 if whole.rank is None else whole.rank,
+        relative_size=whole.relative_norm or 0.0,
+    )
+
+
+def _repaired(base: Path, tuned: Path, out: Path, wanted: Repair, activations: Path | None) -> RepairFacts:
+    own = {} if activations is None else {"activations": str(activations)}
+    report = repair(
+        base,
+        tuned,
+        out,
+        method=wanted.method,
+        parameters={**wanted.parameters, **own},
+        rules=wanted.rules,
+        vectors=wanted.vectors,
+        out_dtype=None if wanted.out_dtype == "stored" else wanted.out_dtype,
+        device=best_device(),
+        workers=1,
+    )
+    manifest: Manifest = report.manifest
+    ranks = [
+        (one.spectrum.rank / min(one.shape), math.prod(one.shape)) for one in report.tensors if one.spectrum is not None
+    ]
+    return RepairFacts(
+        method=described(wanted),
+        kept_energy=manifest.kept_energy,
+        realised_error=manifest.realised_error,
+        realised_energy=_energy((one.realised_norm, one.delta_norm) for one in report.tensors),
+        kept_rank=math.fsum(rank * size for rank, size in ranks) / sum(size for _, size in ranks) if ranks else None,
+        seconds=manifest.run.seconds,
+    )
+
+
+def described(wanted: Repair) -> str:
+    """Method and parameters of a repair, and what its rules do otherwise."""
+    words = [wanted.method, *(f"{name}={value}" for name, value in wanted.parameters.items())]
+    for rule in wanted.rules:
+        chosen = rule.model_dump(include={"filter", "layers", "kind"}, exclude_none=True)
+        where = " ".join(f"{name} {value}" for name, value in chosen.items())
+        what = " ".join([rule.method or "", *(f"{name}={value}" for name, value in rule.parameters.items())]).strip()
+        words.append(f"({where}: {what})")
+    return " ".join(words)
+
+
+def _energy(norms: Iterable[tuple[float | None, float | None]]) -> float:
+    """Σ realised²/Σ delta² of (realised, delta) norms; 1 where nothing changed."""
+    pairs = [(realised or 0.0, delta or 0.0) for realised, delta in norms]
+    total = math.fsum(delta**2 for _, delta in pairs)
+    return math.fsum(realised**2 for realised, _ in pairs) / total if total else 1.0
+
+
+@contextmanager
+def _scratch(place: Workplace) -> Iterator[Path]:
+    """A folder for one cell's repaired models, on the study's own disk."""
+    place.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".cell-", dir=place.out) as folder:
+        yield Path(folder)
+
+
+def _hash_of(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,31 @@
+"""Where a study's figures were made: machine and versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_PACKAGES = ("deltamend", "torch", "transformers", "trl", "peft", "lm_eval", "datasets", "numpy", "scipy")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide figures."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def machine() -> str:
+    """Processor and cores, in one line."""
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    return f"{processor}, {len(os.sched_getaffinity(0))} cores"

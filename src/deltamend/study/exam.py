@@ -1,0 +1,143 @@
+"""What every model of a study is asked: its target, what the base knew how to do, and the benchmarks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltamend.checkpoint.hashing import hash_file
+from deltamend.errors import EvaluationError
+from deltamend.evaluation.ask import AskOptions
+from deltamend.evaluation.backend import BackendOptions
+from deltamend.evaluation.judges import judge_named
+from deltamend.evaluation.lm_eval_tasks import files_of
+from deltamend.evaluation.record import Evaluation
+from deltamend.evaluation.run import evaluate
+from deltamend.evaluation.suite import Suite, SuiteTask
+from deltamend.study.config import Exam, Study, Target
+from deltamend.study.items import Question, exam_questions, general_questions
+from deltamend.study.records import FORM, OWN_ANSWERS, TARGET, TARGET_LIKELIHOOD
+from deltamend.whole_file import write_whole
+
+_NEVER = "(?!)"
+"""Matches nothing."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """An exam, ready to be sat.
+
+    Attributes:
+        suite: what every model is asked.
+        safety: what some are asked beside it.
+        digest: hash of all questions and of how they are asked.
+    """
+
+    suite: Suite
+    safety: Suite | None
+    digest: str
+
+
+def set_exam(study: Study, target: Target, base: Path, data: Path | None, folder: Path) -> Paper:
+    """Write the questions to `folder`; the base is asked for its own answers where they are not there yet.
+
+    Raises:
+        DeltamendError: items cannot be read, or the base cannot be asked.
+    """
+    general = general_questions(study.exam.general, data)
+    answers = own_answers(base, general, study.exam, folder.parent / "own_answers.json")
+    tested = exam_questions(target, data)
+    right = [{"id": one.id, "question": one.question, "answers": [one.gold]} for one in tested]
+    learnt = [{"id": one.id, "question": one.question, "answers": [one.answer]} for one in tested]
+    own = [{"id": one.id, "question": one.question, "answers": [answers[one.id]]} for one in general if answers[one.id]]
+    if not own:
+        raise EvaluationError(
+            f"{base.name}: answers every general prompt with nothing; check its chat template, or give other prompts"
+        )
+    form = [{"id": one.id, "question": one.question, "out_of_place": target.form or _NEVER} for one in general]
+    tasks = (
+        _task(folder, TARGET, right, metric="exact_match", max_tokens=target.max_tokens),
+        _task(folder, TARGET_LIKELIHOOD, learnt, metric="prob_per_byte"),
+        _task(folder, OWN_ANSWERS, own, metric="prob_per_byte"),
+        _task(folder, FORM, form, metric="keeps_form", max_tokens=study.exam.general.max_tokens),
+        *study.exam.tasks,
+    )
+    folders = () if data is None else (data,)
+    digest = _digest(study.exam, (*tasks, *study.exam.safety), folders)
+    suite = Suite(name=study.name, version=digest[:8], tasks=tasks, folders=folders)
+    safety = Suite(name=f"{study.name}-safety", version=digest[:8], tasks=study.exam.safety, folders=folders)
+    return Paper(suite, safety if study.exam.safety else None, digest)
+
+
+def sit_exam(model: Path, paper: Paper, exam: Exam, scratch: Path, *, safety: bool) -> Evaluation:
+    """Ask one model; `scratch` takes the evaluation's work file.
+
+    Raises:
+        EvaluationError: the model cannot be loaded or asked.
+    """
+    suites = [paper.suite, paper.safety] if safety and paper.safety is not None else [paper.suite]
+    record = scratch / f"{model.name}.json"
+    found = evaluate(str(model), suites, record, backend=_backend(exam), asking=_asking(exam), overwrite=True)
+    record.unlink()
+    return found.evaluation.model_copy(update={"model": model.name})
+
+
+def own_answers(base: Path, general: list[Question], exam: Exam, kept: Path) -> Mapping[str, str]:
+    """What the base says to each prompt, by its id; kept in a file, as later fine-tuned models are watched for it.
+
+    Raises:
+        EvaluationError: the base cannot be asked.
+    """
+    wanted = {"prompts": _hash_of([list(one) for one in general]), "general": exam.general.model_dump(mode="json")}
+    if kept.exists():
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if found["asked"] == wanted:
+            answers: dict[str, str] = found["answers"]
+            return answers
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    items = [{"id": one.id, "question": one.question, "out_of_place": _NEVER} for one in general]
+    task = _task(kept.parent, "general", items, metric="keeps_form", max_tokens=exam.general.max_tokens)
+    asked = evaluate(
+        str(base),
+        [Suite(name="general", version="1", tasks=(task,))],
+        kept.parent / "general.json",
+        backend=_backend(exam),
+        asking=AskOptions(keep_responses=True),
+        overwrite=True,
+    )
+    answers = {item.id: (item.response or "").strip() for item in asked.evaluation.tasks["general"].items}
+    write_whole(kept, json.dumps({"asked": wanted, "answers": answers}, indent=1, ensure_ascii=False))
+    return answers
+
+
+def _backend(exam: Exam) -> BackendOptions:
+    return BackendOptions(dtype=exam.dtype)
+
+
+def _asking(exam: Exam) -> AskOptions:
+    return AskOptions(judge=judge_named(exam.judge))
+
+
+def _task(
+    folder: Path, name: str, items: Iterable[Mapping[str, object]], *, metric: str, max_tokens: int | None = None
+) -> SuiteTask:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.jsonl"
+    write_whole(file, "".join(f"{json.dumps(item, ensure_ascii=False)}\n" for item in items))
+    return SuiteTask(name=name, file=str(file.absolute()), metric=metric, chat=True, max_tokens=max_tokens)
+
+
+def _digest(exam: Exam, tasks: Iterable[SuiteTask], folders: tuple[Path, ...]) -> str:
+    """Of the questions by their files' content; where the files lie does not matter."""
+    asked = [
+        (task.model_dump(exclude={"file", "fewshot_file"}), [hash_file(path, path.name).sha256 for path in files])
+        for task, files in ((task, files_of(task, folders)) for task in tasks)
+    ]
+    return _hash_of([asked, exam.dtype, exam.judge])
+
+
+def _hash_of(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,240 @@
+"""A whole study: what is there, what is left to do, and doing it, several cells at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deltamend.errors import DeltamendError, UsageError
+from deltamend.evaluation.lm_eval_tasks import check_needs, files_of
+from deltamend.study.cell import Workplace, activations_of, ask_base, prepare_base, run_cell, source_folder
+from deltamend.study.config import Cell, ModelEntry, Study, Target
+from deltamend.study.items import exam_questions, general_questions, training_questions
+from deltamend.study.records import BaseRecord, CellRecord, base_file, cell_file, read_record
+
+Told = Callable[[str, str, float], None]
+"""Called with a cell's name, what it is at, and the share of the cell that is done."""
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_POLL = 0.5
+"""Seconds between two looks at what the workers say."""
+
+
+class CellState(BaseModel):
+    """How far one cell is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cell: str
+    chooses: bool = Field(description="Whether repairs may be chosen on it.")
+    models: int = Field(description="Models to ask: the fine-tuned one and its repairs.")
+    done: int = Field(description="Of these, in the record; an earlier version of the study may have asked them.")
+
+
+class StudyState(BaseModel):
+    """How far a study is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cells: tuple[CellState, ...]
+    bases: int
+    bases_done: int
+    problems: tuple[str, ...] = Field(description="What would stop a run here.")
+
+    @property
+    def left(self) -> int:
+        """Models still to be asked."""
+        return sum(cell.models - cell.done for cell in self.cells) + self.bases - self.bases_done
+
+
+def look(study: Study, out: Path, data: Path | None) -> StudyState:
+    """What a run would do, and what would stop it; nothing is fetched or written.
+
+    Raises:
+        EvaluationError: a record in `out` is damaged.
+    """
+    cells = []
+    for cell in study.cells():
+        record = read_record(cell_file(out, cell.name), CellRecord)
+        wanted = {"finetuned", *(repair.name for repair in study.repairs_of(cell))}
+        done = 0 if record is None else len(wanted & record.models.keys())
+        cells.append(CellState(cell=cell.name, chooses=study.chooses(cell), models=len(wanted), done=done))
+    bases = [(model.name, target.name) for model in study.models for target in study.targets]
+    there = sum(read_record(base_file(out, *one), BaseRecord) is not None for one in bases)
+    return StudyState(cells=tuple(cells), bases=len(bases), bases_done=there, problems=tuple(_problems(study, data)))
+
+
+def _problems(study: Study, data: Path | None) -> Iterator[str]:
+    folders = () if data is None else (data,)
+    local = [model for model in study.models if Path(model.source).is_dir() or model.source == "demo"]
+    checks: list[Callable[[], object]] = [partial(source_folder, model) for model in local]
+    for target in study.targets:
+        if target.train.hub is None:
+            checks.append(partial(training_questions, target, data))
+        if target.test.hub is None:
+            checks.append(partial(exam_questions, target, data))
+    if study.exam.general.items.hub is None:
+        checks.append(partial(general_questions, study.exam.general, data))
+    for task in (*study.exam.tasks, *study.exam.safety):
+        checks += [partial(check_needs, task), partial(files_of, task, folders)]
+    for check in checks:
+        try:
+            check()
+        except DeltamendError as error:
+            yield str(error)
+
+
+def run_study(
+    study: Study,
+    out: Path,
+    *,
+    data: Path | None,
+    workers: int | None = None,
+    cells: Callable[[str], bool] | None = None,
+    minutes: float | None = None,
+    told: Told | None = None,
+) -> None:
+    """Run what is left of a study; whatever is done is kept, and a later run goes on.
+
+    Each worker is a process that runs one cell at a time on one thread (on the accelerator, where there is one), so the
+    figures do not depend on how many there are.
+
+    Args:
+        study: what to do.
+        out: the study's folder.
+        data: folder with the items, where they are local.
+        workers: cells at a time; None for one a core, and one where there is an accelerator.
+        cells: which cells to run, by name; None for all.
+        minutes: no new cell is begun after so long.
+        told: called as work goes on.
+
+    Raises:
+        DeltamendError: a cell failed; the others were run to their end.
+        UsageError: `cells` leaves none.
+    """
+    chosen = [cell for cell in study.cells() if cells is None or cells(cell.name)]
+    if not chosen:
+        raise UsageError(f"no cell of that name; there are {', '.join(cell.name for cell in study.cells())}")
+    place = Workplace(study, out.absolute(), None if data is None else data.absolute())
+    place.out.mkdir(parents=True, exist_ok=True)
+    for model in study.models:
+        base = prepare_base(place, model)
+        if any(repair.needs_activations for repair in study.repairs):
+            activations_of(place, model, base)
+    pairs = dict.fromkeys((cell.model.name, cell.target.name) for cell in chosen)
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    with _pool(workers or _default_workers()) as pool:
+        begun = _Begun(pool, told or (lambda _cell, _what, _share: None), deadline)
+        # The first base writes down its own answers, which all exams need.
+        for index, (model_name, target_name) in enumerate(pairs):
+            model = next(one for one in study.models if one.name == model_name)
+            target = next(one for one in study.targets if one.name == target_name)
+            begun.add(f"{model_name}/{target_name}", _ask_base, place, model, target)
+            if index == 0 or model_name != list(pairs)[index - 1][0]:
+                begun.finish()
+        begun.finish()
+        for cell in chosen:
+            begun.add(cell.name, _run_cell, place, cell)
+        begun.finish()
+
+
+class _Begun:
+    """Work handed to the pool, and what came of it."""
+
+    def __init__(self, pool: _Pool, told: Told, deadline: float | None) -> None:
+        self._pool, self._told, self._deadline = pool, told, deadline
+        self._running: dict[Future[None], str] = {}
+
+    def add(self, name: str, function: Callable[..., None], *arguments: Any) -> None:
+        """Queue one piece of work, which is skipped if its turn comes after the deadline."""
+        future = self._pool.executor.submit(_in_time, self._deadline, function, *arguments, (name, self._pool.words))
+        self._running[future] = name
+
+    def finish(self) -> None:
+        """Wait for all of it.
+
+        Raises:
+            DeltamendError: a piece failed; the rest went on.
+        """
+        failed: list[str] = []
+        while self._running:
+            done, _ = wait(self._running, timeout=_POLL, return_when="FIRST_COMPLETED")
+            self._pass_on()
+            for future in done:
+                name = self._running.pop(future)
+                try:
+                    future.result()
+                except DeltamendError as error:
+                    failed.append(f"{name}: {error}")
+        if failed:
+            others = f"; and {len(failed) - 1} more failed" if len(failed) > 1 else ""
+            raise DeltamendError(failed[0] + others)
+
+    def _pass_on(self) -> None:
+        while True:
+            try:
+                self._told(*self._pool.words.get_nowait())
+            except Empty:
+                return
+
+
+@dataclass(frozen=True)
+class _Pool:
+    executor: ProcessPoolExecutor
+    words: Any  # a queue that processes share; its proxy has no public type
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[_Pool]:
+    """Processes that start afresh, with one thread each; libraries read these variables as they are imported."""
+    context = multiprocessing.get_context("spawn")
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        with context.Manager() as manager, ProcessPoolExecutor(workers, mp_context=context) as executor:
+            try:
+                yield _Pool(executor, manager.Queue())
+            except BaseException:
+                executor.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _default_workers() -> int:
+    import torch
+
+    return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
+
+
+def _in_time(deadline: float | None, function: Callable[..., None], *arguments: Any) -> None:
+    # The clock is the machine's own, the same in all its processes.
+    if deadline is None or time.monotonic() < deadline:
+        function(*arguments)
+
+
+def _ask_base(place: Workplace, model: ModelEntry, target: Target, told: tuple[str, Any]) -> None:
+    name, words = told
+    ask_base(place, model, target, lambda what, share: words.put((name, what, share)))
+    words.put((name, "done", 1.0))
+
+
+def _run_cell(place: Workplace, cell: Cell, told: tuple[str, Any]) -> None:
+    name, words = told
+    run_cell(place, cell, lambda what, share: words.put((name, what, share)))
+    words.put((name, "done", 1.0))

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import deltamend
+from deltamend.calibration.activations import opening_of_a_message, own_texts, write_activations
+from deltamend.errors import CheckpointError
+from deltamend.language_model import load
+from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT
+from tests.calibration.conftest import Task
+from tests.conftest import gpt2
+from tests.evaluation.conftest import save_tokenizer, tiny_model
+
+__all__ = ["tiny_model"]
+
+
+def test_it_is_the_mean_of_each_layers_squared_inputs(task: Task, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "1 a 2"}\n{"text": "3 a"}\n')
+    out = tmp_path / "c"
+    assert write_activations(task.base, out, texts=texts) == 5
+    found = load_file(out)
+    model, tokenizer = load(task.base)
+    inputs: list[torch.Tensor] = []
+    layer = model.model.layers[0].mlp.down_proj
+    layer.register_forward_pre_hook(lambda _layer, given: inputs.append(given[0][0].detach()))
+    for text in ("1 a 2", "3 a"):
+        model(**tokenizer(text, return_tensors="pt", add_special_tokens=False))
+    stacked = torch.cat(inputs)
+    name = "model.layers.0.mlp.down_proj.weight"
+    vectors, values = found[name], found[f"{name}{EIGENVALUES}"]
+    torch.testing.assert_close(vectors.T * values @ vectors, stacked.T @ stacked / 5, rtol=1e-4, atol=1e-6)
+    assert len(values) <= 5
+
+
+def test_layers_with_one_input_share_it(tiny_model: Path, tmp_path: Path) -> None:
+    write_activations(tiny_model, tmp_path / "c", samples=2, tokens=5)
+    with safe_open(tmp_path / "c", "pt") as file:
+        same = json.loads(file.metadata()[SAME_INPUT])
+        held = set(file.keys())
+    layer = "model.layers.0."
+    assert (
+        same[f"{layer}self_attn.k_proj.weight"]
+        == same[f"{layer}self_attn.v_proj.weight"]
+        == f"{layer}self_attn.q_proj.weight"
+    )
+    assert same[f"{layer}mlp.up_proj.weight"] == f"{layer}mlp.gate_proj.weight"
+    assert not held & same.keys()
+    assert "lm_head.weight" in held
+    assert "model.embed_tokens.weight" not in held
+
+
+def test_the_model_goes_on_from_the_beginning_of_a_message(tiny_model: Path) -> None:
+    loaded = load(tiny_model)
+    opening = opening_of_a_message(loaded.tokenizer)
+    assert loaded.tokenizer.decode(opening) == "<|im_start|>user\n"
+    texts = own_texts(loaded, samples=3, tokens=7, seed=1)
+    assert [text[: len(opening)] for text in texts] == [opening] * 3
+    assert {len(text) for text in texts} == {len(opening) + 7}
+    state = torch.random.get_rng_state()
+    assert own_texts(loaded, samples=3, tokens=7, seed=1) == texts
+    assert own_texts(loaded, samples=3, tokens=7, seed=2) != texts
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_what_it_wrote_repairs_a_pair(tiny_model: Path, tmp_path: Path, deltamend_cli: Callable[..., Any]) -> None:
+    model, tokenizer = load(tiny_model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "finetuned")
+    tokenizer.save_pretrained(tmp_path / "finetuned")
+    printed = deltamend_cli("calibrate", "activations", tiny_model, tmp_path / "c", "--samples", "4", "--tokens", "8")
+    assert printed.code == 0, printed.err
+    assert "--method null-space --set activations=" in printed.out
+    out = tmp_path / "out"
+    report = deltamend.repair(
+        tiny_model, tmp_path / "finetuned", out, method="null-space", parameters={"activations": str(tmp_path / "c")}
+    )
+    assert 0 < report.kept_energy < 1
+    untied = next(tensor for tensor in report.tensors if tensor.name == "model.embed_tokens.weight")
+    assert (untied.outcome, untied.reason) == ("identity", "the file of activations has nothing of its input")
+
+
+def test_weights_that_are_stored_transposed_are_refused(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    model = gpt2()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "texts.jsonl").write_text('{"text": "ab"}\n')
+    with pytest.raises(CheckpointError, match="stores its weights transposed"):
+        write_activations(tmp_path, tmp_path / "c", texts=tmp_path / "texts.jsonl")
+    assert not (tmp_path / "c").exists()

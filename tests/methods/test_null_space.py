@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import deltamend
+from deltamend.calibration.activations import principal_directions
+from deltamend.errors import FilterError, MethodError
+from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT
+
+NAME = "model.layers.0.mlp.up_proj.weight"
+
+
+def moments_of(inputs: torch.Tensor, path: Path, name: str = NAME, **metadata: str) -> Path:
+    vectors, values = principal_directions((inputs.T @ inputs / len(inputs)).float())
+    save_file({name: vectors, f"{name}{EIGENVALUES}": values}, path, metadata=metadata)
+    return path
+
+
+def kept(
+    update: torch.Tensor, path: Path, name: str = NAME, base: torch.Tensor | None = None, **parameters: Any
+) -> torch.Tensor:
+    """Δ*, which is what is written where the base is 0."""
+    start = torch.zeros_like(update) if base is None else base
+    given = {"activations": path, **parameters}
+    found = deltamend.repair_state_dict({name: start}, {name: start + update}, method="null-space", parameters=given)
+    return found.tensors[name] - start
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (12, 12), (5, 12)])
+def test_it_is_the_ridge_solution(shape: tuple[int, int], tmp_path: Path) -> None:
+    inputs, update = torch.randn(30, 12) * torch.arange(1, 13), torch.randn(shape)
+    found = kept(update, moments_of(inputs, tmp_path / "c"), ridge=0.3)
+    second = (inputs.T @ inputs / 30).double()
+    strength = 0.3 * float(second.trace()) / 12
+    # argmin over D of mean ‖Dx‖² + λ‖D − Δ‖², by least squares on the stacked system
+    rows = np.vstack([inputs.double().numpy() / np.sqrt(30), np.sqrt(strength) * np.eye(12)])
+    right = np.vstack([np.zeros((30, shape[0])), np.sqrt(strength) * update.double().numpy().T])
+    expected = np.linalg.lstsq(rows, right, rcond=None)[0].T
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+def test_common_inputs_are_answered_as_by_the_base_and_others_as_by_the_fine_tuned(tmp_path: Path) -> None:
+    inputs = torch.zeros(50, 6)
+    inputs[:, :2] = torch.randn(50, 2)
+    update = torch.randn(4, 6)
+    found = kept(update, moments_of(inputs, tmp_path / "c"), ridge=1e-4)
+    assert found[:, :2].abs().max() < 1e-3
+    torch.testing.assert_close(found[:, 2:], update[:, 2:])
+
+
+def test_a_larger_ridge_keeps_more(tmp_path: Path) -> None:
+    path, update = moments_of(torch.randn(30, 8), tmp_path / "c"), torch.randn(9, 8)
+    norms = [float(kept(update, path, ridge=ridge).norm()) for ridge in (0.0, 0.1, 1.0, 10.0, 1e9)]
+    assert norms == sorted(norms)
+    assert norms[0] == 0.0
+    assert norms[-1] == pytest.approx(float(update.norm()), rel=1e-6)
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.05, 0.001])
+def test_the_effect_on_the_bases_inputs_is_what_was_asked_for(budget: float, tmp_path: Path) -> None:
+    inputs, update, base = torch.randn(40, 12) * torch.arange(1, 13), torch.randn(30, 12), torch.randn(30, 12)
+    found = kept(update, moments_of(inputs, tmp_path / "c"), base=base, effect=budget)
+    effect = (inputs @ found.T).norm() / (inputs @ base.T).norm()
+    assert float(effect) == pytest.approx(budget, rel=1e-2)
+
+
+def test_an_update_within_the_budget_is_kept_whole(tmp_path: Path) -> None:
+    inputs, update, base = torch.randn(40, 12), 1e-4 * torch.randn(30, 12), torch.randn(30, 12)
+    found = kept(update, moments_of(inputs, tmp_path / "c"), base=base, effect=0.001)
+    assert torch.equal(found, (base + update) - base)
+
+
+def test_of_inputs_fewer_than_the_columns_the_rest_is_free(tmp_path: Path) -> None:
+    inputs, update, base = torch.randn(4, 12), torch.randn(9, 12), torch.randn(9, 12)
+    found = kept(update, moments_of(inputs, tmp_path / "c"), base=base, effect=1e-6)
+    assert float((inputs @ found.T).norm() / (inputs @ base.T).norm()) < 1e-5
+    free = torch.linalg.svd(inputs, full_matrices=True).Vh[4:]
+    torch.testing.assert_close(found @ free.T, update @ free.T, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_share_an_input_share_its_moments_and_others_are_kept_as_fine_tuned(tmp_path: Path) -> None:
+    update = torch.randn(7, 6)
+    same = json.dumps({"model.layers.0.self_attn.k_proj.weight": NAME})
+    path = moments_of(torch.randn(30, 6), tmp_path / "c", **{SAME_INPUT: same})
+    assert torch.equal(
+        kept(update, path, ridge=1), kept(update, path, "model.layers.0.self_attn.k_proj.weight", ridge=1)
+    )
+    assert torch.equal(kept(update, path, "model.embed_tokens.weight"), update)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "values", "message"),
+    [
+        (torch.eye(5), torch.ones(5), "holds its inputs as .5, 5."),
+        (torch.eye(6), torch.ones(5), "holds its inputs as .6, 6."),
+        (torch.eye(6).half(), torch.ones(6), "as F16"),
+        (torch.full((6, 6), torch.nan), torch.ones(6), "no second moments"),
+        (torch.eye(6), -torch.ones(6), "no second moments"),
+        (torch.eye(6), torch.full((6,), torch.inf), "no second moments"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_refused(
+    vectors: torch.Tensor, values: torch.Tensor, message: str, tmp_path: Path
+) -> None:
+    save_file({NAME: vectors, f"{NAME}{EIGENVALUES}": values}, tmp_path / "c")
+    with pytest.raises(FilterError, match=message):
+        kept(torch.randn(3, 6), tmp_path / "c")
+
+
+def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text("{}")
+    with pytest.raises(MethodError, match="is no file of `deltamend calibrate activations`"):
+        kept(torch.randn(3, 6), tmp_path / "c")
+    moments_of(torch.randn(9, 6), tmp_path / "d", **{SAME_INPUT: "[1]"})
+    with pytest.raises(MethodError, match="its metadata is not that of"):
+        kept(torch.randn(3, 6), tmp_path / "d")

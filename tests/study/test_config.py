@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deltamend.errors import UsageError
+from deltamend.study.config import Study, read_study
+from tests.study.conftest import tiny_config
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+def test_the_small_study_is_the_grid_that_it_says() -> None:
+    study = read_study(STUDIES / "smollm2.yaml")
+    cells = study.cells()
+    assert len(cells) == 48
+    assert [cell.name for cell in cells if study.chooses(cell)] == [cell.name for cell in cells[:8]]
+    assert {cell.seed for cell in cells} == {0, 1, 2}
+
+
+def test_a_repair_may_be_for_some_regimes_or_for_choosing_only() -> None:
+    study = read_study(STUDIES / "smollm2.yaml")
+    named = {cell.name: {repair.name for repair in study.repairs_of(cell)} for cell in study.cells()}
+    assert "finetuned-bf16" in named["smollm2/sums/fp32/0"]
+    assert "finetuned-bf16" not in named["smollm2/sums/bf16/0"]
+    assert "laser" in named["smollm2/sums/fp32/0"]
+    assert "laser" not in named["smollm2/sums/fp32/1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [1, 1]}, "seeds: one is there twice"),
+        ({"choosing": {"targets": ["gone"], "seeds": [0]}}, "choosing: no target 'gone'; there are sums"),
+        ({"repairs": [{"name": "x", "method": "gone"}]}, "repairs.0: no method 'gone'"),
+        ({"repairs": [{"name": "base", "method": "none"}]}, "repairs.0: base is not the name of a repair"),
+        ({"repairs": [{"name": "../x", "method": "none"}]}, "repairs: '../x' is no name"),
+        ({"repairs": [{"name": "x", "method": "none", "regimes": ["gone"]}]}, "repairs.x: no regime 'gone'"),
+        ({"repairs": [{"name": "x", "method": "none"}] * 2}, "repairs: two are named 'x'"),
+        ({"more": 1}, "more: "),
+    ],
+)
+def test_a_wrong_field_is_named_in_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(tiny_config(tmp_path, **changes)))
+    with pytest.raises(UsageError) as caught:
+        read_study(file)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_target_may_say_how_long_it_is_trained(tmp_path: Path) -> None:
+    content = tiny_config(tmp_path)
+    content["targets"][0]["steps"] = 3
+    (cell,) = Study.model_validate(content).cells()
+    assert (cell.training.steps, cell.training.batch, cell.regime.steps) == (3, 4, 12)
