@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -216,10 +216,19 @@ def family(repair: Repair) -> str:
 
 
 def _described(repair: Repair) -> str:
-    said = get_method(repair.method, repair.parameters).described()
+    """As the configuration asks for it."""
+    said = _asked(repair.method, repair.parameters)
     if repair.rules:
         said += f", {len(repair.rules)} rule{'s' if len(repair.rules) > 1 else ''}"
     return said if repair.vectors == "finetuned" else f"{said}, vectors {repair.vectors}"
+
+
+def _asked(method: str, parameters: Mapping[str, Any]) -> str:
+    if steps := parameters.get("steps"):
+        return " then ".join(
+            _asked(step["method"], {key: value for key, value in step.items() if key != "method"}) for step in steps
+        )
+    return " ".join([method, *(f"{key}={value}" for key, value in parameters.items())])
 
 
 def _compared(scored: Sample, pairs: Sequence[tuple[str, str, str]], rows: Sequence[int]) -> Iterable[Comparison]:
