@@ -18,6 +18,7 @@ from deltamend.in_memory import RepairedStateDict, repair_module, repair_state_d
 from deltamend.inputs.load import open_checkpoint
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method
+from deltamend.recommend import Recommendation, recommend
 from deltamend.repair import RepairReport, repair
 from deltamend.score.result import Score
 from deltamend.score.scoring import score
@@ -36,6 +37,7 @@ __all__ = [
     "MethodError",
     "OutputError",
     "PairingError",
+    "Recommendation",
     "RepairReport",
     "RepairedStateDict",
     "Score",
@@ -45,6 +47,7 @@ __all__ = [
     "diagnose",
     "get_method",
     "open_checkpoint",
+    "recommend",
     "repair",
     "repair_module",
     "repair_state_dict",

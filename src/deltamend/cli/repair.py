@@ -24,6 +24,7 @@ from deltamend.checkpoint.work_folder import check_output
 from deltamend.config import RepairConfig, read_config
 from deltamend.errors import UsageError
 from deltamend.plan import RepairOptions, RepairPlan, plan_repair
+from deltamend.recommend import AUTO, recommend
 from deltamend.repair import Progress as ProgressCallback
 from deltamend.repair import RepairReport, published_manifest
 from deltamend.report.diagnosis_page import diagnosis_page
@@ -41,7 +42,9 @@ def repair(
         str | None, typer.Argument(help="Its fine-tuned descendant; MODEL+ADAPTER adds a LoRA adapter to a model.")
     ] = None,
     out: Annotated[str | None, typer.Argument(help="Folder to write; appears whole or not at all.")] = None,
-    method: Annotated[str | None, typer.Option(help="See `deltamend methods`; default: dg-hard.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="See `deltamend methods`, or auto: the one we recommend; default: dg-hard.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the method.")
     ] = None,
@@ -91,20 +94,30 @@ def repair(
     """Repair FINETUNED against BASE and write the result to OUT."""
     given = RepairConfig.model_validate({}) if config is None else read_config(config)
     folders = _folders(given, [folder for folder in (base, finetuned, out) if folder is not None], config)
+    console = Console(stderr=as_json, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
     chosen, parameters = _method(given, method, parameters_of(set_ or []))
+    follow = vectors or given.vectors
+    if chosen == AUTO:
+        if parameters or given.rules:
+            raise UsageError(
+                f"--method {AUTO}: chooses method and parameters; leave out --set and rules, or name a method"
+            )
+        with progress_bar(quiet, "reading BASE") as progress:
+            advice = recommend(folders[0], progress=progress)
+        chosen, parameters, follow = advice.method, advice.parameters, vectors or advice.vectors
+        console.print(f"auto: {advice.reason}")
     options = RepairOptions(
         include=include or given.include,
         exclude=exclude or given.exclude,
         out_dtype=out_dtype or given.out_dtype or given.dtype,
         max_shard_size=max_shard_size or given.max_shard_size,
         rules=given.rules,
-        vectors=vectors or given.vectors,
+        vectors=follow,
         rename=rename or given.rename,
         split_fused=split_fused or given.split_fused,
         output=as_ or given.output,  # type: ignore[arg-type]  # checked with the plan, in one line
         rounding=rounding or given.rounding,  # type: ignore[arg-type]
     )
-    console = Console(stderr=as_json, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
     if dry_run:
         plan = plan_repair(
             *folders, method=chosen, parameters=parameters, options=options, overwrite=overwrite or resume

@@ -1,0 +1,83 @@
+"""The repair we recommend where nothing is known of the task: what `--method auto` does, and why."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltamend.cache import default_cache_dir, fingerprint
+from deltamend.checkpoint.hashing import hash_folder
+from deltamend.errors import DeltamendError
+from deltamend.inputs.load import model_folder
+
+AUTO = "auto"
+_SAMPLES, _TOKENS, _SEED = 48, 96, 0
+_FALLBACK = ("wise-ft", {"alpha": 0.5}, 0.5)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A method, as `repair` takes it.
+
+    Attributes:
+        method: its name.
+        parameters: its parameters.
+        vectors: what norms and biases follow.
+        reason: one sentence for a person.
+    """
+
+    method: str
+    parameters: dict[str, object]
+    vectors: str | float
+    reason: str
+
+
+def recommend(
+    base: str | os.PathLike[str], *, cache: Path | None = None, progress: Callable[[str, float], None] | None = None
+) -> Recommendation:
+    """The method with the highest combined score in our study (docs/results), or the next one where it cannot run.
+
+    That is `null-space`, which needs the base to write a few texts: it is loaded with transformers, in float32, and what
+    its layers are given is kept in the cache for the next fine-tuned model of the same base. Where this is not
+    possible it is WiSE-FT at 0.5, norms and biases too.
+
+    Args:
+        base: the model fine-tuning started from: a folder, a hub id or a GGUF file.
+        cache: where the file of activations is kept; None for `default_cache_dir`.
+        progress: called as the base is read.
+
+    Raises:
+        CheckpointError: there is no such model.
+        OutputError: the cache cannot be written.
+    """
+    folder = model_folder(str(base))
+    if importlib.util.find_spec("transformers") is None:
+        return _instead("the base cannot be run without transformers: pip install 'deltamend[hf]'")
+    weights = hash_folder(folder)
+    asked = {**weights.other_files, "samples": _SAMPLES, "tokens": _TOKENS, "seed": _SEED, "weights": weights.weights}
+    file = (cache or default_cache_dir()) / f"activations-{fingerprint(asked)}.safetensors"
+    known = file.exists()
+    if not known:
+        from deltamend.calibration.activations import write_activations  # torch
+
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_activations(folder, file, samples=_SAMPLES, tokens=_TOKENS, seed=_SEED, progress=progress)
+        except (DeltamendError, OSError, ValueError, RuntimeError, MemoryError) as error:
+            # transformers fails in any of these ways on a model that it does not know or that does not fit
+            return _instead(f"the base cannot be read ({' '.join(str(error).split())[:200] or type(error).__name__})")
+    read = "read before" if known else f"read in {_SAMPLES} texts that it wrote itself"
+    return Recommendation(
+        "null-space",
+        {"activations": str(file)},
+        "finetuned",
+        f"null-space keeps what the update does to inputs that are not the base's own; the base was {read}",
+    )
+
+
+def _instead(why: str) -> Recommendation:
+    method, parameters, vectors = _FALLBACK
+    return Recommendation(method, dict(parameters), vectors, f"wise-ft at 0.5 in place of null-space, as {why}")
