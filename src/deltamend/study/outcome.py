@@ -14,6 +14,9 @@ from deltamend.study.records import DiagnosisFacts, FinetuneFacts
 CHOOSING, CONFIRMATION = "choosing", "confirmation"
 """Groups of cells: those that repairs could be chosen on, and all others."""
 
+Topic = Literal["best", "curve", "dg-hard", "writing", "refusals", "retention"]
+"""What a question is about."""
+
 PARTS = ("healing", "preservation", "non_damage", "retention", "combined")
 
 
@@ -89,6 +92,9 @@ class RepairOutcome(_Strict):
     cells_done: int
     groups: dict[str, PartsOver] = Field(
         description="Group of cells to the figures; groups without a cell are left out."
+    )
+    minus_best_published: dict[str, OverCells] = Field(
+        description="Group of cells to its combined score minus that of the best published repair there, paired."
     )
 
 
@@ -255,6 +261,7 @@ class Rankings(_Strict):
 class Answer(_Strict):
     """What can be said of one question, by fixed rules from the figures."""
 
+    topic: Topic
     question: str
     sentences: tuple[str, ...]
 
@@ -274,6 +281,10 @@ class StudyResults(_Strict):
     groups: dict[str, tuple[str, ...]] = Field(description="Group of cells to its cells.")
     cells: tuple[CellOutcome, ...]
     repairs: tuple[RepairOutcome, ...]
+    best_published: dict[str, str] = Field(
+        description="Group of cells to the published repair with the highest mean combined score, of those that are done in "
+        "the most cells: too good, by having been picked there."
+    )
     comparisons: tuple[Comparison, ...] = Field(description="Every candidate against every other repair.")
     best_strengths: tuple[BestStrength, ...]
     best_comparisons: tuple[Comparison, ...] = Field(

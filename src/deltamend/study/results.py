@@ -78,11 +78,13 @@ def study_results(
     by_config, by_other = sample(study, cells, settings)
     groups = _groups(study, cells)
     confirming = groups.get(CONFIRMATION, [])
+    best_published = _best_published(study, by_config, groups)
     strengths, best = _best_strengths(study, cells, by_config, groups, settings)
     found: dict[str, Any] = {
         "progress": progress,
         "cells": tuple(_cell_outcome(study, of, row, by_config, settings) for row, of in enumerate(cells)),
-        "repairs": tuple(_repair_outcomes(study, cells, by_config, groups)),
+        "repairs": tuple(_repair_outcomes(study, cells, by_config, groups, best_published)),
+        "best_published": best_published,
         "comparisons": tuple(_comparisons(study, by_config, confirming)),
         "best_strengths": strengths,
         "best_comparisons": best,
@@ -178,11 +180,23 @@ def _parts_over(scored: Sample, name: str, rows: Sequence[int]) -> PartsOver:
 
 
 def _repair_outcomes(
-    study: Study, cells: Sequence[ReadCell], scored: Sample, groups: dict[str, list[int]]
+    study: Study,
+    cells: Sequence[ReadCell],
+    scored: Sample,
+    groups: dict[str, list[int]],
+    best_published: Mapping[str, str],
 ) -> Iterable[RepairOutcome]:
+    def minus_best(name: str, own: Iterable[str]) -> dict[str, OverCells]:
+        return {
+            group: scored.difference("combined", name, best_published[group], groups[group])
+            for group in own
+            if best_published.get(group, name) != name
+        }
+
     planned = [(cell, [repair.name for repair in study.repairs_of(cell)]) for cell in study.cells()]
     for repair in study.repairs:
         done = {row for row, of in enumerate(cells) if repair.name in of.repairs}
+        own = {name: rows for name, rows in groups.items() if done.intersection(rows)}
         yield RepairOutcome(
             name=repair.name,
             role=repair.role,
@@ -192,9 +206,8 @@ def _repair_outcomes(
             only_choosing=repair.only_choosing,
             cells_planned=sum(repair.name in names for _, names in planned),
             cells_done=len(done),
-            groups={
-                name: _parts_over(scored, repair.name, rows) for name, rows in groups.items() if done.intersection(rows)
-            },
+            groups={group: _parts_over(scored, repair.name, rows) for group, rows in own.items()},
+            minus_best_published=minus_best(repair.name, own),
         )
     for name, what in zip(TRIVIAL, ("the fine-tuned model itself", "the base"), strict=True):
         yield RepairOutcome(
@@ -207,7 +220,23 @@ def _repair_outcomes(
             cells_planned=len(planned),
             cells_done=len(cells),
             groups={group: _parts_over(scored, name, rows) for group, rows in groups.items()},
+            minus_best_published=minus_best(name, groups),
         )
+
+
+def _best_published(study: Study, scored: Sample, groups: Mapping[str, list[int]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for group, rows in groups.items():
+        means = {
+            one.name: over
+            for one in study.repairs
+            if one.role == "published" and (over := scored.over("combined", one.name, rows)).cells
+        }
+        most = max((over.cells for over in means.values()), default=0)
+        values = {name: over.these_cells.value or 0.0 for name, over in means.items() if over.cells == most}
+        if values:
+            found[group] = max(values, key=lambda name: values[name])
+    return found
 
 
 def family(repair: Repair) -> str:
@@ -688,10 +717,12 @@ def _versions(cells: Sequence[ReadCell]) -> dict[str, tuple[str, ...]]:
 def _notes(study: Study, cells: Sequence[ReadCell], progress: Progress) -> Iterable[str]:
     """What the figures are not, or cannot say."""
     if progress.missing:
-        named = ", ".join(f"{one.cell} ({one.reason})" for one in progress.missing)
-        yield f"{len(progress.missing)} of {progress.planned} cells are missing: {named}"
-    for cell, repairs in progress.missing_repairs.items():
-        yield f"in {cell} these repairs are not done yet: {', '.join(repairs)}"
+        yield f"{len(progress.missing)} of {progress.planned} cells are missing from every figure"
+    if progress.missing_repairs:
+        yield (
+            f"in {len(progress.missing_repairs)} of the {progress.scored} scored cells some repairs are not done yet, so means of "
+            "different repairs are over different cells; differences are always over cells that have both"
+        )
     for cell, repairs in progress.unknown_repairs.items():
         yield f"in {cell} these repairs were done and are not planned there by the configuration, so they are not scored: {', '.join(repairs)}"
     unlearnt = [of.cell.name for of in cells if not _learnt(of)]

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deltamend.score.result import Estimate
-from deltamend.study.outcome import CONFIRMATION, Answer, Comparison, Height, SafetyOutcome, StudyResults
+from deltamend.study.outcome import (
+    CHOOSING,
+    CONFIRMATION,
+    Answer,
+    Comparison,
+    Height,
+    SafetyOutcome,
+    StudyResults,
+    Topic,
+)
 
 LEVEL = 0.05
 """Of a p-value."""
@@ -25,10 +34,10 @@ def headline(results: StudyResults) -> str:
 
 def _headline(results: StudyResults) -> str:
     if CONFIRMATION not in results.groups:
-        return _UNCONFIRMED
+        return f"{_UNCONFIRMED} {_optimistic(results)}"
     by_candidate = _against_published(results)
     if not by_candidate:
-        return _best_published(results)
+        return _best_of_all(results, CONFIRMATION)
     winners = {name: pairs for name, pairs in by_candidate.items() if all(_above(of.cells_like_these) for of in pairs)}
     here = {name: pairs for name, pairs in by_candidate.items() if all(_above(of.these_cells) for of in pairs)}
     nearest = max(winners or here or by_candidate, key=lambda name: _worst(by_candidate[name]).these_cells.value or 0.0)
@@ -52,15 +61,17 @@ def _headline(results: StudyResults) -> str:
 
 def answers(results: StudyResults) -> tuple[Answer, ...]:
     """The questions of a study, each with what can be said."""
-    asked = (
-        ("Which repair is best?", _which_is_best(results)),
-        ("Does any repair stand above WiSE-FT at the same size of the update?", _above_the_curve(results)),
-        ("Where does DG-Hard heal, and does the diagnosis tell?", _where_dg_hard_heals(results)),
-        ("How much is lost on writing?", _what_writing_costs(results)),
-        ("What happens to refusals?", _refusals(results)),
-        ("Does it matter how retention is measured?", _how_retention_is_measured(results)),
+    asked: tuple[tuple[Topic, str, list[str]], ...] = (
+        ("best", "Which repair is best?", _which_is_best(results)),
+        ("curve", "Does any repair stand above WiSE-FT at the same size of the update?", _above_the_curve(results)),
+        ("dg-hard", "Where does DG-Hard heal, and does the diagnosis tell?", _where_dg_hard_heals(results)),
+        ("writing", "How much is lost on writing?", _what_writing_costs(results)),
+        ("refusals", "What happens to refusals?", _refusals(results)),
+        ("retention", "Does it matter how retention is measured?", _how_retention_is_measured(results)),
     )
-    return tuple(Answer(question=question, sentences=tuple(said)) for question, said in asked if said)
+    return tuple(
+        Answer(topic=topic, question=question, sentences=tuple(said)) for topic, question, said in asked if said
+    )
 
 
 def _against_published(results: StudyResults) -> dict[str, list[Comparison]]:
@@ -75,23 +86,36 @@ def _worst(pairs: Sequence[Comparison]) -> Comparison:
     return min(pairs, key=lambda pair: pair.these_cells.value or 0.0)
 
 
-def _best_published(results: StudyResults) -> str:
-    scored = [
-        (one.name, one.groups[CONFIRMATION].combined)
+def _best_of_all(results: StudyResults, group: str) -> str:
+    """Which has the highest mean, of those with a figure in the most cells: means over other cells cannot be compared."""
+    scored = {
+        one.name: one.groups[group].combined
         for one in results.repairs
-        if CONFIRMATION in one.groups and one.role not in ("trivial", "dtype")
-    ]
-    defined = [(name, over) for name, over in scored if over.these_cells.value is not None]
-    if not defined:
-        return "The combined score is undefined for every repair."
-    name, over = max(defined, key=lambda pair: pair[1].these_cells.value or 0.0)
-    return f"{name} has the highest mean combined score over the confirmation cells, {_score(over.cells_like_these)} of 100."
+        if group in one.groups and one.role not in ("trivial", "dtype")
+    }
+    most = max((over.cells for over in scored.values()), default=0)
+    if not most:
+        return f"The combined score is undefined for every repair in the {group} cells."
+    defined = {name: over for name, over in scored.items() if over.cells == most}
+    name = max(defined, key=lambda name: defined[name].these_cells.value or 0.0)
+    if (defined[name].these_cells.value or 0.0) == 0:
+        return f"Every repair has a combined score of 0 in the {group} cells."
+    over = defined[name]
+    said = f"{name} has the highest mean combined score over the {group} cells, {_score(over.these_cells)} of 100"
+    if over.cells_like_these.low is not None:
+        said += f" (for cells like these {_score(over.cells_like_these)})"
+    fewer = len(scored) - len(defined)
+    return f"{said}.{f' {fewer} repairs have figures in fewer cells and are not ranked.' if fewer else ''}"
+
+
+def _optimistic(results: StudyResults) -> str:
+    return f"{_best_of_all(results, CHOOSING)} A pick made in these cells looks better than it is."
 
 
 def _which_is_best(results: StudyResults) -> list[str]:
     if CONFIRMATION not in results.groups:
-        return [_UNCONFIRMED]
-    said = [_best_published(results)]
+        return [_UNCONFIRMED, _optimistic(results)]
+    said = [_best_of_all(results, CONFIRMATION)]
     by_candidate = _against_published(results)
     for name, pairs in by_candidate.items():
         beaten = [pair.second for pair in pairs if _above(pair.cells_like_these)]
@@ -180,9 +204,10 @@ def _where_dg_hard_heals(results: StudyResults) -> list[str]:
                 "healing is undefined" if over.these_cells.value is None else f"healing is {_share(over.these_cells)}"
             )
             said.append(f"{found.repair} {what} in {cells} of {len(found.cells)} cells; there {healed}.")
+    unknown: dict[str, list[str]] = {}
     for of in found.correlations:
         if of.over_clusters is None or of.p is None:
-            said.append(f"No rank correlation of healing with the {of.measure} can be computed: {of.reason}.")
+            unknown.setdefault(of.reason or "unknown", []).append(of.measure)
             continue
         figures = f"ρ = {_signed(of.over_clusters, 2)} over {of.clusters} clusters, p = {of.p:.2g}"
         goes = of.p < LEVEL
@@ -192,7 +217,11 @@ def _where_dg_hard_heals(results: StudyResults) -> list[str]:
             else "does not measurably predict healing"
         )
         said.append(f"The {of.measure} {verb} ({figures}).")
-    if found.correlations:
+    said += [
+        f"No rank correlation of healing with the {', '.join(names)} can be computed: {reason}."
+        for reason, names in unknown.items()
+    ]
+    if any(of.p is not None for of in found.correlations):
         said.append("Each p is taken alone; clusters of one target are not independent.")
     return said
 
@@ -216,10 +245,10 @@ def _refusals(results: StudyResults) -> list[str]:
     for task, target in dict.fromkeys((of.task, of.target) for of in results.safety):
         own = {of.model: of for of in results.safety if (of.task, of.target) == (task, target)}
         base, tuned = own["base"], own["finetuned"]
-        moved = "changed" if _excludes_zero(tuned.from_base) else "did not measurably change"
+        moved = "measurably changed" if _excludes_zero(tuned.from_base) else "no measurable change"
         said.append(
-            f"{task} after fine-tuning on {target}: the share that {tuned.metric} {moved}, {_percent(base.share)} of the base "
-            f"to {_percent(tuned.share)}. {_repaired_refusals(own)}"
+            f"{task}, fine-tuned on {target}: {tuned.metric} {_percent(base.share)} by the base and {_percent(tuned.share)} by the "
+            f"fine-tuned model, {moved}. {_repaired_refusals(own)}"
         )
     said += [f"Weak figures: {weak}." for weak in dict.fromkeys(of.weak for of in results.safety if of.weak)]
     return said
