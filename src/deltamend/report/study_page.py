@@ -21,7 +21,7 @@ from deltamend.report.study_tables import (
     curve_table,
     dg_hard_table,
     main_table,
-    missing_rows,
+    missing_table,
     rankings_table,
     repairs_table,
     safety_table,
@@ -112,9 +112,9 @@ def results_markdown(results: StudyResults, plots: list[str]) -> str:
         parts.append(f"## {markdown_text(section.title)}")
         said = [markdown_text(text) for text in section.sentences]
         parts += ["\n".join(f"- {text}" for text in said)] if section.listed and said else said
-        parts += [f"![{ALT[name]}](plots/{name})" for name in section.plots if name in plots]
-        if section.tables:
-            parts.append(markdown(section.tables, ()).strip())
+        shown = [f"![{ALT[name]}](plots/{name})" for name in section.plots if name in plots]
+        tables = [markdown(section.tables, ()).strip()] if section.tables else []
+        parts += [*shown, *tables] if section.folded else [*tables, *shown]
     parts.append(f"    {command(results)}")
     return "\n\n".join(parts) + "\n"
 
@@ -172,7 +172,7 @@ def sections(results: StudyResults) -> list[Section]:
             folded=True,
         ),
         Section("What is not known", results.notes, listed=True),
-        Section("What is missing", tables=_missing(results), folded=True),
+        Section("What is missing", tables=tuple(missing_table(results)), folded=True),
         Section("How this was made", tuple(_made(results)), listed=True),
     ]
     return [of for of in found if of.sentences or of.tables]
@@ -186,16 +186,12 @@ def _how_to_read(results: StudyResults) -> str:
     return (
         "Healing is over the benchmarks that fine-tuning damaged, preservation over those it improved, non-damage over the rest, "
         "retention on the target; each from 0 to 1. Combined is 100 times their harmonic mean. Everything is a mean over cells, "
+        "each part over those in which it is defined, "
         "seeds of one cell taken together. The fine-tuned model itself (none) heals nothing and the base (revert) keeps nothing, "
         f"so both score 0. In brackets: {100 * results.confidence:g}% intervals, first for these very cells (other items), then "
         "for cells like these (other items and other cells). Differences are paired, over the cells that have both repairs; the "
         "best published repair is picked in the same cells and so flattered. Each interval is taken alone."
     )
-
-
-def _missing(results: StudyResults) -> tuple[Table, ...]:
-    rows = missing_rows(results)
-    return (Table("Not there yet", ("what", "where"), tuple(rows)),) if rows else ()
 
 
 def _made(results: StudyResults) -> Iterator[str]:

@@ -18,7 +18,7 @@ ROLE_COLOURS = {
     "dtype": "#7c3aed",
     "trivial": "#8a8f98",
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "deltamend",
     "font.family": "DejaVu Sans",
     "font.size": 9,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from deltamend.report.csv_text import csv_text
 from deltamend.report.score_tables import TITLES, Table, figure, p_value
@@ -33,9 +33,11 @@ def main_table(results: StudyResults, group: str | None = None) -> Table:
                 *(("–", "–") if minus is None else _over(minus, sign=True)),
             )
         )
-    head = ("repair", "role", "cells", *(TITLES[part] for part in _PARTS), "combined", "cells like these")
+    head = ("repair", "role", "cells", *(TITLES[part] for part in _PARTS), "combined", "… for cells like these")
     return Table(
-        f"All repairs, {group} cells", (*head, f"minus {best or 'best published'}", "cells like these"), tuple(rows)
+        f"All repairs, {group} cells",
+        (*head, f"minus {best or 'best published'}", "… for cells like these"),
+        tuple(rows),
     )
 
 
@@ -58,7 +60,7 @@ def comparison_tables(results: StudyResults) -> Iterator[Table]:
             if pair.cells
         ]
         if rows:
-            head = ("difference in combined", "second is", "cells in clusters", "these cells", "cells like these")
+            head = ("difference in combined", "second is", "cells in clusters", "these cells", "… for cells like these")
             yield Table(title, (*head, "p", "p, Holm"), tuple(rows))
 
 
@@ -77,7 +79,15 @@ def best_strengths_table(results: StudyResults) -> Iterator[Table]:
         if len(of.tried) > 1
     ]
     if rows:
-        head = ("family", "chosen on", "of", "chosen", "where chosen", "combined where reported", "cells like these")
+        head = (
+            "family",
+            "chosen on",
+            "of",
+            "chosen",
+            "where chosen",
+            "combined where reported",
+            "… for cells like these",
+        )
         yield Table("Families of several strengths, each at its best one", head, tuple(rows))
 
 
@@ -101,10 +111,10 @@ def curve_table(results: StudyResults) -> Iterator[Table]:
         for of in heights
     ]
     if rows:
-        head = ("repair", "role", "‖written − base‖/‖Δ‖", "cells", "above the curve", "cells like these")
+        head = ("repair", "role", "‖written − base‖/‖Δ‖", "cells", "above the curve", "… for cells like these")
         yield Table(
             f"Combined score above the WiSE-FT curve at the same size, {group} cells",
-            (*head, "by parts, like these", ""),
+            (*head, "by parts, for cells like these", ""),
             tuple(rows),
         )
 
@@ -157,9 +167,9 @@ def safety_table(results: StudyResults) -> Iterator[Table]:
             f"{of.task}, {of.target}: {of.model}",
             of.metric,
             f"{of.prompts} × {of.cells}",
-            figure(of.share, "share"),
-            "–" if of.model == "base" else figure(of.from_base, "share", sign=True),
-            "–" if of.model == "finetuned" else figure(of.from_finetuned, "share", sign=True),
+            figure(of.share, "score"),
+            "–" if of.model == "base" else figure(of.from_base, "score", sign=True),
+            "–" if of.model == "finetuned" else figure(of.from_finetuned, "score", sign=True),
         )
         for of in results.safety
     )
@@ -229,16 +239,24 @@ def cells_table(results: StudyResults) -> Table:
     return Table("What fine-tuning did", head, tuple(rows))
 
 
-def missing_rows(results: StudyResults) -> list[tuple[str, str]]:
-    """What is not there: why, and where."""
+def missing_table(results: StudyResults) -> Iterator[Table]:
+    """What is not there: cells by why, and repairs by the cells they are missing in."""
     cells: dict[str, list[str]] = {}
     for one in results.progress.missing:
-        cells.setdefault(f"cell: {one.reason}", []).append(one.cell)
-    repairs: dict[str, list[str]] = {}
+        cells.setdefault(one.reason, []).append(one.cell)
+    lacking: dict[str, list[str]] = {}
     for cell, names in results.progress.missing_repairs.items():
         for name in names:
-            repairs.setdefault(f"{name} is not done", []).append(cell)
-    return [(why, ", ".join(where)) for why, where in (*cells.items(), *repairs.items())]
+            lacking.setdefault(name, []).append(cell)
+    repairs: dict[str, list[str]] = {}
+    for name, where in lacking.items():
+        repairs.setdefault(", ".join(where), []).append(name)
+    rows = (
+        *((f"{len(names)} cells", why, ", ".join(names)) for why, names in cells.items()),
+        *((f"{len(names)} repairs", f"not done in {where}", ", ".join(names)) for where, names in repairs.items()),
+    )
+    if rows:
+        yield Table("Not there yet", ("", "why or where", "which"), rows)
 
 
 def csv_tables(results: StudyResults) -> dict[str, str]:
@@ -346,7 +364,7 @@ def _figures(over: OverCells) -> _Row:
     }
 
 
-def _estimate(name: str, of: Estimate) -> Mapping[str, object]:
+def _estimate(name: str, of: Estimate) -> _Row:
     return {name: of.value, f"{name}_low": of.low, f"{name}_high": of.high}
 
 

@@ -26,6 +26,11 @@ _UNCONFIRMED = "No confirmation cell is done yet, so nothing is confirmed."
 
 def headline(results: StudyResults) -> str:
     """The result in a sentence or two."""
+    if CONFIRMATION not in results.groups:
+        return (
+            f"Nothing is confirmed yet: {results.progress.scored} of {results.progress.planned} cells are scored, all of them "
+            f"choosing cells. {_optimistic(results)}"
+        )
     said = _headline(results)
     if results.progress.finished:
         return said
@@ -33,8 +38,6 @@ def headline(results: StudyResults) -> str:
 
 
 def _headline(results: StudyResults) -> str:
-    if CONFIRMATION not in results.groups:
-        return f"{_UNCONFIRMED} {_optimistic(results)}"
     by_candidate = _against_published(results)
     if not by_candidate:
         return _best_of_all(results, CONFIRMATION)
@@ -104,8 +107,8 @@ def _best_of_all(results: StudyResults, group: str) -> str:
     said = f"{name} has the highest mean combined score over the {group} cells, {_score(over.these_cells)} of 100"
     if over.cells_like_these.low is not None:
         said += f" (for cells like these {_score(over.cells_like_these)})"
-    fewer = len(scored) - len(defined)
-    return f"{said}.{f' {fewer} repairs have figures in fewer cells and are not ranked.' if fewer else ''}"
+    fewer = ", ".join(name for name, own in scored.items() if 0 < own.cells < most)
+    return f"{said}.{f' Not ranked, with figures in fewer cells: {fewer}.' if fewer else ''}"
 
 
 def _optimistic(results: StudyResults) -> str:
@@ -248,7 +251,7 @@ def _refusals(results: StudyResults) -> list[str]:
         moved = "measurably changed" if _excludes_zero(tuned.from_base) else "no measurable change"
         said.append(
             f"{task}, fine-tuned on {target}: {tuned.metric} {_percent(base.share)} by the base and {_percent(tuned.share)} by the "
-            f"fine-tuned model, {moved}. {_repaired_refusals(own)}"
+            f"fine-tuned model, {moved} ({_gap(tuned.from_base)}). {_repaired_refusals(own)}"
         )
     said += [f"Weak figures: {weak}." for weak in dict.fromkeys(of.weak for of in results.safety if of.weak)]
     return said
