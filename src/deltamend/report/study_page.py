@@ -115,7 +115,7 @@ def results_markdown(results: StudyResults, plots: list[str]) -> str:
         shown = [f"![{ALT[name]}](plots/{name})" for name in section.plots if name in plots]
         tables = [markdown(section.tables, ()).strip()] if section.tables else []
         parts += [*shown, *tables] if section.folded else [*tables, *shown]
-    parts.append(f"    {command(results)}")
+    parts.append(f"```\n{command(results)}\n```")
     return "\n\n".join(parts) + "\n"
 
 
@@ -148,7 +148,7 @@ def sections(results: StudyResults) -> list[Section]:
     group = shown_group(results)
     found = [
         Section(
-            f"All repairs, {group} cells",
+            f"The repairs side by side, {group} cells",
             (_how_to_read(results),),
             plots=("combined.svg", "trade-off.svg"),
             tables=(main_table(results),),

@@ -27,6 +27,9 @@ _STYLE: dict[Any, Any] = {
     "text.parse_math": False,
 }
 _REGIMES = ("#1d4ed8", "#c2410c", "#15803d", "#7c3aed", "#b45309", "#0e7490")
+_NEAR = 0.03
+"""Distance in retention and in healing below which two dots have one label."""
+
 _MOST_LABELLED = 20
 """Columns of the heat map up to which every field has its number in it."""
 
@@ -151,33 +154,54 @@ def _trade_off(results: StudyResults, new: Callable[..., Any]) -> Any:
     shown = [(of, x, y) for of, x, y in placed if x.value is not None and y.value is not None]
     if not shown:
         return None
-    plot = new(figsize=(8.2, max(4.6, 0.9 + 0.19 * len(shown))), layout="constrained")
+    plot = new(figsize=(8.6, max(4.8, 0.9 + 0.19 * len(shown))), layout="constrained")
     axes = plot.subplots()
-    if results.curve is not None:
-        ends = [point.groups[group] for point in results.curve.points if group in point.groups]
-        line = [(of.retention.these_cells.value, of.healing.these_cells.value) for of in ends]
-        known = [(x, y) for x, y in line if x is not None and y is not None]
-        axes.plot(
-            [x for x, _ in known], [y for _, y in known], color="#5b626b", linestyle="--", linewidth=1, label="WiSE-FT"
-        )
+    line = _wise_ft(results, group)
+    if line:
+        axes.plot(*zip(*line, strict=True), color="#5b626b", linestyle="--", linewidth=1, label="WiSE-FT")
     for number, (of, x, y) in enumerate(shown, start=1):
         colour = ROLE_COLOURS[of.role]
         for at, along in ((x, True), (y, False)):
             if at.low is not None and at.high is not None:
-                ends_of = [at.low, at.high]
-                across = ([y.value] * 2) if along else ([x.value] * 2)
-                axes.plot(*((ends_of, across) if along else (across, ends_of)), color=colour, linewidth=1, alpha=0.3)
-        axes.plot([x.value], [y.value], "o", color=colour, markersize=11, zorder=3, label=f"{number} {of.name}")
-        axes.text(x.value, y.value, str(number), color="white", fontsize=6.5, ha="center", va="center", zorder=4)
+                ends, across = [at.low, at.high], [y.value if along else x.value] * 2
+                axes.plot(*((ends, across) if along else (across, ends)), color=colour, linewidth=1, alpha=0.3)
+        axes.plot([x.value], [y.value], "o", color=colour, markersize=6, zorder=3, label=f"{number} {of.name}")
+    for text, place in _numbered([(x.value or 0.0, y.value or 0.0) for _, x, y in shown]):
+        axes.annotate(text, place, xytext=(5, 4), textcoords="offset points", fontsize=7.5, zorder=4)
     axes.set_xlabel(f"retention of the target's gain, mean over {group} cells")
     axes.set_ylabel("healing of the damage")
-    axes.set_xlim(-0.04, 1.04)
-    axes.set_ylim(-0.04, 1.04)
+    axes.set_xlim(-0.04, 1.1)
+    axes.set_ylim(-0.04, 1.08)
     axes.grid(color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)
-    legend = axes.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=0.5)
+    legend = axes.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     legend.set_title("colour: role; number: rank by combined", prop={"size": 7})
     return plot
+
+
+def _wise_ft(results: StudyResults, group: str) -> list[tuple[float, float]]:
+    """Retention and healing along the curve; nothing where only its ends are known, which say nothing of its course."""
+    points = results.curve.points if results.curve is not None else ()
+    placed = [(point.alpha, point.groups[group]) for point in points if group in point.groups]
+    known = [
+        (alpha, of.retention.these_cells.value, of.healing.these_cells.value)
+        for alpha, of in placed
+        if of.retention.these_cells.value is not None and of.healing.these_cells.value is not None
+    ]
+    inner = any(0 < alpha < 1 for alpha, *_ in known)
+    return [(retention, healing) for _, retention, healing in known] if inner else []
+
+
+def _numbered(places: Sequence[tuple[float, float]]) -> list[tuple[str, tuple[float, float]]]:
+    """The numbers of dots, from 1; dots that would hide one another's share a label."""
+    labels: list[tuple[list[str], tuple[float, float]]] = []
+    for number, (x, y) in enumerate(places, start=1):
+        near = [texts for texts, (left, low) in labels if abs(x - left) < _NEAR and abs(y - low) < _NEAR]
+        if near:
+            near[0].append(str(number))
+        else:
+            labels.append(([str(number)], (x, y)))
+    return [(", ".join(texts), place) for texts, place in labels]
 
 
 def _heat(results: StudyResults, new: Callable[..., Any]) -> Any:
@@ -236,6 +260,7 @@ def _dg_hard(results: StudyResults, new: Callable[..., Any]) -> Any:
                 axes.plot([at, at], [healed.low, healed.high], color=colour, linewidth=1, alpha=0.35)
             axes.plot([at], [healed.value], "o", color=colour, markersize=4)
         axes.set_xlabel(label, fontsize=8)
+        axes.locator_params(axis="x", nbins=4)
         axes.grid(color="#e5e5e5", linewidth=0.6)
         axes.set_axisbelow(True)
     panels[0].set_ylabel(f"healing by {found.repair}")

@@ -42,9 +42,9 @@ def main_table(results: StudyResults, group: str | None = None) -> Table:
 
 
 def comparison_tables(results: StudyResults) -> Iterator[Table]:
-    """Candidates against the rest, and families at their best strengths."""
+    """Candidates against all but other strengths, which are in the CSV, and families at their best strengths."""
     for title, pairs in (
-        ("Candidates against every other repair, confirmation cells", results.comparisons),
+        ("Candidates against the other repairs, confirmation cells", results.comparisons),
         ("Families at the strength that was best on the even items, on the odd ones", results.best_comparisons),
     ):
         rows = [
@@ -57,11 +57,11 @@ def comparison_tables(results: StudyResults) -> Iterator[Table]:
                 p_value(pair.p_holm),
             )
             for pair in pairs
-            if pair.cells
+            if pair.cells and pair.against != "strength"
         ]
         if rows:
             head = ("difference in combined", "second is", "cells in clusters", "these cells", "… for cells like these")
-            yield Table(title, (*head, "p", "p, Holm"), tuple(rows))
+            yield Table(title, (*head, "p (Wilcoxon)", "p, Holm"), tuple(rows))
 
 
 def best_strengths_table(results: StudyResults) -> Iterator[Table]:

@@ -17,6 +17,9 @@ CHOOSING, CONFIRMATION = "choosing", "confirmation"
 Topic = Literal["best", "curve", "dg-hard", "writing", "refusals", "retention"]
 """What a question is about."""
 
+IDENTITY = 0.98
+"""Share of ‖Δ‖² above which a filter that keeps it is called the identity."""
+
 PARTS = ("healing", "preservation", "non_damage", "retention", "combined")
 
 
@@ -171,7 +174,7 @@ class DiagnosisOutcome(_Strict):
     median_ks: float | None
     zeros: float
     kept_energy: float = Field(description="Of DG-Hard.")
-    identity: bool = Field(description="Whether it kept so much that it is the identity.")
+    identity: bool = Field(description="Whether it kept more than 98% of the energy.")
     healing: Estimate
     combined: Estimate
 

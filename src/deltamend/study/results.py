@@ -20,6 +20,7 @@ from deltamend.study.config import Cell, Repair, Study
 from deltamend.study.outcome import (
     CHOOSING,
     CONFIRMATION,
+    IDENTITY,
     PARTS,
     BestStrength,
     CellOutcome,
@@ -45,9 +46,6 @@ from deltamend.study.scored_cells import ReadCell, Sample, half_sample, read_cel
 from deltamend.study.verdict import answers, headline
 
 NONE, REVERT = TRIVIAL
-IDENTITY = 0.98
-"""Share of ‖Δ‖² above which a filter that keeps it is called the identity."""
-
 _PERMUTATIONS = 9999
 """Of a rank correlation's p; all of them where there are fewer."""
 
@@ -107,7 +105,7 @@ def study_results(
         hours=_hours(cells),
         machines=tuple(sorted({record.machine for of in cells for record in (of.record, of.base)})),
         versions=_versions(cells),
-        notes=(*_notes(study, cells, progress), *_beside(study, by_config, confirming)),
+        notes=(*_notes(study, cells, progress), *_beside(study, by_config, confirming or groups[CHOOSING])),
         **found,
     )
     return results.model_copy(update={"headline": headline(results), "answers": answers(results)})
@@ -240,8 +238,8 @@ def _best_published(study: Study, scored: Sample, groups: Mapping[str, list[int]
 
 
 def family(repair: Repair) -> str:
-    """What strengths of one method have in common."""
-    return repair.family or repair.method
+    """What strengths of one method have in common; with rules a repair is no strength of its method."""
+    return repair.family or (repair.name if repair.rules else repair.method)
 
 
 def _described(repair: Repair) -> str:

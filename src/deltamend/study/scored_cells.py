@@ -181,13 +181,15 @@ def half_sample(study: Study, cells: Sequence[ReadCell], settings: Settings) -> 
     Returns:
         Part of the metric to (C, K) on the even items, and the sample on the odd ones.
     """
-    even, odd = ([_half(of.paired, start) for of in cells] for start in (0, 1))
+    even, odd = ([half_of(of.paired, start) for of in cells] for start in (0, 1))
     chosen_by = _values(study, cells, [observed_means(cell, settings) for cell in even])
     seen = [observed_means(cell, settings) for cell in odd]
     return chosen_by, _sample(study, cells, seen, draw_cells(odd, settings)[1], settings)
 
 
-def _half(cell: PairedCell, start: int) -> PairedCell:
+def half_of(cell: PairedCell, start: int) -> PairedCell:
+    """Every second item of every task, in the order of their ids, from the first or the second on."""
+
     def half(task: PairedTask) -> PairedTask:
         if len(task.ids) < 2:
             raise EvaluationError(f"cell {cell.name}: task {task.name!r} has one item and cannot be halved; ask more")

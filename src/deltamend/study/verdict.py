@@ -8,6 +8,7 @@ from deltamend.score.result import Estimate
 from deltamend.study.outcome import (
     CHOOSING,
     CONFIRMATION,
+    IDENTITY,
     Answer,
     Comparison,
     Height,
@@ -199,7 +200,11 @@ def _where_dg_hard_heals(results: StudyResults) -> list[str]:
         return []
     said = []
     for over, cells, what in (
-        (found.identity, sum(of.identity for of in found.cells), "is the identity"),
+        (
+            found.identity,
+            sum(of.identity for of in found.cells),
+            f"is the identity (keeps over {IDENTITY:.0%} of the energy)",
+        ),
         (found.others, sum(not of.identity for of in found.cells), "removes something"),
     ):
         if cells:
