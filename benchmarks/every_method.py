@@ -2,8 +2,8 @@
 
     python benchmarks/every_method.py BASE FINETUNED [--methods a,b] [--scratch DIR] [--out FILE.md]
 
-Prints a table; exits 1 if something failed. The Fisher file and graft's learned mask come from `deltamend calibrate` on
-sums, the task of the demo.
+Prints a table; exits 1 if something failed. What null-space knows of the base, the Fisher file
+and graft's learned mask come from `deltamend calibrate`; the latter two from sums, the task of the demo.
 """
 
 from __future__ import annotations
@@ -71,14 +71,20 @@ def both_ways(row: str, pair: tuple[Path, Path], parameters: dict[str, Any], scr
 
 
 def calibrated(pair: tuple[Path, Path], scratch: Path) -> dict[str, dict[str, Any]]:
-    """The parameters of the methods that want to know something from data."""
+    """The parameters of the methods that want to know more than the weights."""
     fisher, mask, texts = scratch / "fisher.safetensors", scratch / "mask.safetensors", scratch / "texts.jsonl"
+    activations = scratch / "activations.safetensors"
+    run_command("calibrate", "activations", pair[0], activations, "--quiet")
     problems = sums(10, 99, held_out=0, seed=0)[0][:64]
     lines = [json.dumps({"prompt": problem.question, "response": problem.answer}) for problem in problems]
     texts.write_text("\n".join(lines), encoding="utf-8")
     run_command("calibrate", "fisher", pair[1], texts, fisher, "--chat", "--quiet")
     run_command("calibrate", "graft", *pair, texts, mask, "--chat", "--quiet")
-    return {"fisher": {"fisher": str(fisher)}, "graft with a mask": {"mask": str(mask)}}
+    return {
+        "null-space": {"activations": str(activations)},
+        "fisher": {"fisher": str(fisher)},
+        "graft with a mask": {"mask": str(mask)},
+    }
 
 
 def main() -> None:

@@ -283,6 +283,19 @@ def test_the_likelihood_of_an_answer_is_asked_without_generating_it(tiny_model: 
     assert list(item.loglikelihoods) == pytest.approx([expected], abs=1e-4)
 
 
+def test_the_templates_line_break_before_an_answer_is_given_and_not_asked_for(tiny_model: Path, tmp_path: Path) -> None:
+    items = write_items(tmp_path / "items.jsonl", [{"question": "a b", "answers": ["c"]}])
+    task = SuiteTask(name="likely", file=str(items), metric="prob_per_byte", chat=True)
+    suite = Suite(name="own", version="1", tasks=(task,))
+    found = evaluate(str(tiny_model), [suite], tmp_path / "out.json", backend=BackendOptions(device="cpu"))
+    model, tokenizer = loaded_model(tiny_model)
+    messages = [{"role": "user", "content": "a b"}]
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert prompt.endswith("\n")
+    expected = log_likelihood(model, tokenizer, prompt, "c")
+    assert list(found.evaluation.tasks["likely"].items[0].loglikelihoods) == pytest.approx([expected], abs=1e-4)
+
+
 def test_a_suite_can_ask_fewer_items_of_one_benchmark(run: Callable[..., EvaluationRun]) -> None:
     fewer = ARC_EASY.model_copy(update={"limit": 2})
     assert len(run(fewer).evaluation.tasks["arc"].items) == 2

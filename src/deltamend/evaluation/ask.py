@@ -13,6 +13,7 @@ from deltamend.errors import EvaluationError, UsageError
 from deltamend.evaluation.judges import Judge, RefusalStrings
 from deltamend.evaluation.lm_eval_tasks import LoadedTask
 from deltamend.evaluation.local_items import ITEM_ID
+from deltamend.evaluation.own_tasks import LIKELIHOODS
 from deltamend.evaluation.quiet import listening_for_truncations
 from deltamend.evaluation.record import ItemScore, TaskScores
 from deltamend.evaluation.rubrics import RUBRICS, Exchange
@@ -64,6 +65,7 @@ def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
         for task in members.values():
             longest = {"max_gen_toks": options.judge.answer_tokens}
             task.set_config(key="generation_kwargs", value=longest, update=True)
+    lm.context_is_given = entry.task is None and entry.metric in LIKELIHOODS
     try:
         with listening_for_truncations() as truncations:
             results = simple_evaluate(

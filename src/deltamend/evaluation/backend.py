@@ -120,6 +120,22 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+class _GivenContext:
+    """With `context_is_given` a template's last line break is not asked for as a part of the answer.
+
+    lm-eval moves blanks at the end of a context to the continuation, as many tokenizers join a blank to the next word.
+    Where the context's own tokens stay the same with the answer after it, there is no need for that, and a model that
+    was never asked to write the line break would be judged by it.
+    """
+
+    context_is_given = False
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        lm: Any = self
+        apart = _apart(lm.tok_encode, context, continuation) if self.context_is_given else None
+        return apart or super()._encode_pair(context, continuation)  # type: ignore[misc]
+
+
 def _watched(backend: Any, batch_size: int | None, seen: Callable[[float], None]) -> Any:
     """`backend`, with requests handed to it in slices where it runs on the CPU.
 
@@ -128,23 +144,24 @@ def _watched(backend: Any, batch_size: int | None, seen: Callable[[float], None]
     there lm-eval's own search for the batch size, or the server's own scheduling, does better.
     """
 
-    class Watched(backend):  # type: ignore[misc]  # any of lm-eval's backends
+    def fitting(longest: int) -> int:
+        return batch_size or max(1, _BATCH_TOKENS // longest)
+
+    class Watched(_GivenContext, backend):  # type: ignore[misc]  # any of lm-eval's backends
         answers_from = 0
 
         def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[Any]:  # noqa: ARG002
             if not _batches_are_ours(self):
                 return _whole(super().loglikelihood, requests, seen)
             lengths = [sum(map(len, self.tokenizer(list(request.args[:2]))["input_ids"])) for request in requests]
-            slices = _by_length(requests, lengths, lambda longest: batch_size or max(1, _BATCH_TOKENS // longest))
+            slices = _by_length(requests, lengths, fitting)
             return _in_slices(self, super().loglikelihood, requests, slices, seen)
 
         def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[Any]:  # noqa: ARG002
             if not _batches_are_ours(self):
                 return _whole(super().loglikelihood_rolling, requests, seen)
-            lengths = [min(len(self.tok_encode(request.args[0])), self.max_length) for request in requests]
-            slices = _by_length(
-                requests, lengths, lambda longest: batch_size or max(1, _BATCH_TOKENS // max(1, longest))
-            )
+            lengths = [max(1, min(len(self.tok_encode(request.args[0])), self.max_length)) for request in requests]
+            slices = _by_length(requests, lengths, fitting)
             return _in_slices(self, super().loglikelihood_rolling, requests, slices, seen)
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[Any]:  # noqa: ARG002
@@ -174,6 +191,12 @@ def _watched(backend: Any, batch_size: int | None, seen: Callable[[float], None]
 
     Watched.__name__ = Watched.__qualname__ = backend.__name__
     return Watched
+
+
+def _apart(encode: Callable[[str], list[int]], context: str, continuation: str) -> tuple[list[int], list[int]] | None:
+    """Tokens of a context and of what follows it; None where the tokenizer joins the two."""
+    given, both = encode(context), encode(context + continuation)
+    return (given, both[len(given) :]) if given and both[: len(given)] == given and len(both) > len(given) else None
 
 
 def _batches_are_ours(lm: Any) -> bool:

@@ -16,7 +16,8 @@ from deltamend.evaluation.local_items import ITEM_ID, Item, as_dataset, read_ite
 
 _ANSWER_TOKENS = 64
 _QUESTION = "Question: {{question}}\nAnswer:"
-_LIKELIHOODS = ("log2_prob_per_byte", "prob_per_byte")
+LIKELIHOODS = ("log2_prob_per_byte", "prob_per_byte")
+"""Metrics of a text, or of an answer after its question, that nothing is generated for."""
 
 
 class _MultipleChoice(BaseModel):
@@ -89,7 +90,7 @@ def own_task(name: str, path: Path, *, prompt: str | None, metric: str | None = 
             "doc_to_text": "",
             "doc_to_target": _text_of,
             "process_results": _text_likelihood,
-            "metric_list": _means(_LIKELIHOODS),
+            "metric_list": _means(LIKELIHOODS),
         }
     if kind is _MultipleChoice:
         return config | {
@@ -99,14 +100,14 @@ def own_task(name: str, path: Path, *, prompt: str | None, metric: str | None = 
             "doc_to_target": "gold",
             "metric_list": _means(("acc_norm", "acc")),
         }
-    if kind is _ExactMatch and metric in _LIKELIHOODS:
+    if kind is _ExactMatch and metric in LIKELIHOODS:
         return config | {
             "output_type": "loglikelihood",
             "doc_to_text": _asked(prompt or "{{question}}"),
             "doc_to_target": _first_answer,
             "target_delimiter": "",
             "process_results": _answer_likelihood,
-            "metric_list": _means(_LIKELIHOODS),
+            "metric_list": _means(LIKELIHOODS),
         }
     if kind is _Form:
         return config | {

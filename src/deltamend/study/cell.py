@@ -150,8 +150,13 @@ def run_cell(place: Workplace, cell: Cell, told: Told) -> None:
                 facts = _repaired(base, tuned, model, repairs[name], own)
             safety = name == "finetuned" or repairs[name].safety
             evaluation = sit_exam(model, paper, study.exam, scratch, safety=safety)
-            asked = ModelRecord(key=wanted[name], facts=facts, evaluation=evaluation.model_copy(update={"model": name}))
-            known = {one: found for one, found in record.models.items() if one not in waiting[done:]} | {name: asked}
+            asked = ModelRecord(
+                key=wanted[name],
+                exam=paper.digest,
+                facts=facts,
+                evaluation=evaluation.model_copy(update={"model": name}),
+            )
+            known = _of_this_exam(record, wanted, paper) | {name: asked}
             ordered = [one for one in (*wanted, *known) if one in known]
             record = record.model_copy(update={"models": {one: known[one] for one in ordered}})
             write_record(record, file)
@@ -200,6 +205,15 @@ def model_keys(study: Study, cell: Cell, key: str, paper: Paper) -> dict[str, st
 
 def _waiting(record: CellRecord, wanted: dict[str, str]) -> list[str]:
     return [name for name, key in wanted.items() if name not in record.models or record.models[name].key != key]
+
+
+def _of_this_exam(record: CellRecord, wanted: dict[str, str], paper: Paper) -> dict[str, ModelRecord]:
+    """Models that need not be asked again, and those that the study no longer has but that sat the same exam."""
+    return {
+        name: found
+        for name, found in record.models.items()
+        if (found.key == wanted[name] if name in wanted else found.exam == paper.digest)
+    }
 
 
 def _paper(place: Workplace, model: ModelEntry, target: Target, base: Path) -> Paper:

@@ -179,9 +179,9 @@ class Exam(_Strict):
 class OwnTexts(_Strict):
     """The texts a base writes itself, for repairs whose `activations` are `own`; see `deltamend calibrate activations`."""
 
-    samples: int = Field(48, ge=1)
-    tokens: int = Field(96, ge=2, description="Of each text.")
-    seed: int = Field(0, ge=0)
+    samples: int = Field(default=48, ge=1)
+    tokens: int = Field(default=96, ge=2, description="Of each text.")
+    seed: int = Field(default=0, ge=0)
 
 
 class Choosing(_Strict):

@@ -22,6 +22,8 @@ from deltamend.study.items import Question, exam_questions, general_questions
 from deltamend.study.records import FORM, OWN_ANSWERS, TARGET, TARGET_LIKELIHOOD
 from deltamend.whole_file import write_whole
 
+_ASKED = 2
+"""Raised whenever the same questions are asked or scored in another way than before."""
 _NEVER = "(?!)"
 """Matches nothing."""
 
@@ -136,7 +138,7 @@ def _digest(exam: Exam, tasks: Iterable[SuiteTask], folders: tuple[Path, ...]) -
         (task.model_dump(exclude={"file", "fewshot_file"}), [hash_file(path, path.name).sha256 for path in files])
         for task, files in ((task, files_of(task, folders)) for task in tasks)
     ]
-    return _hash_of([asked, exam.dtype, exam.judge])
+    return _hash_of([_ASKED, asked, exam.dtype, exam.judge])
 
 
 def _hash_of(content: object) -> str:
