@@ -67,7 +67,8 @@ def hostile(results: StudyResults) -> StudyResults:
     """The same with names that would run where they are not escaped."""
     text = results.model_dump_json()
     for name in ("ours", "tiny/quiz/fp32/1", "a weak judge", "xstest_safe"):
-        text = text.replace(name, json.dumps(f"{name} {HOSTILE} ]] $x$")[1:-1])
+        said = json.dumps(f"{name} {HOSTILE} ]] $x$")[1:-1].replace("\\", r"\\")
+        text = re.sub(rf"\b{name}\b", said, text)
     return StudyResults.model_validate_json(text)
 
 
@@ -166,7 +167,7 @@ def test_results_with_next_to_nothing_in_them_still_give_a_page(tmp_path: Path) 
     study = study.model_copy(update={"repairs": tuple(of for of in study.repairs if of.name in ("ties", "ours"))})
     cell = next(cell for cell in study.cells() if not study.chooses(cell))
     write_made_up(study, tmp_path, only={cell.name}, without={cell.name: {"ties", "ours"}})
-    write_results(study_results(study, tmp_path, draws=50), tmp_path / "results")
+    write_results(study_results(study, tmp_path, draws=100), tmp_path / "results")
     assert "ours, ties" in (tmp_path / "results" / "README.md").read_text(encoding="utf-8").replace(
         "ties, ours", "ours, ties"
     )
