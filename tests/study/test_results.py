@@ -162,6 +162,13 @@ def test_half_a_study_says_what_is_missing(study: Study, tmp_path: Path) -> None
     assert any("some repairs are not done yet" in note for note in results.notes)
 
 
+def test_a_published_method_that_was_not_compared_is_not_said_to_be_beaten(study: Study, tmp_path: Path) -> None:
+    cells = {cell.name for cell in study.cells() if not study.chooses(cell)}
+    results = half_done(study, tmp_path, cells, {key: {"ties"} for key in cells})
+    assert "ours beats every published method it shares a cell with" in results.headline
+    assert "ours shares no cell with ties." in said(results, "best")
+
+
 def test_no_record_at_all_is_an_error_that_says_what_to_do(study: Study, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="run `deltamend study` first"):
         study_results(study, tmp_path, draws=DRAWS)

@@ -190,7 +190,8 @@ def _how_to_read(results: StudyResults) -> str:
         "seeds of one cell taken together. The fine-tuned model itself (none) heals nothing and the base (revert) keeps nothing, "
         f"so both score 0. In brackets: {100 * results.confidence:g}% intervals, first for these very cells (other items), then "
         "for cells like these (other items and other cells). Differences are paired, over the cells that have both repairs; the "
-        "best published repair is picked in the same cells and so flattered. Each interval is taken alone."
+        "best published repair is picked in the same cells and so flattered. Each interval is taken alone. Resampling moves what is near 0 or 1 "
+        "away from there, so an interval may lie beside its figure; no verdict rests on such a one."
     )
 
 

@@ -180,16 +180,13 @@ def _trade_off(results: StudyResults, new: Callable[..., Any]) -> Any:
 
 
 def _wise_ft(results: StudyResults, group: str) -> list[tuple[float, float]]:
-    """Retention and healing along the curve; nothing where only its ends are known, which say nothing of its course."""
+    """Retention and healing along the curve; nothing unless all its alphas are done in the same cells."""
     points = results.curve.points if results.curve is not None else ()
-    placed = [(point.alpha, point.groups[group]) for point in points if group in point.groups]
-    known = [
-        (alpha, of.retention.these_cells.value, of.healing.these_cells.value)
-        for alpha, of in placed
-        if of.retention.these_cells.value is not None and of.healing.these_cells.value is not None
-    ]
-    inner = any(0 < alpha < 1 for alpha, *_ in known)
-    return [(retention, healing) for _, retention, healing in known] if inner else []
+    placed = [point.groups[group] for point in points if group in point.groups]
+    if len({of.combined.cells for of in placed}) != 1 or len(placed) < len(points):
+        return []
+    line = [(of.retention.these_cells.value, of.healing.these_cells.value) for of in placed]
+    return [(retention, healing) for retention, healing in line if retention is not None and healing is not None]
 
 
 def _numbered(places: Sequence[tuple[float, float]]) -> list[tuple[str, tuple[float, float]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from deltamend.score.cells import OverCells
 from deltamend.score.result import Estimate
 from deltamend.study.outcome import (
     CHOOSING,
@@ -24,13 +25,15 @@ _UNCLEAR = "not told apart from"
 
 _UNCONFIRMED = "No confirmation cell is done yet, so nothing is confirmed."
 
+_FLATTERED = "A pick made in these cells looks better than it is."
+
 
 def headline(results: StudyResults) -> str:
     """The result in a sentence or two."""
     if CONFIRMATION not in results.groups:
         return (
             f"Nothing is confirmed yet: {results.progress.scored} of {results.progress.planned} cells are scored, all of them "
-            f"choosing cells. {_optimistic(results)}"
+            f"choosing cells. {_highest(results, CHOOSING)} {_FLATTERED}"
         )
     said = _headline(results)
     if results.progress.finished:
@@ -41,19 +44,24 @@ def headline(results: StudyResults) -> str:
 def _headline(results: StudyResults) -> str:
     by_candidate = _against_published(results)
     if not by_candidate:
-        return _best_of_all(results, CONFIRMATION)
+        return _highest(results, CONFIRMATION)
     winners = {name: pairs for name, pairs in by_candidate.items() if all(_above(of.cells_like_these) for of in pairs)}
     here = {name: pairs for name, pairs in by_candidate.items() if all(_above(of.these_cells) for of in pairs)}
     nearest = max(winners or here or by_candidate, key=lambda name: _worst(by_candidate[name]).these_cells.value or 0.0)
     worst = _worst(by_candidate[nearest])
+    published = (
+        "every published method"
+        if not _uncompared(results, nearest)
+        else "every published method it shares a cell with"
+    )
     if winners:
         return (
-            f"{nearest} beats every published method on the combined score over the confirmation cells; the smallest "
+            f"{nearest} beats {published} on the combined score over the confirmation cells; the smallest "
             f"difference is from {worst.second}, {_points(worst.cells_like_these)}. {_curve_of(results, nearest)}"
         )
     if here:
         return (
-            f"{nearest} beats every published method in these very confirmation cells, but not beyond doubt in other cells like "
+            f"{nearest} beats {published} in these very confirmation cells, but not beyond doubt in other cells like "
             f"them: the smallest difference is from {worst.second}, {_points(worst.these_cells)}, and for cells like these "
             f"{_points(worst.cells_like_these)}. {_curve_of(results, nearest)}"
         )
@@ -86,40 +94,49 @@ def _against_published(results: StudyResults) -> dict[str, list[Comparison]]:
     return found
 
 
+def _uncompared(results: StudyResults, name: str) -> list[str]:
+    """Published methods that a candidate has no cell with a score in common with."""
+    pairs = (pair for pair in results.comparisons if pair.first == name and pair.against == "published")
+    return [pair.second for pair in pairs if pair.these_cells.value is None]
+
+
 def _worst(pairs: Sequence[Comparison]) -> Comparison:
     return min(pairs, key=lambda pair: pair.these_cells.value or 0.0)
 
 
-def _best_of_all(results: StudyResults, group: str) -> str:
-    """Which has the highest mean, of those with a figure in the most cells: means over other cells cannot be compared."""
+def _in_most_cells(results: StudyResults, group: str) -> tuple[dict[str, OverCells], tuple[str, ...]]:
+    """Combined scores over the most cells any repair has, and who has fewer: means over other cells cannot be compared."""
     scored = {
         one.name: one.groups[group].combined
         for one in results.repairs
-        if group in one.groups and one.role not in ("trivial", "dtype")
+        if group in one.groups and one.role not in ("trivial", "dtype") and one.groups[group].combined.cells
     }
     most = max((over.cells for over in scored.values()), default=0)
-    if not most:
+    fewer = tuple(name for name, over in scored.items() if over.cells < most)
+    return {name: over for name, over in scored.items() if over.cells == most}, fewer
+
+
+def _highest(results: StudyResults, group: str) -> str:
+    scored, _ = _in_most_cells(results, group)
+    name = max(scored, key=lambda name: scored[name].these_cells.value or 0.0, default="")
+    if not name:
         return f"The combined score is undefined for every repair in the {group} cells."
-    defined = {name: over for name, over in scored.items() if over.cells == most}
-    name = max(defined, key=lambda name: defined[name].these_cells.value or 0.0)
-    if (defined[name].these_cells.value or 0.0) == 0:
+    if not scored[name].these_cells.value:
         return f"Every repair has a combined score of 0 in the {group} cells."
-    over = defined[name]
-    said = f"{name} has the highest mean combined score over the {group} cells, {_score(over.these_cells)} of 100"
-    if over.cells_like_these.low is not None:
-        said += f" (for cells like these {_score(over.cells_like_these)})"
-    fewer = ", ".join(name for name, own in scored.items() if 0 < own.cells < most)
-    return f"{said}.{f' Not ranked, with figures in fewer cells: {fewer}.' if fewer else ''}"
+    over = scored[name]
+    return f"{name} has the highest mean combined score over the {group} cells, {_score(over.these_cells)} of 100."
 
 
-def _optimistic(results: StudyResults) -> str:
-    return f"{_best_of_all(results, CHOOSING)} A pick made in these cells looks better than it is."
+def _ranking(results: StudyResults, group: str) -> list[str]:
+    _, fewer = _in_most_cells(results, group)
+    said = [_highest(results, group)]
+    return [*said, f"Not ranked, with figures in fewer cells: {', '.join(fewer)}."] if fewer else said
 
 
 def _which_is_best(results: StudyResults) -> list[str]:
     if CONFIRMATION not in results.groups:
-        return [_UNCONFIRMED, _optimistic(results)]
-    said = [_best_of_all(results, CONFIRMATION)]
+        return [_UNCONFIRMED, *_ranking(results, CHOOSING), _FLATTERED]
+    said = _ranking(results, CONFIRMATION)
     by_candidate = _against_published(results)
     for name, pairs in by_candidate.items():
         beaten = [pair.second for pair in pairs if _above(pair.cells_like_these)]
@@ -128,6 +145,8 @@ def _which_is_best(results: StudyResults) -> list[str]:
         parts = [(beaten, "above"), (open_, "not told apart from"), (lost, "below")]
         listed = "; ".join(f"{word} {', '.join(names)}" for names, word in parts if names)
         said.append(f"{name} against the published methods, for cells like these: {listed}.")
+        if missing := _uncompared(results, name):
+            said.append(f"{name} shares no cell with {', '.join(missing)}.")
     if len(by_candidate) > 1:
         said.append(f"{len(by_candidate)} candidates were confirmed; each interval is taken alone.")
     if results.best_comparisons:
