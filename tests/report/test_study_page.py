@@ -212,6 +212,19 @@ def test_a_write_that_fails_leaves_what_was_there(
     assert (folder / "README.md").read_text(encoding="utf-8") == "before"
 
 
+def test_a_folder_that_holds_something_else_stays_as_it_is(results: StudyResults, tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    (folder / "cells").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"holds 'cells', which is no file of the results"):
+        write_results(results, folder)
+    assert [path.name for path in folder.iterdir()] == ["cells"]
+    (folder / "cells").rmdir()
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="is not a folder"):
+        write_results(results, folder)
+
+
 def test_a_write_that_fails_leaves_nothing_where_nothing_was(results: StudyResults, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder", encoding="utf-8")
     with pytest.raises(OutputError, match="file"):

@@ -32,6 +32,8 @@ from deltamend.study.outcome import CONFIRMATION, StudyResults, Topic
 _USUAL_DRAWS = 2000
 """Of `deltamend study`."""
 
+_OURS = {"README.md", "index.html", "results.json", "tables", "plots"}
+"""What the folder of the results holds."""
 
 _PLOTS: dict[Topic, tuple[str, ...]] = {"curve": ("above-wise-ft.svg",), "dg-hard": ("dg-hard.svg",)}
 _TABLES: dict[Topic, tuple[Callable[[StudyResults], Iterator[Table]], ...]] = {
@@ -59,12 +61,13 @@ class Section:
 def write_results(results: StudyResults, folder: Path) -> None:
     """Write README.md, index.html, results.json, tables/*.csv and plots/*.svg; whole, or not at all.
 
-    What `folder` held before is replaced.
+    Earlier results in `folder` are replaced.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it holds something else, which stays as it is, or cannot be written.
         UsageError: matplotlib is not installed.
     """
+    _refuse_what_is_not_results(folder)
     plots = study_plots(results)
     texts = {
         "README.md": results_markdown(results, list(plots)),
@@ -81,6 +84,16 @@ def write_results(results: StudyResults, folder: Path) -> None:
                 (part / name).write_bytes(content)
     except OSError as error:
         raise OutputError(f"{folder}: the results cannot be written ({error.strerror or error})") from error
+
+
+def _refuse_what_is_not_results(folder: Path) -> None:
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise OutputError(f"{folder}: is not a folder; move it, or name another folder for the results")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in _OURS) if folder.exists() else []
+    if others:
+        raise OutputError(
+            f"{folder}: holds {others[0]!r}, which is no file of the results; move it, or name another folder for the results"
+        )
 
 
 def results_html(results: StudyResults, plots: dict[str, bytes]) -> str:

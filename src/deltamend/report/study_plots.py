@@ -257,6 +257,7 @@ def _dg_hard(results: StudyResults, new: Callable[..., Any]) -> Any:
                 axes.plot([at, at], [healed.low, healed.high], color=colour, linewidth=1, alpha=0.35)
             axes.plot([at], [healed.value], "o", color=colour, markersize=4)
         axes.set_xlabel(label, fontsize=8)
+        axes.set_xlim(*((0.0, None) if field == "median_ks" else (-0.04, 1.04)))
         axes.locator_params(axis="x", nbins=4)
         axes.grid(color="#e5e5e5", linewidth=0.6)
         axes.set_axisbelow(True)
