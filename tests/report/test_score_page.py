@@ -171,8 +171,9 @@ def test_the_page_of_many_cells_has_the_tests_and_every_cell() -> None:
     assert "Wilcoxon" in html
     assert html.count("<details><summary>&lt;b&gt;cell") == 2
     assert "2 clusters of cells cannot give a p below 0.5" in html
-    assert [table.title for table in cells_tables(score)][:2] == [
+    assert [table.title for table in cells_tables(score)][:3] == [
         "Combined score over 2 cells",
+        "Differences in combined score over cells, paired",
         "Wilcoxon signed ranks over clusters of cells",
     ]
 

@@ -95,6 +95,23 @@ def cells_tables(score: CellsScore) -> list[Table]:
             ),
         )
     ]
+    if score.differences:
+        tables.append(
+            Table(
+                "Differences in combined score over cells, paired",
+                ("repairs", "cells", "clusters", "these cells", "cells like these"),
+                tuple(
+                    (
+                        f"{pair.first} − {pair.second}",
+                        str(pair.cells),
+                        str(pair.clusters),
+                        figure(pair.these_cells, "combined", sign=True),
+                        figure(pair.cells_like_these, "combined", sign=True),
+                    )
+                    for pair in score.differences
+                ),
+            )
+        )
     if score.tests:
         tables.append(
             Table(
@@ -187,20 +204,21 @@ def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
     """Tables and notes as Markdown; names stay text."""
     parts = []
     for table in tables:
-        lines = [f"### {_markdown_text(table.title)}", "", _markdown_row(table.head)]
+        lines = [f"### {markdown_text(table.title)}", "", _markdown_row(table.head)]
         lines.append(_markdown_row(["---", *["---:"] * (len(table.head) - 1)], escape=False))
         lines += [_markdown_row(row) for row in table.rows]
         parts.append("\n".join(lines))
     if notes:
-        parts.append("\n".join(f"- {_markdown_text(note)}" for note in notes))
+        parts.append("\n".join(f"- {markdown_text(note)}" for note in notes))
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown_row(cells: Sequence[str], *, escape: bool = True) -> str:
-    return f"| {' | '.join(_markdown_text(cell) if escape else cell for cell in cells)} |"
+    return f"| {' | '.join(markdown_text(cell) if escape else cell for cell in cells)} |"
 
 
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it stands."""
     return re.sub(r"([\\`*_{}\[\]<>#|!~&$])", r"\\\1", text)
 
 

@@ -42,13 +42,20 @@ class CellsFile(_Strict):
     cells: list[CellFiles] = Field(min_length=1)
 
 
-class MethodOverCells(_Strict):
-    """Mean combined score of one method over the clusters of cells in which it is defined."""
+class OverCells(_Strict):
+    """The mean of a figure over the clusters of cells in which it is defined."""
 
     cells: int
     clusters: int
     these_cells: Estimate = Field(description="Interval over items: for exactly these models and tasks.")
     cells_like_these: Estimate = Field(description="Interval over clusters and items: for others drawn like them.")
+
+
+class MeanDifference(OverCells):
+    """Mean difference in combined score of two methods, paired: both in the same cells and the same draws."""
+
+    first: str
+    second: str
 
 
 class WilcoxonTest(_Strict):
@@ -68,7 +75,8 @@ class CellsScore(_Strict):
 
     cells: tuple[Score, ...]
     clusters: tuple[str, ...] = Field(description="Of each cell.")
-    methods: dict[str, MethodOverCells]
+    methods: dict[str, OverCells] = Field(description="Combined score.")
+    differences: tuple[MeanDifference, ...] = Field(description="Of every pair of methods, first minus second.")
     tests: tuple[WilcoxonTest, ...]
     notes: tuple[str, ...]
 
@@ -149,16 +157,22 @@ def score_over_cells(cells: Sequence[Cell], clusters: Sequence[str], settings: S
     methods = list(dict.fromkeys(name for score in scores for name in score.methods))
     methods = [*(name for name in methods if name not in TRIVIAL), *TRIVIAL]
     values = {name: _by_cell(name, scores) for name in methods}
-    over = {}
-    for name in methods:
-        own = [index for index, value in enumerate(values[name]) if not np.isnan(value)]
-        draws = [combined[index][:, scored_as[index].methods.index(name)] for index in own]
-        over[name] = _over_cells(values[name][own], draws, [clusters[index] for index in own], settings)
+    draws = {name: _draws(name, scored_as, combined) for name in methods}
+    own = [name for name in methods if name not in TRIVIAL]
+    differences = [
+        MeanDifference(
+            first=first,
+            second=second,
+            **dict(over_cells(values[first] - values[second], draws[first] - draws[second], clusters, settings)),
+        )
+        for first, second in combinations(own, 2)
+    ]
     return CellsScore(
         cells=tuple(scores),
         clusters=tuple(clusters),
-        methods=over,
-        tests=tuple(_tests([name for name in methods if name not in TRIVIAL], values, clusters)),
+        methods={name: over_cells(values[name], draws[name], clusters, settings) for name in methods},
+        differences=tuple(differences),
+        tests=tuple(_tests(own, values, clusters)),
         notes=tuple(_notes(values, scores, clusters)),
     )
 
@@ -167,6 +181,18 @@ def _by_cell(method: str, scores: Sequence[Score]) -> FloatArray:
     """(cells,) combined score, NaN where the method is missing or its score undefined."""
     found = [score.methods[method].combined.value if method in score.methods else None for score in scores]
     return np.array([np.nan if value is None else value for value in found], dtype=np.float64)
+
+
+def _draws(method: str, cells: Sequence[Cell], combined: Sequence[FloatArray]) -> FloatArray:
+    """(D, cells) combined score of one method in every draw, NaN where it is missing or undefined."""
+    missing = np.full(len(combined[0]), np.nan)
+    return np.stack(
+        [
+            drawn[:, cell.methods.index(method)] if method in cell.methods else missing
+            for cell, drawn in zip(cells, combined, strict=True)
+        ],
+        axis=-1,
+    )
 
 
 def cluster_means(values: FloatArray, clusters: Sequence[str]) -> dict[str, float]:
@@ -178,25 +204,33 @@ def cluster_means(values: FloatArray, clusters: Sequence[str]) -> dict[str, floa
     return {cluster: float(np.mean(own)) for cluster, own in members.items()}
 
 
-def _over_cells(
-    values: FloatArray, draws: Sequence[FloatArray], clusters: Sequence[str], settings: Settings
-) -> MethodOverCells:
-    if not len(values):
+def over_cells(values: FloatArray, draws: FloatArray, clusters: Sequence[str], settings: Settings) -> OverCells:
+    """The mean of a figure over clusters, and how sure it is.
+
+    Given the difference of two methods, draw by draw, it is paired: the draws of items and of clusters are the same for both.
+
+    Args:
+        values: (cells,) NaN where the figure is undefined or missing; such cells are left out.
+        draws: (D, cells) the same in every draw of the items.
+        clusters: of each cell.
+        settings: for the seed and the confidence.
+    """
+    own = np.flatnonzero(~np.isnan(values))
+    if not own.size:
         nothing = Estimate(value=None, reason="undefined in every cell")
-        return MethodOverCells(cells=0, clusters=0, these_cells=nothing, cells_like_these=nothing)
+        return OverCells(cells=0, clusters=0, these_cells=nothing, cells_like_these=nothing)
+    values, draws, clusters = values[own], draws[:, own], [clusters[int(index)] for index in own]
     of_clusters = cluster_means(values, clusters)
     mean = float(np.mean(list(of_clusters.values())))
-    drawn = np.stack(draws, axis=-1)  # (D, cells)
     weights = np.array([1 / (clusters.count(cluster) * len(of_clusters)) for cluster in clusters])
-    resampled = resample_clusters(drawn, clusters, seed=settings.seed)
     if len(of_clusters) < 2:
         like_these = Estimate(value=mean, reason="one cluster of cells says nothing about others")
     else:
-        like_these = estimate(mean, resampled, settings, None)
-    return MethodOverCells(
+        like_these = estimate(mean, resample_clusters(draws, clusters, seed=settings.seed), settings, None)
+    return OverCells(
         cells=len(values),
         clusters=len(of_clusters),
-        these_cells=estimate(mean, weighted_mean(drawn, weights[:, None])[:, 0], settings, None),
+        these_cells=estimate(mean, weighted_mean(draws, weights[:, None])[:, 0], settings, None),
         cells_like_these=like_these,
     )
 

@@ -121,7 +121,9 @@ class Repair(_Strict):
         description="published: a method at its published setting; strength: the same at another strength; control: what a "
         "method must beat; candidate: of ours; dtype: about what is written.",
     )
-    family: str | None = Field(None, description="What strengths of one method have in common; default: its method.")
+    family: str | None = Field(
+        None, description="What strengths of one method have in common; default: its method, or with rules its name."
+    )
     safety: bool = Field(False, description="Ask the safety tasks too.")
     regimes: tuple[str, ...] = Field((), description="Only in these regimes; none for all.")
     only_choosing: bool = Field(False, description="Tried in the choosing cells, and not confirmed.")

@@ -66,6 +66,7 @@ class ModelRecord(_Record):
     exam: str | None = Field(default=None, description="Hash of all questions and of how they were asked.")
     facts: RepairFacts | None = Field(default=None, description="None for the fine-tuned model.")
     evaluation: Evaluation
+    seconds: float | None = Field(default=None, description="Wall time of asking it.")
 
 
 class CellRecord(_Record):

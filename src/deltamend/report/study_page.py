@@ -1,0 +1,225 @@
+"""The results of a study as a folder: a page, the same as Markdown, every figure as JSON and CSV, and the plots."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from deltamend.cache import publish
+from deltamend.errors import OutputError
+from deltamend.report.score_tables import Table, markdown, markdown_text
+from deltamend.report.study_plots import ALT, shown_group, study_plots
+from deltamend.report.study_tables import (
+    best_strengths_table,
+    cells_table,
+    comparison_tables,
+    csv_tables,
+    curve_table,
+    dg_hard_table,
+    main_table,
+    missing_table,
+    rankings_table,
+    repairs_table,
+    safety_table,
+    written_table,
+)
+from deltamend.study.outcome import CONFIRMATION, StudyResults, Topic
+
+_USUAL_DRAWS = 2000
+"""Of `deltamend study`."""
+
+_OURS = {"README.md", "index.html", "results.json", "tables", "plots"}
+"""What the folder of the results holds."""
+
+_PLOTS: dict[Topic, tuple[str, ...]] = {"curve": ("above-wise-ft.svg",), "dg-hard": ("dg-hard.svg",)}
+_TABLES: dict[Topic, tuple[Callable[[StudyResults], Iterator[Table]], ...]] = {
+    "best": (comparison_tables, best_strengths_table),
+    "curve": (curve_table,),
+    "dg-hard": (dg_hard_table,),
+    "writing": (written_table,),
+    "refusals": (safety_table,),
+    "retention": (rankings_table,),
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: sentences, then plots, then tables, which the HTML page folds away where it says so."""
+
+    title: str
+    sentences: tuple[str, ...] = ()
+    listed: bool = False
+    plots: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    folded: bool = False
+
+
+def write_results(results: StudyResults, folder: Path) -> None:
+    """Write README.md, index.html, results.json, tables/*.csv and plots/*.svg; whole, or not at all.
+
+    Earlier results in `folder` are replaced.
+
+    Raises:
+        OutputError: it holds something else, which stays as it is, or cannot be written.
+        UsageError: matplotlib is not installed.
+    """
+    _refuse_what_is_not_results(folder)
+    plots = study_plots(results)
+    texts = {
+        "README.md": results_markdown(results, list(plots)),
+        "index.html": results_html(results, plots),
+        "results.json": results.model_dump_json(indent=1) + "\n",
+        **{f"tables/{name}": text for name, text in csv_tables(results).items()},
+    }
+    files = {name: text.encode() for name, text in texts.items()}
+    files |= {f"plots/{name}": drawn for name, drawn in plots.items()}
+    try:
+        with publish(folder) as part:
+            for name, content in files.items():
+                (part / name).parent.mkdir(exist_ok=True)
+                (part / name).write_bytes(content)
+    except OSError as error:
+        raise OutputError(f"{folder}: the results cannot be written ({error.strerror or error})") from error
+
+
+def _refuse_what_is_not_results(folder: Path) -> None:
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise OutputError(f"{folder}: is not a folder; move it, or name another folder for the results")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in _OURS) if folder.exists() else []
+    if others:
+        raise OutputError(
+            f"{folder}: holds {others[0]!r}, which is no file of the results; move it, or name another folder for the results"
+        )
+
+
+def results_html(results: StudyResults, plots: dict[str, bytes]) -> str:
+    """One self-contained page; the plots are images in it, so nothing in them can run."""
+    environment = Environment(
+        loader=PackageLoader("deltamend.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    images = {name: base64.b64encode(drawn).decode() for name, drawn in plots.items()}
+    return environment.get_template("study.html.j2").render(
+        title=_title(results),
+        headline=results.headline,
+        warnings=warnings(results),
+        sections=sections(results),
+        images=images,
+        alt=ALT,
+        command=command(results),
+    )
+
+
+def results_markdown(results: StudyResults, plots: list[str]) -> str:
+    """The same in Markdown."""
+    parts = [f"# {markdown_text(_title(results))}", f"**{markdown_text(results.headline)}**"]
+    parts += [f"> {markdown_text(text)}" for text in warnings(results)]
+    for section in sections(results):
+        parts.append(f"## {markdown_text(section.title)}")
+        said = [markdown_text(text) for text in section.sentences]
+        parts += ["\n".join(f"- {text}" for text in said)] if section.listed and said else said
+        shown = [f"![{ALT[name]}](plots/{name})" for name in section.plots if name in plots]
+        tables = [markdown(section.tables, ()).strip()] if section.tables else []
+        parts += [*shown, *tables] if section.folded else [*tables, *shown]
+    parts.append(f"```\n{command(results)}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def command(results: StudyResults) -> str:
+    """What makes these files again from the records."""
+    draws = "" if results.draws == _USUAL_DRAWS else f" --draws {results.draws}"
+    return f"deltamend study CONFIG.yaml OUT --report{draws}"
+
+
+def warnings(results: StudyResults) -> tuple[str, ...]:
+    """What must be known before any figure is read."""
+    said = []
+    if CONFIRMATION not in results.groups:
+        said.append(
+            "Only choosing cells are done. They are the ones that methods and strengths were picked on, so whatever comes out best "
+            "here looks better than it is. Nothing on this page confirms anything yet."
+        )
+    if not results.progress.finished:
+        missing = len(results.progress.missing)
+        said.append(
+            f"The study is not finished: {results.progress.scored} of {results.progress.planned} cells are scored, {missing} are "
+            f"missing, and in {len(results.progress.missing_repairs)} scored cells some repairs are not done. "
+            "What is missing is listed at the end."
+        )
+    return tuple(said)
+
+
+def sections(results: StudyResults) -> list[Section]:
+    """The page from top to bottom; parts with nothing in them are left out."""
+    group = shown_group(results)
+    found = [
+        Section(
+            f"The repairs side by side, {group} cells",
+            (_how_to_read(results),),
+            plots=("combined.svg", "trade-off.svg"),
+            tables=(main_table(results),),
+        ),
+        *(
+            Section(
+                answer.question,
+                answer.sentences,
+                listed=True,
+                plots=_PLOTS.get(answer.topic, ()),
+                tables=tuple(table for make in _TABLES[answer.topic] for table in make(results)),
+                folded=True,
+            )
+            for answer in results.answers
+        ),
+        Section("Every cell", plots=("cells.svg",), tables=(cells_table(results),), folded=True),
+        Section("Every repair tried", tables=(repairs_table(results),), folded=True),
+        Section(
+            "Other groups of cells",
+            tables=tuple(main_table(results, other) for other in results.groups if other != group),
+            folded=True,
+        ),
+        Section("What is not known", results.notes, listed=True),
+        Section("What is missing", tables=tuple(missing_table(results)), folded=True),
+        Section("How this was made", tuple(_made(results)), listed=True),
+    ]
+    return [of for of in found if of.sentences or of.tables]
+
+
+def _title(results: StudyResults) -> str:
+    return f"Results of the study {results.name}"
+
+
+def _how_to_read(results: StudyResults) -> str:
+    return (
+        "Healing is over the benchmarks that fine-tuning damaged, preservation over those it improved, non-damage over the rest, "
+        "retention on the target; each from 0 to 1. Combined is 100 times their harmonic mean. Everything is a mean over cells, "
+        "each part over those in which it is defined, "
+        "seeds of one cell taken together. The fine-tuned model itself (none) heals nothing and the base (revert) keeps nothing, "
+        f"so both score 0. In brackets: {100 * results.confidence:g}% intervals, first for these very cells (other items), then "
+        "for cells like these (other items and other cells). Differences are paired, over the cells that have both repairs; the "
+        "best published repair is picked in the same cells and so flattered. Each interval is taken alone. Resampling moves what is near 0 or 1 "
+        "away from there, so an interval may lie beside its figure; no verdict rests on such a one."
+    )
+
+
+def _made(results: StudyResults) -> Iterator[str]:
+    yield f"Machines: {', '.join(results.machines)}."
+    if results.hours:
+        hours = ", ".join(f"{step} {number:.1f}" for step, number in results.hours.items())
+        yield f"Hours over all cells, as far as they were recorded: {hours}."
+    yield f"Versions: {', '.join(f'{name} {_or(numbers)}' for name, numbers in results.versions.items())}."
+    yield (
+        f"Margin of a change {results.margin}; {results.draws} draws of the bootstrap, seed {results.seed}. results.json holds "
+        "every figure, tables/ the same as CSV."
+    )
+    yield "Made again from the records in OUT with CONFIG.yaml, the study's file, by this command:"
+
+
+def _or(numbers: tuple[str, ...]) -> str:
+    return " or ".join(numbers)

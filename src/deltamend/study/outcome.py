@@ -1,0 +1,306 @@
+"""What a study found, as data: every figure with its intervals, and over how many cells it is."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deltamend.score.cells import MeanDifference, OverCells
+from deltamend.score.metric import Group
+from deltamend.score.result import Estimate
+from deltamend.study.records import DiagnosisFacts, FinetuneFacts
+
+CHOOSING, CONFIRMATION = "choosing", "confirmation"
+"""Groups of cells: those that repairs could be chosen on, and all others."""
+
+Topic = Literal["best", "curve", "dg-hard", "writing", "refusals", "retention"]
+"""What a question is about."""
+
+IDENTITY = 0.98
+"""Share of ‖Δ‖² above which a filter that keeps it is called the identity."""
+
+PARTS = ("healing", "preservation", "non_damage", "retention", "combined")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class MissingCell(_Strict):
+    """A cell of the grid that nothing could be said of yet."""
+
+    cell: str
+    reason: str
+
+
+class Progress(_Strict):
+    """What of the grid is there."""
+
+    planned: int = Field(description="Cells of the grid.")
+    scored: int = Field(description="Cells with a base and a fine-tuned model, and so in the figures.")
+    missing: tuple[MissingCell, ...]
+    missing_repairs: dict[str, tuple[str, ...]] = Field(description="Cell to repairs that are not done there yet.")
+    unknown_repairs: dict[str, tuple[str, ...]] = Field(
+        description="Cell to repairs that were done and are not (any more) in the configuration; they are not scored."
+    )
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is missing."""
+        return not self.missing and not self.missing_repairs
+
+
+class CellOutcome(_Strict):
+    """One cell: what fine-tuning did, and what each repair made of it."""
+
+    name: str
+    cluster: str
+    target: str
+    regime: str
+    seed: int
+    chooses: bool
+    finetune: FinetuneFacts
+    diagnosis: DiagnosisFacts
+    base_target: float = Field(description="Mean score of the base on the target, by its measure of retention.")
+    finetuned_target: float
+    groups: dict[str, Group] = Field(description="Benchmark to what fine-tuning did to it.")
+    combined: dict[str, float | None] = Field(description="Repair to its combined score; None where undefined.")
+    healing: dict[str, float | None]
+    retention: dict[str, float | None]
+    sizes: dict[str, float] = Field(description="Repair to ‖written − W_base‖/‖Δ‖.")
+    notes: tuple[str, ...]
+
+
+class PartsOver(_Strict):
+    """The parts of the metric and the combined score, each a mean over clusters of cells."""
+
+    healing: OverCells
+    preservation: OverCells
+    non_damage: OverCells
+    retention: OverCells
+    combined: OverCells
+
+
+class RepairOutcome(_Strict):
+    """One repair, as it was asked for, and how it did."""
+
+    name: str
+    role: str = Field(description="As in the configuration; trivial for `none` and `revert`.")
+    family: str
+    method: str = Field(description="With its parameters, and how many rules it has.")
+    out_dtype: str
+    only_choosing: bool
+    cells_planned: int
+    cells_done: int
+    groups: dict[str, PartsOver] = Field(
+        description="Group of cells to the figures; groups without a cell are left out."
+    )
+    minus_best_published: dict[str, OverCells] = Field(
+        description="Group of cells to its combined score minus that of the best published repair there, paired."
+    )
+
+
+class Comparison(MeanDifference):
+    """A repair against another over the confirmation cells."""
+
+    against: str = Field(description="Role of the second.")
+    p: float = Field(description="Wilcoxon's signed ranks over clusters, two-sided.")
+    p_holm: float = Field(description="Corrected for all comparisons of this list with the same role.")
+
+
+class BestStrength(_Strict):
+    """One family of repairs at the strength that was best on other data than it is reported on."""
+
+    family: str
+    chosen_on: Literal["even items", "choosing cells"]
+    tried: tuple[str, ...]
+    chosen: str
+    chosen_by: float = Field(
+        description="Its mean combined score where it was chosen: too good, by having been chosen."
+    )
+    score: OverCells = Field(description="On the odd items of the confirmation cells, or on the confirmation cells.")
+
+
+class CurvePoint(_Strict):
+    """One alpha of WiSE-FT, or an end of the curve."""
+
+    name: str
+    alpha: float
+    size: float = Field(description="Mean of ‖written − W_base‖/‖Δ‖ over the cells.")
+    groups: dict[str, PartsOver]
+
+
+class Height(_Strict):
+    """How far a repair stands above the WiSE-FT curve at the same ‖Δ*‖, which is interpolated between its alphas."""
+
+    name: str
+    role: str
+    size: float = Field(description="Mean of ‖written − W_base‖/‖Δ‖ over the confirmation cells.")
+    cells: int = Field(description="Confirmation cells with this repair and the whole curve.")
+    outside: int = Field(
+        description="Of these, cells in which ‖Δ*‖ is not between the alphas of WiSE-FT, but nearer an end of the curve or "
+        "beyond it: there a straight line to the end, where the score is 0, lies below the true curve."
+    )
+    groups: dict[str, OverCells] = Field(description="Above the curve with the combined score interpolated.")
+    groups_by_parts: dict[str, OverCells] = Field(
+        description="Above the curve with each part interpolated, then combined: never above the other height."
+    )
+
+    @property
+    def judged(self) -> bool:
+        """Whether the curve's alphas reach this repair in most cells."""
+        return 2 * self.outside < self.cells
+
+
+class Curve(_Strict):
+    """The WiSE-FT curve, and what stands above it."""
+
+    points: tuple[CurvePoint, ...] = Field(description="From `revert` (0) to `none` (1).")
+    heights: tuple[Height, ...]
+    interpolation: dict[str, OverCells] = Field(
+        description="Inner alphas to their own height above the line between their neighbours, over the confirmation cells: "
+        "what a straight line misses at twice the distance."
+    )
+
+
+class DiagnosisOutcome(_Strict):
+    """DG-Hard in one cell against the diagnosis of its update."""
+
+    cell: str
+    cluster: str
+    verdict: str
+    noise_like: float = Field(description="Share of the matrices with a noise-like bulk.")
+    median_ks: float | None
+    zeros: float
+    kept_energy: float = Field(description="Of DG-Hard.")
+    identity: bool = Field(description="Whether it kept more than 98% of the energy.")
+    healing: Estimate
+    combined: Estimate
+
+
+class RankCorrelation(_Strict):
+    """Spearman's rank correlation of a figure of the diagnosis with DG-Hard's healing."""
+
+    measure: str
+    cells: int
+    over_cells: float | None
+    clusters: int
+    over_clusters: float | None = Field(description="Of cluster means: seeds are no cells of their own.")
+    p: float | None = Field(description="Two-sided, over clusters.")
+    reason: str | None = Field(default=None, description="Why there is none.")
+
+
+class DgHardOutcome(_Strict):
+    """Where DG-Hard heals, where it is the identity, and whether the diagnosis tells."""
+
+    repair: str
+    cells: tuple[DiagnosisOutcome, ...]
+    correlations: tuple[RankCorrelation, ...]
+    identity: OverCells = Field(description="Healing over the cells in which it is the identity.")
+    others: OverCells = Field(description="Healing over the others.")
+
+
+class Written(_Strict):
+    """One repair in one regime, written in one dtype."""
+
+    regime: str
+    weights: str = Field(description="Dtype of the fine-tuned model.")
+    repair: str
+    out_dtype: str
+    cells: int
+    realised_error: float = Field(description="Mean distance of what was written from W_base + Δ*, in ‖Δ*‖.")
+    kept_energy: float = Field(description="Mean ‖Δ*‖²/‖Δ‖².")
+    realised_energy: float = Field(description="Mean ‖written − W_base‖²/‖Δ‖².")
+    healing: OverCells
+    retention: OverCells
+    combined: OverCells
+
+
+class WrittenDifference(_Strict):
+    """The same repair written in two dtypes, first minus second, paired."""
+
+    regime: str
+    first: str
+    second: str
+    healing: OverCells
+    retention: OverCells
+    combined: OverCells
+
+
+class SafetyOutcome(_Strict):
+    """One model on one safety task, mean over the cells of one target."""
+
+    target: str
+    task: str
+    metric: str = Field(description="What the share is of: refused, or complied.")
+    weak: str | None
+    model: str
+    cells: int
+    prompts: int
+    share: Estimate = Field(description="Interval over prompts; Wilson's where all answers are alike.")
+    from_base: Estimate = Field(description="Minus the base's share, paired.")
+    from_finetuned: Estimate = Field(description="Minus the fine-tuned model's share, paired.")
+
+
+class Ranked(_Strict):
+    """One repair with retention measured in both ways, over the confirmation cells."""
+
+    name: str
+    role: str
+    exact_match: OverCells
+    likelihood: OverCells
+    exact_match_rank: int | None
+    likelihood_rank: int | None
+
+
+class Rankings(_Strict):
+    """Whether the ranking changes with how retention is measured."""
+
+    repairs: tuple[Ranked, ...]
+    correlation: float | None = Field(description="Spearman's, of the two rankings of repairs.")
+
+
+class Answer(_Strict):
+    """What can be said of one question, by fixed rules from the figures."""
+
+    topic: Topic
+    question: str
+    sentences: tuple[str, ...]
+
+
+class StudyResults(_Strict):
+    """Everything a study found."""
+
+    format: Literal[1] = 1
+    name: str
+    margin: str
+    draws: int
+    seed: int
+    confidence: float
+    headline: str
+    answers: tuple[Answer, ...]
+    progress: Progress
+    groups: dict[str, tuple[str, ...]] = Field(description="Group of cells to its cells.")
+    cells: tuple[CellOutcome, ...]
+    repairs: tuple[RepairOutcome, ...]
+    best_published: dict[str, str] = Field(
+        description="Group of cells to the published repair with the highest mean combined score, of those that are done in "
+        "the most cells: too good, by having been picked there."
+    )
+    comparisons: tuple[Comparison, ...] = Field(description="Every candidate against every other repair.")
+    best_strengths: tuple[BestStrength, ...]
+    best_comparisons: tuple[Comparison, ...] = Field(
+        description="Families with a candidate against the other families, each at its best strength: chosen on even items, "
+        "compared on the odd items of the confirmation cells."
+    )
+    curve: Curve | None = Field(description="None where the study has no WiSE-FT.")
+    dg_hard: DgHardOutcome | None = Field(description="None where the study has no DG-Hard.")
+    written: tuple[Written, ...]
+    written_differences: tuple[WrittenDifference, ...]
+    safety: tuple[SafetyOutcome, ...]
+    rankings: Rankings
+    hours: dict[str, float] = Field(description="Step to wall time over all cells, as far as it was recorded.")
+    machines: tuple[str, ...]
+    versions: dict[str, tuple[str, ...]] = Field(description="Package to the versions that were used.")
+    notes: tuple[str, ...]

@@ -1,0 +1,353 @@
+"""What a study's figures say, in words. Every sentence is chosen by a rule below, so that none says more than its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deltamend.score.cells import OverCells
+from deltamend.score.result import Estimate
+from deltamend.study.outcome import (
+    CHOOSING,
+    CONFIRMATION,
+    IDENTITY,
+    Answer,
+    Comparison,
+    Height,
+    SafetyOutcome,
+    StudyResults,
+    Topic,
+)
+
+LEVEL = 0.05
+"""Of a p-value."""
+
+_UNCLEAR = "not told apart from"
+
+_UNCONFIRMED = "No confirmation cell is done yet, so nothing is confirmed."
+
+_FLATTERED = "A pick made in these cells looks better than it is."
+
+
+def headline(results: StudyResults) -> str:
+    """The result in a sentence or two."""
+    if CONFIRMATION not in results.groups:
+        return (
+            f"Nothing is confirmed yet: {results.progress.scored} of {results.progress.planned} cells are scored, all of them "
+            f"choosing cells. {_highest(results, CHOOSING)} {_FLATTERED}"
+        )
+    said = _headline(results)
+    if results.progress.finished:
+        return said
+    return f"Not finished, {results.progress.scored} of {results.progress.planned} cells are scored, and this may change: {said}"
+
+
+def _headline(results: StudyResults) -> str:
+    by_candidate = _against_published(results)
+    if not by_candidate:
+        return _highest(results, CONFIRMATION)
+    winners = {name: pairs for name, pairs in by_candidate.items() if all(_above(of.cells_like_these) for of in pairs)}
+    here = {name: pairs for name, pairs in by_candidate.items() if all(_above(of.these_cells) for of in pairs)}
+    nearest = max(winners or here or by_candidate, key=lambda name: _worst(by_candidate[name]).these_cells.value or 0.0)
+    worst = _worst(by_candidate[nearest])
+    published = (
+        "every published method"
+        if not _uncompared(results, nearest)
+        else "every published method it shares a cell with"
+    )
+    if winners:
+        return (
+            f"{nearest} beats {published} on the combined score over the confirmation cells; the smallest "
+            f"difference is from {worst.second}, {_points(worst.cells_like_these)}. {_curve_of(results, nearest)}"
+        )
+    if here:
+        return (
+            f"{nearest} beats {published} in these very confirmation cells, but not beyond doubt in other cells like "
+            f"them: the smallest difference is from {worst.second}, {_points(worst.these_cells)}, and for cells like these "
+            f"{_points(worst.cells_like_these)}. {_curve_of(results, nearest)}"
+        )
+    return (
+        f"No candidate beats every published method on the combined score over the confirmation cells. The nearest is {nearest}: "
+        f"{_points(worst.cells_like_these)} against {worst.second}."
+    )
+
+
+def answers(results: StudyResults) -> tuple[Answer, ...]:
+    """The questions of a study, each with what can be said."""
+    asked: tuple[tuple[Topic, str, list[str]], ...] = (
+        ("best", "Which repair is best?", _which_is_best(results)),
+        ("curve", "Does any repair stand above WiSE-FT at the same size of the update?", _above_the_curve(results)),
+        ("dg-hard", "Where does DG-Hard heal, and does the diagnosis tell?", _where_dg_hard_heals(results)),
+        ("writing", "How much is lost on writing?", _what_writing_costs(results)),
+        ("refusals", "What happens to refusals?", _refusals(results)),
+        ("retention", "Does it matter how retention is measured?", _how_retention_is_measured(results)),
+    )
+    return tuple(
+        Answer(topic=topic, question=question, sentences=tuple(said)) for topic, question, said in asked if said
+    )
+
+
+def _against_published(results: StudyResults) -> dict[str, list[Comparison]]:
+    found: dict[str, list[Comparison]] = {}
+    for pair in results.comparisons:
+        if pair.against == "published" and pair.these_cells.value is not None:
+            found.setdefault(pair.first, []).append(pair)
+    return found
+
+
+def _uncompared(results: StudyResults, name: str) -> list[str]:
+    """Published methods that a candidate has no cell with a score in common with."""
+    pairs = (pair for pair in results.comparisons if pair.first == name and pair.against == "published")
+    return [pair.second for pair in pairs if pair.these_cells.value is None]
+
+
+def _worst(pairs: Sequence[Comparison]) -> Comparison:
+    return min(pairs, key=lambda pair: pair.these_cells.value or 0.0)
+
+
+def _in_most_cells(results: StudyResults, group: str) -> tuple[dict[str, OverCells], tuple[str, ...]]:
+    """Combined scores over the most cells any repair has, and who has fewer: means over other cells cannot be compared."""
+    scored = {
+        one.name: one.groups[group].combined
+        for one in results.repairs
+        if group in one.groups and one.role not in ("trivial", "dtype") and one.groups[group].combined.cells
+    }
+    most = max((over.cells for over in scored.values()), default=0)
+    fewer = tuple(name for name, over in scored.items() if over.cells < most)
+    return {name: over for name, over in scored.items() if over.cells == most}, fewer
+
+
+def _highest(results: StudyResults, group: str) -> str:
+    scored, _ = _in_most_cells(results, group)
+    name = max(scored, key=lambda name: scored[name].these_cells.value or 0.0, default="")
+    if not name:
+        return f"The combined score is undefined for every repair in the {group} cells."
+    if not scored[name].these_cells.value:
+        return f"Every repair has a combined score of 0 in the {group} cells."
+    over = scored[name]
+    return f"{name} has the highest mean combined score over the {group} cells, {_score(over.these_cells)} of 100."
+
+
+def _ranking(results: StudyResults, group: str) -> list[str]:
+    _, fewer = _in_most_cells(results, group)
+    said = [_highest(results, group)]
+    return [*said, f"Not ranked, with figures in fewer cells: {', '.join(fewer)}."] if fewer else said
+
+
+def _which_is_best(results: StudyResults) -> list[str]:
+    if CONFIRMATION not in results.groups:
+        return [_UNCONFIRMED, *_ranking(results, CHOOSING), _FLATTERED]
+    said = _ranking(results, CONFIRMATION)
+    by_candidate = _against_published(results)
+    for name, pairs in by_candidate.items():
+        beaten = [pair.second for pair in pairs if _above(pair.cells_like_these)]
+        lost = [pair.second for pair in pairs if _below(pair.cells_like_these)]
+        open_ = [pair.second for pair in pairs if pair.second not in (*beaten, *lost)]
+        parts = [(beaten, "above"), (open_, "not told apart from"), (lost, "below")]
+        listed = "; ".join(f"{word} {', '.join(names)}" for names, word in parts if names)
+        said.append(f"{name} against the published methods, for cells like these: {listed}.")
+        if missing := _uncompared(results, name):
+            said.append(f"{name} shares no cell with {', '.join(missing)}.")
+    if len(by_candidate) > 1:
+        said.append(f"{len(by_candidate)} candidates were confirmed; each interval is taken alone.")
+    if results.best_comparisons:
+        won = [pair for pair in results.best_comparisons if _above(pair.cells_like_these)]
+        said.append(
+            f"With every family at the strength that was best on the even items, and compared on the odd ones, "
+            f"{len(won)} of {len(results.best_comparisons)} differences of a candidate from another family are above zero."
+        )
+    tried = [one for one in results.repairs if one.role != "trivial"]
+    dropped = sum(one.only_choosing for one in tried)
+    said.append(f"{len(tried)} repairs were tried, {dropped} of them in the choosing cells only; all are listed below.")
+    return said
+
+
+def _above_the_curve(results: StudyResults) -> list[str]:
+    if results.curve is None:
+        return ["The study has no WiSE-FT, so there is no curve."]
+    of_all = [of for of in results.curve.heights if CONFIRMATION in of.groups]
+    judged = [of for of in of_all if of.judged and of.groups[CONFIRMATION].these_cells.value is not None]
+    judged.sort(key=lambda of: -(of.groups[CONFIRMATION].these_cells.value or 0.0))
+    if not of_all:
+        return [_UNCONFIRMED]
+    where = {of.name: _place(of) for of in judged}
+    above = [
+        f"{of.name} ({_points(of.groups[CONFIRMATION].cells_like_these)})" for of in judged if where[of.name] == "above"
+    ]
+    said = [f"Above the curve (interpolated), for cells like these: {', '.join(above) if above else 'none'}."]
+    for place, words in ((_UNCLEAR, "Not told apart from it"), ("below", "Below it")):
+        names = [name for name, found in where.items() if found == place]
+        if names:
+            said.append(f"{words}: {', '.join(names)}.")
+    outside = [of.name for of in of_all if not of.judged]
+    if outside:
+        said.append(
+            f"Not judged, as their ‖Δ*‖ is outside the alphas of WiSE-FT in most cells, where the curve is only a line to an end "
+            f"that scores 0: {', '.join(outside)}."
+        )
+    bent = [
+        over.these_cells.value for over in results.curve.interpolation.values() if over.these_cells.value is not None
+    ]
+    if bent:
+        said.append(
+            f"The curve is drawn straight between its alphas. At twice the distance a straight line misses it by up to "
+            f"{max(map(abs, bent)):.1f} points, so a height much smaller than that is no evidence."
+        )
+    return said
+
+
+def _place(of: Height) -> str:
+    """Above only where it is above both ways of interpolating the curve."""
+    if _above(of.groups[CONFIRMATION].cells_like_these) and _above(of.groups_by_parts[CONFIRMATION].cells_like_these):
+        return "above"
+    return "below" if _below(of.groups[CONFIRMATION].cells_like_these) else _UNCLEAR
+
+
+def _curve_of(results: StudyResults, name: str) -> str:
+    found = [of for of in (results.curve.heights if results.curve else ()) if of.name == name and of.judged]
+    if not found or CONFIRMATION not in found[0].groups:
+        return "It is not compared with the WiSE-FT curve."
+    over, by_parts = (own[CONFIRMATION].cells_like_these for own in (found[0].groups, found[0].groups_by_parts))
+    return (
+        f"It is {_place(found[0])} the WiSE-FT curve at the same ‖Δ*‖ (interpolated): {_points(over)}, "
+        f"and {_points(by_parts)} with each part interpolated."
+    )
+
+
+def _where_dg_hard_heals(results: StudyResults) -> list[str]:
+    found = results.dg_hard
+    if found is None:
+        return []
+    said = []
+    for over, cells, what in (
+        (
+            found.identity,
+            sum(of.identity for of in found.cells),
+            f"is the identity (keeps over {IDENTITY:.0%} of the energy)",
+        ),
+        (found.others, sum(not of.identity for of in found.cells), "removes something"),
+    ):
+        if cells:
+            healed = (
+                "healing is undefined" if over.these_cells.value is None else f"healing is {_share(over.these_cells)}"
+            )
+            said.append(f"{found.repair} {what} in {cells} of {len(found.cells)} cells; there {healed}.")
+    unknown: dict[str, list[str]] = {}
+    for of in found.correlations:
+        if of.over_clusters is None or of.p is None:
+            unknown.setdefault(of.reason or "unknown", []).append(of.measure)
+            continue
+        figures = f"ρ = {_signed(of.over_clusters, 2)} over {of.clusters} clusters, p = {of.p:.2g}"
+        goes = of.p < LEVEL
+        verb = (
+            f"goes with {'more' if of.over_clusters > 0 else 'less'} healing"
+            if goes
+            else "does not measurably predict healing"
+        )
+        said.append(f"The {of.measure} {verb} ({figures}).")
+    said += [
+        f"No rank correlation of healing with the {', '.join(names)} can be computed: {reason}."
+        for reason, names in unknown.items()
+    ]
+    if any(of.p is not None for of in found.correlations):
+        said.append("Each p is taken alone; clusters of one target are not independent.")
+    return said
+
+
+def _what_writing_costs(results: StudyResults) -> list[str]:
+    said = []
+    for of in results.written_differences:
+        parts = []
+        for name, over in (("retention", of.retention.these_cells), ("healing", of.healing.these_cells)):
+            if over.value is None:
+                parts.append(f"{name} undefined")
+            else:
+                changed = "" if _excludes_zero(over) else ", not told apart from zero"
+                parts.append(f"{name} {_gap(over)}{changed}")
+        said.append(f"In {of.regime}, {of.first} minus {of.second}: {'; '.join(parts)}.")
+    return said
+
+
+def _refusals(results: StudyResults) -> list[str]:
+    said = []
+    for task, target in dict.fromkeys((of.task, of.target) for of in results.safety):
+        own = {of.model: of for of in results.safety if (of.task, of.target) == (task, target)}
+        base, tuned = own["base"], own["finetuned"]
+        moved = "measurably changed" if _excludes_zero(tuned.from_base) else "no measurable change"
+        said.append(
+            f"{task}, fine-tuned on {target}: {tuned.metric} {_percent(base.share)} by the base and {_percent(tuned.share)} by the "
+            f"fine-tuned model, {moved} ({_gap(tuned.from_base)}). {_repaired_refusals(own)}"
+        )
+    said += [f"Weak figures: {weak}." for weak in dict.fromkeys(of.weak for of in results.safety if of.weak)]
+    return said
+
+
+def _repaired_refusals(own: dict[str, SafetyOutcome]) -> str:
+    repairs = [of for model, of in own.items() if model not in ("base", "finetuned")]
+    moved = [f"{of.model} to {_percent(of.share)}" for of in repairs if _excludes_zero(of.from_finetuned)]
+    if not repairs:
+        return "No repair was asked."
+    return f"Repairs that measurably changed it again: {', '.join(moved) if moved else 'none'}."
+
+
+def _how_retention_is_measured(results: StudyResults) -> list[str]:
+    ranked = [of for of in results.rankings.repairs if of.exact_match_rank and of.likelihood_rank]
+    if not ranked:
+        return []
+    first = ", ".join(of.name for of in ranked if of.exact_match_rank == 1)
+    second = ", ".join(of.name for of in ranked if of.likelihood_rank == 1)
+    same = "The first is the same" if first == second else "The first is not the same"
+    said = f"{same}: {first} by exact match, {second} by likelihood."
+    if results.rankings.correlation is None:
+        return [said]
+    return [
+        said,
+        f"The two rankings of {len(ranked)} repairs have a rank correlation of {results.rankings.correlation:.2f}.",
+    ]
+
+
+def _above(of: Estimate) -> bool:
+    """Resampling shifts what is clipped at 0 or 1: an interval beyond its own figure is no evidence."""
+    return of.value is not None and of.low is not None and 0 < of.low <= of.value
+
+
+def _below(of: Estimate) -> bool:
+    return of.value is not None and of.high is not None and 0 > of.high >= of.value
+
+
+def _excludes_zero(of: Estimate) -> bool:
+    return _above(of) or _below(of)
+
+
+def _signed(value: float, decimals: int) -> str:
+    return f"{value + 0.0:+.{decimals}f}".replace("-", "−")
+
+
+def _interval(of: Estimate, decimals: int, *, sign: bool) -> str:
+    def text(value: float) -> str:
+        return _signed(value, decimals) if sign else f"{value:.{decimals}f}".replace("-", "−")
+
+    if of.value is None:
+        return "undefined"
+    if of.low is None or of.high is None:
+        return f"{text(of.value)} [no interval]"
+    return f"{text(of.value)} [{text(of.low)}, {text(of.high)}]"
+
+
+def _points(of: Estimate) -> str:
+    return _interval(of, 1, sign=True)
+
+
+def _score(of: Estimate) -> str:
+    return _interval(of, 1, sign=False)
+
+
+def _share(of: Estimate) -> str:
+    return _interval(of, 2, sign=False)
+
+
+def _gap(of: Estimate) -> str:
+    return _interval(of, 2, sign=True)
+
+
+def _percent(of: Estimate) -> str:
+    return "undefined" if of.value is None else f"{of.value:.0%}"

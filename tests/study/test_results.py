@@ -1,0 +1,288 @@
+"""From records to what a study found: a made-up study, of which the truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deltamend.errors import EvaluationError, UsageError
+from deltamend.score.result import Estimate
+from deltamend.score.scoring import make_settings
+from deltamend.study.config import Study
+from deltamend.study.outcome import CHOOSING, CONFIRMATION, Answer, StudyResults
+from deltamend.study.results import study_results
+from deltamend.study.scored_cells import half_of, half_sample, read_cells, sample
+from tests.study.made_up import ALPHAS, made_up_study, write_made_up
+
+DRAWS = 200
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return made_up_study()
+
+
+@pytest.fixture(scope="module")
+def records(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study")
+    write_made_up(study, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def results(study: Study, records: Path) -> StudyResults:
+    return study_results(study, records, draws=DRAWS)
+
+
+def half_done(study: Study, out: Path, only: set[str], without: dict[str, set[str]] | None = None) -> StudyResults:
+    write_made_up(study, out, only=only, without=without)
+    return study_results(study, out, draws=DRAWS)
+
+
+def combined(results: StudyResults, name: str, group: str = CONFIRMATION) -> Estimate:
+    (found,) = (of for of in results.repairs if of.name == name)
+    return found.groups[group].combined.these_cells
+
+
+def ends(of: Estimate) -> tuple[float | None, float | None, float | None]:
+    return of.value, of.low, of.high
+
+
+def said(results: StudyResults, topic: str) -> str:
+    (answer,) = (of for of in results.answers if of.topic == topic)
+    return " ".join(answer.sentences)
+
+
+def estimates(value: object) -> Iterator[Estimate]:
+    """Every figure in some results."""
+    if isinstance(value, Estimate):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from estimates(inner)
+    elif isinstance(value, (tuple, list)):
+        for inner in value:
+            yield from estimates(inner)
+    elif hasattr(value, "__dict__"):
+        yield from estimates(vars(value))
+
+
+def test_the_better_method_comes_out_above(results: StudyResults) -> None:
+    order = sorted(
+        (of.name for of in results.repairs if CONFIRMATION in of.groups),
+        key=lambda name: -(combined(results, name).value or 0.0),
+    )
+    assert order[0] == "ours"
+    assert results.headline.startswith("ours beats every published method")
+    assert "hopeless" not in results.headline
+    (against,) = (of for of in results.comparisons if (of.first, of.second) == ("ours", "wise-ft-0.5"))
+    assert against.these_cells.low is not None
+    assert against.these_cells.low > 0
+    (reversed_,) = (of for of in results.comparisons if (of.first, of.second) == ("hopeless", "wise-ft-0.5"))
+    assert reversed_.these_cells.high is not None
+    assert reversed_.these_cells.high < 0
+
+
+def test_the_trivial_repairs_score_nothing(results: StudyResults) -> None:
+    for name in ("none", "revert"):
+        assert ends(combined(results, name)) == (0.0, 0.0, 0.0)
+        assert combined(results, name, CHOOSING).value == 0.0
+
+
+def test_repairs_that_are_the_same_differ_by_exactly_nothing(study: Study, tmp_path: Path) -> None:
+    write_made_up(study, tmp_path, alike=True)
+    results = study_results(study, tmp_path, draws=DRAWS)
+    pairs = [*results.comparisons, *results.best_comparisons]
+    assert pairs
+    for pair in pairs:
+        assert ends(pair.these_cells) == ends(pair.cells_like_these) == (0.0, 0.0, 0.0)
+        assert pair.p == 1.0
+    assert results.headline.startswith("No candidate beats every published method")
+
+
+def test_every_repair_is_set_against_the_best_published_one_and_that_one_against_nothing(results: StudyResults) -> None:
+    best = results.best_published[CONFIRMATION]
+    assert best == "wise-ft-0.5"
+    for of in results.repairs:
+        if CONFIRMATION not in of.groups:
+            assert CONFIRMATION not in of.minus_best_published
+        elif of.name == best:
+            assert not of.minus_best_published.get(CONFIRMATION)
+        elif not of.name.endswith("-bf16"):  # which is made in fewer cells
+            ours, theirs = combined(results, of.name).value, combined(results, best).value
+            assert ours is not None
+            assert theirs is not None
+            assert of.minus_best_published[CONFIRMATION].these_cells.value == pytest.approx(ours - theirs)
+
+
+def test_a_published_repair_that_is_missing_in_cells_is_not_taken_for_the_best(study: Study, tmp_path: Path) -> None:
+    cells = [cell.name for cell in study.cells() if not study.chooses(cell)]
+    results = half_done(study, tmp_path, set(cells), {cells[0]: {"wise-ft-0.5"}})
+    assert results.best_published[CONFIRMATION] != "wise-ft-0.5"
+    assert "Not ranked, with figures in fewer cells: wise-ft-0.5" in said(results, "best")
+
+
+def test_cells_that_chose_do_not_confirm(study: Study, results: StudyResults) -> None:
+    choosing, confirming = set(results.groups[CHOOSING]), set(results.groups[CONFIRMATION])
+    assert choosing == {cell.name for cell in study.cells() if study.chooses(cell)}
+    assert choosing.isdisjoint(confirming)
+    assert len(choosing) + len(confirming) == len(study.cells())
+    (tried,) = (of for of in results.repairs if of.name == "tried-once")
+    assert set(tried.groups) == {CHOOSING}
+    assert not any("tried-once" in (of.first, of.second) for of in results.comparisons)
+
+
+def test_with_no_cell_to_confirm_nothing_is_confirmed(study: Study, tmp_path: Path) -> None:
+    chosen = {cell.name for cell in study.cells() if study.chooses(cell)}
+    results = half_done(study, tmp_path, chosen)
+    assert results.headline.startswith(
+        f"Nothing is confirmed yet: {len(chosen)} of {len(study.cells())} cells are scored"
+    )
+    assert "looks better than it is" in results.headline
+    assert not results.comparisons
+    assert not results.best_strengths
+    assert CONFIRMATION not in results.groups
+    for topic in ("best", "curve"):
+        assert "nothing is confirmed" in said(results, topic)
+
+
+def test_half_a_study_says_what_is_missing(study: Study, tmp_path: Path) -> None:
+    first, second, *others = (cell.name for cell in study.cells() if not study.chooses(cell))
+    results = half_done(study, tmp_path, {first, second}, {first: {"ours", "dare"}})
+    assert results.headline.startswith(f"Not finished, 2 of {len(study.cells())} cells are scored")
+    assert {of.cell for of in results.progress.missing} == {cell.name for cell in study.cells()} - {first, second}
+    assert set(others) <= {of.cell for of in results.progress.missing}
+    assert results.progress.missing_repairs == {first: ("dare", "ours")}
+    (ours,) = (of for of in results.repairs if of.name == "ours")
+    assert (ours.cells_done, ours.groups[CONFIRMATION].combined.cells) == (1, 1)
+    assert ours.groups[CONFIRMATION].combined.cells_like_these.low is None
+    assert any("cells are missing" in note for note in results.notes)
+    assert any("some repairs are not done yet" in note for note in results.notes)
+
+
+def test_a_published_method_that_was_not_compared_is_not_said_to_be_beaten(study: Study, tmp_path: Path) -> None:
+    cells = {cell.name for cell in study.cells() if not study.chooses(cell)}
+    results = half_done(study, tmp_path, cells, {key: {"ties"} for key in cells})
+    assert "ours beats every published method it shares a cell with" in results.headline
+    assert "ours shares no cell with ties." in said(results, "best")
+
+
+def test_no_record_at_all_is_an_error_that_says_what_to_do(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="run `deltamend study` first"):
+        study_results(study, tmp_path, draws=DRAWS)
+
+
+def test_a_damaged_record_is_named(study: Study, tmp_path: Path) -> None:
+    write_made_up(study, tmp_path, only={study.cells()[0].name})
+    path = sorted((tmp_path / "cells").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(EvaluationError, match=path.name):
+        study_results(study, tmp_path, draws=DRAWS)
+
+
+def test_a_number_of_draws_that_means_nothing_is_refused(study: Study, records: Path) -> None:
+    with pytest.raises(UsageError):
+        study_results(study, records, draws=0)
+
+
+def test_strengths_are_chosen_on_other_items_than_they_are_reported_on(study: Study, records: Path) -> None:
+    cells, _ = read_cells(study, records)
+    settings = make_settings(margin="1se", draws=DRAWS, seed=0, confidence=0.95)
+    even, odd = half_sample(study, cells, settings)
+    whole, _ = sample(study, cells, settings)
+    for of in cells:
+        first, second = (half_of(of.paired, start) for start in (0, 1))
+        tasks = zip((first.target, *first.benchmarks), (second.target, *second.benchmarks), strict=True)
+        for one, (left, right) in zip((of.paired.target, *of.paired.benchmarks), tasks, strict=True):
+            assert set(left.ids).isdisjoint(right.ids)
+            assert sorted((*left.ids, *right.ids)) == sorted(one.ids)
+    column = whole.names.index("wise-ft-0.5")
+    assert (even["combined"][:, column] != odd.values["combined"][:, column]).any()
+
+
+def test_the_best_strength_of_the_curve_is_one_near_its_middle(results: StudyResults) -> None:
+    for of in results.best_strengths:
+        assert of.chosen in of.tried
+        if of.family == "wise-ft":
+            assert of.chosen in ("wise-ft-0.5", "wise-ft-0.65")
+            assert len(of.tried) == len(ALPHAS)
+    assert {of.chosen_on for of in results.best_strengths} == {"even items", "choosing cells"}
+
+
+def test_the_curve_is_found_by_its_alphas_whatever_the_vectors_follow(
+    study: Study, results: StudyResults, tmp_path: Path
+) -> None:
+    repairs = [repair.model_dump(mode="json") for repair in study.repairs]
+    for repair in repairs:
+        if repair["method"] == "wise-ft":
+            repair["vectors"] = repair["parameters"]["alpha"]
+    embedding = {"name": "base-embedding", "method": "wise-ft", "parameters": {"alpha": 0.4}, "role": "control"}
+    repairs.append(embedding | {"rules": [{"kind": "embedding", "method": "revert"}]})
+    other = made_up_study(repairs=repairs)
+    write_made_up(other, tmp_path)
+    found = study_results(other, tmp_path, draws=DRAWS)
+    assert found.curve is not None
+    assert results.curve is not None
+    assert [of.name for of in found.curve.points] == [of.name for of in results.curve.points]
+    assert [of.alpha for of in found.curve.points] == [0.0, *ALPHAS, 1.0]
+    assert "base-embedding" in {of.name for of in found.curve.heights}
+    assert "base-embedding" not in {name for of in found.best_strengths if of.family == "wise-ft" for name in of.tried}
+
+
+def test_only_what_stands_above_the_curve_is_said_to(results: StudyResults) -> None:
+    assert results.curve is not None
+    heights = {
+        of.name: of.groups[CONFIRMATION].these_cells for of in results.curve.heights if CONFIRMATION in of.groups
+    }
+    assert (heights["ours"].low or 0.0) > 0
+    assert (heights["hopeless"].high or 0.0) < 0
+    above = said(results, "curve").split("Not told apart")[0].split("Below it")[0]
+    assert "hopeless" not in above
+    assert "ties" not in above
+    assert "dare" in said(results, "curve").split("Not judged")[1]  # larger than the fine-tuned update itself
+
+
+def test_dg_hard_heals_where_it_removes_something(results: StudyResults) -> None:
+    assert results.dg_hard is not None
+    assert all(of.identity == ("/fp32/" in of.cell) for of in results.dg_hard.cells)
+    same, others = results.dg_hard.identity.these_cells.value, results.dg_hard.others.these_cells.value
+    assert same is not None
+    assert others is not None
+    assert same < 0.1 < others
+    by_name = {of.measure: of for of in results.dg_hard.correlations}
+    assert (by_name["energy that DG-Hard keeps"].over_clusters or 0.0) < 0
+
+
+def test_what_writing_costs_is_told_by_regime(results: StudyResults) -> None:
+    (pair,) = results.written_differences
+    assert (pair.regime, pair.first, pair.second) == ("bf16", "dg-hard-bf16", "dg-hard")
+    assert (pair.retention.these_cells.high or 0.0) < 0
+    assert "In bf16, dg-hard-bf16 minus dg-hard: retention −0." in said(results, "writing")
+
+
+def test_refusals_are_told_with_how_weak_they_are(results: StudyResults) -> None:
+    text = said(results, "refusals")
+    assert (
+        "xstest_unsafe, fine-tuned on sums: refused 80% by the base and 30% by the fine-tuned model, measurably changed"
+        in text
+    )
+    assert "a weak judge" in text
+
+
+def test_the_same_records_give_the_same_results(study: Study, records: Path, results: StudyResults) -> None:
+    assert study_results(study, records, draws=DRAWS) == results
+    assert study_results(study, records, draws=DRAWS, seed=1) != results
+    assert StudyResults.model_validate_json(results.model_dump_json()) == results
+
+
+def test_figures_without_a_value_say_why(results: StudyResults) -> None:
+    found = list(estimates(results))
+    assert len(found) > 500
+    assert all(of.reason for of in found if of.value is None)
+
+
+def test_every_question_has_an_answer(results: StudyResults) -> None:
+    assert [of.topic for of in results.answers] == ["best", "curve", "dg-hard", "writing", "refusals", "retention"]
+    assert all(isinstance(of, Answer) and of.sentences for of in results.answers)
