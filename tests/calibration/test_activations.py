@@ -22,7 +22,7 @@ from tests.evaluation.conftest import save_tokenizer, tiny_model
 __all__ = ["tiny_model"]
 
 
-def test_it_is_the_mean_of_each_layers_squared_inputs(task: Task, tmp_path: Path) -> None:
+def test_it_is_the_second_moment_of_each_layers_inputs_each_of_length_one(task: Task, tmp_path: Path) -> None:
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "1 a 2"}\n{"text": "3 a"}\n')
     out = tmp_path / "c"
@@ -34,7 +34,7 @@ def test_it_is_the_mean_of_each_layers_squared_inputs(task: Task, tmp_path: Path
     layer.register_forward_pre_hook(lambda _layer, given: inputs.append(given[0][0].detach()))
     for text in ("1 a 2", "3 a"):
         model(**tokenizer(text, return_tensors="pt", add_special_tokens=False))
-    stacked = torch.cat(inputs)
+    stacked = torch.nn.functional.normalize(torch.cat(inputs), dim=-1)
     name = "model.layers.0.mlp.down_proj.weight"
     vectors, values = found[name], found[f"{name}{EIGENVALUES}"]
     torch.testing.assert_close(vectors.T * values @ vectors, stacked.T @ stacked / 5, rtol=1e-4, atol=1e-6)

@@ -40,7 +40,7 @@ def write_activations(
     seed: int = 0,
     progress: Callable[[str, float], None] | None = None,
 ) -> int:
-    """Write the eigenvectors and eigenvalues of C = mean of xxᵀ over the inputs x of every linear layer, for `null-space`.
+    """Write the eigenvectors and eigenvalues of C = mean of xxᵀ/‖x‖² over every linear layer's inputs x, for `null-space`.
 
     Without `texts` the model writes them: it is given the beginning of a user's message, by its chat template or, without
     one, the beginning of a text, and goes on from there with its own message and its own answer (as in Magpie, arXiv
@@ -103,7 +103,7 @@ def principal_directions(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     """Eigenvectors (k, n) and eigenvalues (k,) of (n, n) float32, the largest first; what rounding made up is left out."""
     import torch
 
-    values, vectors = torch.linalg.eigh(moment)
+    values, vectors = (found.float() for found in torch.linalg.eigh(moment.double()))
     values, vectors = values.flip(0), vectors.flip(1).T
     real = int((values > _NOTHING * values[0].clamp(min=0)).sum())
     return vectors[:real].contiguous(), values[:real].contiguous()
@@ -157,7 +157,9 @@ def opening_of_a_message(tokenizer: Any) -> list[int]:
 def second_moments(
     model: torch.nn.Module, sequences: Sequence[Sequence[int]], told: Callable[[str, float], None]
 ) -> tuple[dict[str, torch.Tensor], dict[str, str], int]:
-    """Mean of xxᵀ over all tokens, float32 by the weight's name; the weights that share another's; the tokens.
+    """Mean of xxᵀ/‖x‖² over all tokens, float32 by the weight's name; the weights that share another's; the tokens.
+
+    Every token counts the same: what a text begins with may have inputs a hundred times as large as all others.
 
     The head is given what a tied embedding is too, and both go by the name of the embedding.
     """
@@ -183,7 +185,7 @@ def second_moments(
 
 @contextmanager
 def _watching(model: torch.nn.Module, sums: dict[str, torch.Tensor], same: dict[str, str]) -> Iterator[None]:
-    """Adds up xxᵀ of what linear layers are given; of layers that are given one tensor, only the first one's."""
+    """Adds up xxᵀ/‖x‖² of what linear layers are given; of layers that are given one tensor, only the first one's."""
     import torch
 
     names = {id(parameter): name for name, parameter in model.named_parameters()}  # a tied weight has its first name
@@ -197,7 +199,8 @@ def _watching(model: torch.nn.Module, sums: dict[str, torch.Tensor], same: dict[
             return
         last.update(input=given[0], name=name)
         inputs = given[0].reshape(-1, given[0].shape[-1]).float()
-        square = inputs.T @ inputs
+        directions = torch.nn.functional.normalize(inputs, dim=-1)
+        square = directions.T @ directions
         sums[name] = sums[name] + square if name in sums else square
 
     handles = [layer.register_forward_pre_hook(watch) for layer in layers]

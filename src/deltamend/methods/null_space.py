@@ -21,7 +21,7 @@ from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
 SAME_INPUT = "same_input"
 """Key of the file's metadata: weights that are given the input of another one, as JSON."""
-VERSION = "3"
+VERSION = "4"
 """Of what such a file holds; under the key `activations` of its metadata."""
 EIGENVALUES = ".eigenvalues"
 """What the name of a weight's eigenvalues ends with; its eigenvectors go by its own name."""
@@ -33,11 +33,11 @@ Array = npt.NDArray[np.float64]
 
 
 class NullSpace(Method):
-    """Δ* = Δ·(I + C/λ)⁻¹, the minimum of E‖Δ*x‖² + λ‖Δ* − Δ‖² over the inputs x the layer has in the base model.
+    """Δ* = Δ·(I + C/λ)⁻¹, the minimum of E‖Δ*x‖² + λ‖Δ* − Δ‖² over the directions x of the layer's inputs in the base.
 
-    C = E[xxᵀ] is the second moment of the layer's inputs over texts that the base model writes itself, so no data are
-    needed; `deltamend calibrate activations` makes the file. What the update does to inputs that are common there is taken
-    away, what it does elsewhere is kept: a soft form of the projection onto the null space of C (Wang et al. 2021, arXiv
+    C = E[xxᵀ], each x scaled to length 1, is over texts that the base model writes itself, so no data are needed;
+    `deltamend calibrate activations` makes the file. What the update does to inputs that are common there is taken away,
+    what it does elsewhere is kept: a soft form of the projection onto the null space of C (Wang et al. 2021, arXiv
     2103.07113; Fang et al. 2024, arXiv 2410.02355), made after training and not during it, which is ours.
 
     λ of each matrix is the largest with √(E‖Δ*x‖²/E‖W_base x‖²) ≤ `effect`: an update that does less is kept whole, one
@@ -54,7 +54,7 @@ class NullSpace(Method):
         description="Safetensors file that `deltamend calibrate activations` made of the base."
     )
     effect: float = Field(
-        0.001,
+        0.0015,
         ge=0.0,
         le=10.0,
         description="Largest change of a layer's outputs on the base's own texts, in units of these outputs (root mean square).",
