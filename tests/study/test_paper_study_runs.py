@@ -14,7 +14,7 @@ from tests.evaluation.conftest import ARC, XSTEST, write_items
 from tests.study.standins import STAND_INS, save_stand_in
 from tests.study.test_paper_study import ROWS, STUDY
 
-REPAIRS = ("dg-hard", "dg-hard-bf16", "wise-ft-embedding-base", "revert")
+REPAIRS = ("dg-hard", "dg-hard-bf16", "null-space", "wise-ft-embedding-base", "revert")
 
 
 def eight(data_set: str) -> list[dict[str, Any]]:
@@ -33,6 +33,7 @@ def in_miniature(name: str, folder: Path) -> Study:
     prompts = write_items(folder / "prompts.jsonl", eight("databricks/databricks-dolly-15k"))
     content["regimes"][0] |= {"steps": 3, "batch": 4, "warmup": 1}
     content["repairs"] = [repair for repair in content["repairs"] if repair["name"] in REPAIRS]
+    content["own_texts"] = {"samples": 3, "tokens": 6}
     content["exam"] = {
         "dtype": "bfloat16",
         "general": content["exam"]["general"] | {"items": {"files": [prompts.name]}, "count": 8, "max_tokens": 4},

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltamend.calibration.fisher import refuse_other_names
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import CheckpointError, OutputError, UsageError
+from deltamend.inputs.load import open_checkpoint
 from deltamend.language_model import LoadedModel, load, plain_tokens, quiet_transformers
 from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT, VERSION
 from deltamend.whole_file import whole_file
@@ -72,7 +72,6 @@ def write_activations(
     read = None if texts is None else read_texts(texts)
     with quiet_transformers():
         loaded = load(model)
-    refuse_other_names(loaded, model)
     if any(type(layer).__name__ == _TRANSPOSED for layer in loaded.model.modules()):
         raise CheckpointError(f"{model}: stores its weights transposed, as GPT-2; null-space does not read such models")
     if read is None:
@@ -86,12 +85,37 @@ def write_activations(
         raise CheckpointError(f"{model}: has no linear layer; null-space has nothing to go by")
     from safetensors.torch import save_file
 
+    stored = stored_names([*moments, *same], model)
+    same = {stored[name]: stored[other] for name, other in same.items()}
     directions = {}
     for name, moment in moments.items():
-        directions[name], directions[f"{name}{EIGENVALUES}"] = principal_directions(moment)
+        directions[stored[name]], directions[f"{stored[name]}{EIGENVALUES}"] = principal_directions(moment)
     with whole_file(out) as temporary:
         save_file(directions, temporary, metadata=described(same))
     return count
+
+
+def stored_names(names: Sequence[str], folder: Path) -> dict[str, str]:
+    """What the checkpoint calls weights that transformers holds under `names`: the same, or with another beginning.
+
+    The language part of a multimodal model, loaded alone, has `model.layers…` for `model.language_model.layers…`.
+
+    Raises:
+        CheckpointError: the checkpoint has no such tensor, or several.
+    """
+    with open_checkpoint(folder) as checkpoint:
+        known = list(checkpoint.tensors)
+    found = {}
+    for name in names:
+        end = f".{name.partition('.')[2]}"
+        alike = [name] if name in known else [tensor for tensor in known if tensor.endswith(end)]
+        if len(alike) != 1:
+            raise CheckpointError(
+                f"{folder}: transformers holds a matrix {name!r} that the checkpoint does not; save it again with "
+                "save_pretrained of the transformers that is installed"
+            )
+        found[name] = alike[0]
+    return found
 
 
 def described(same: dict[str, str]) -> dict[str, str]:
