@@ -198,7 +198,7 @@ def test_the_matrices_are_filtered_as_a_plain_svd_filters_them(pair: Pair, tmp_p
 
 
 def test_reverting_gives_the_base_bit_for_bit(pair: Pair, tmp_path: Path) -> None:
-    made(pair, next(repair for repair in STUDY.repairs if repair.name == "revert"), tmp_path / "out")
+    made(pair, next(repair for repair in STUDY.repairs if repair.name == "all-reverted"), tmp_path / "out")
     base = load(pair.base)
     assert all(torch.equal(tensor, base[name].float()) for name, tensor in load(tmp_path / "out").items())
 

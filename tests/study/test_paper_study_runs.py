@@ -14,7 +14,7 @@ from tests.evaluation.conftest import ARC, XSTEST, write_items
 from tests.study.standins import STAND_INS, save_stand_in
 from tests.study.test_paper_study import ROWS, STUDY
 
-REPAIRS = ("dg-hard", "dg-hard-bf16", "null-space", "wise-ft-embedding-base", "revert")
+REPAIRS = ("dg-hard", "dg-hard-bf16", "null-space", "wise-ft-embedding-base", "all-reverted")
 
 
 def eight(data_set: str) -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ def test_one_cell_of_the_study_runs_to_its_end(name: str, tmp_path: Path) -> Non
     assert base is not None
     assert record.finetune.steps == 3
     assert set(record.models) == {"finetuned", *REPAIRS}
-    reverted, asked = record.models["revert"].evaluation, base.evaluation
+    reverted, asked = record.models["all-reverted"].evaluation, base.evaluation
     assert {task: [item.score for item in scores.items] for task, scores in reverted.tasks.items()} == {
         task: [item.score for item in asked.tasks[task].items] for task in reverted.tasks
     }

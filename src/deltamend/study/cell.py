@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,6 +145,7 @@ def run_cell(place: Workplace, cell: Cell, told: Told) -> None:
     waiting = _waiting(record, wanted)
     with _scratch(place) as scratch:
         for done, name in enumerate(waiting):
+            started = time.monotonic()
             told(name, _FINETUNING_SHARE + (1 - _FINETUNING_SHARE) * done / len(waiting))
             facts, model = None, tuned
             if name != "finetuned":
@@ -157,6 +159,7 @@ def run_cell(place: Workplace, cell: Cell, told: Told) -> None:
                 exam=paper.digest,
                 facts=facts,
                 evaluation=evaluation.model_copy(update={"model": name}),
+                seconds=time.monotonic() - started,
             )
             known = _of_this_exam(record, wanted, paper) | {name: asked}
             ordered = [one for one in (*wanted, *known) if one in known]

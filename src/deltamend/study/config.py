@@ -19,7 +19,7 @@ from deltamend.rules import Rule, Vectors, read_rules
 from deltamend.study.records import EXAM_TASKS
 
 _NAME = re.compile(r"[\w][\w.+-]*")
-_RESERVED = ("base", "finetuned")
+_RESERVED = ("base", "finetuned", "none", "revert")
 OWN = "own"
 """As the value of a repair's parameter `activations`: of the base, over texts that it writes itself."""
 
