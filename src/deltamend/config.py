@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deltamend.checkpoint.manifest import Output
 from deltamend.errors import UsageError
 from deltamend.rounding import Rounding
-from deltamend.rules import Rule, Vectors, read_rules
+from deltamend.rules import Rules, Vectors
 
 _MEANINGLESS = ("normalize", "int8_mask")
 _NORMALISED = ("ties", "della")
@@ -48,7 +48,7 @@ class RepairConfig(BaseModel):
         default_factory=dict,
         description="Parameters of the method; a value may be a list of {filter, value}, the first that fits counts.",
     )
-    rules: tuple[Rule, ...] = Field((), description="Another method or other parameters for some of the tensors.")
+    rules: Rules = Field((), description="Another method or other parameters for some of the tensors.")
     vectors: Vectors = Field(
         "finetuned",
         description="What parameters that are no matrices follow: finetuned, base, or the share of the way between.",
@@ -64,14 +64,6 @@ class RepairConfig(BaseModel):
     )
     rounding: Rounding = Field("nearest", description="nearest, or stochastic.")
     max_shard_size: str | int | None = Field(None, description="Such as 5GB; none keeps the fine-tuned model's shards.")
-
-    @field_validator("rules", mode="before")
-    @classmethod
-    def _rules(cls, rules: object) -> tuple[Rule, ...]:
-        try:
-            return read_rules(rules)
-        except UsageError as error:
-            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _one_fine_tuned_model(self) -> Self:

@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from deltamend.checkpoint.architecture import Kind, kind_of, layer_of
 from deltamend.errors import UsageError
@@ -147,6 +147,17 @@ def read_rules(rules: object) -> tuple[Rule, ...]:
             message = first["msg"].removeprefix("Value error, ")
             raise UsageError(f"{field}: {message}; a rule has {', '.join(Rule.model_fields)}") from error
     return tuple(made)
+
+
+def _as_field(rules: object) -> tuple[Rule, ...]:
+    try:
+        return read_rules(rules)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+
+
+Rules = Annotated[tuple[Rule, ...], BeforeValidator(_as_field)]
+"""A field of a configuration that holds rules; what is wrong is said as `read_rules` says it."""
 
 
 def _fitting(given: object, name: str) -> list[object]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from deltamend.errors import MethodError, UsageError
 from deltamend.evaluation.suite import SuiteTask
 from deltamend.methods.registry import get_method
-from deltamend.rules import Rule, Vectors, read_rules
+from deltamend.rules import Rule, Rules, Vectors
 from deltamend.study.records import EXAM_TASKS
 
 _NAME = re.compile(r"[\w][\w.+-]*")
@@ -111,7 +111,7 @@ class Repair(_Strict):
     name: str
     method: str
     parameters: dict[str, Any] = Field(default_factory=dict)
-    rules: tuple[Rule, ...] = ()
+    rules: Rules = ()
     vectors: Vectors = "finetuned"
     out_dtype: Literal["stored", "float32", "bfloat16"] = Field(
         "float32", description="What is written; stored is that of the fine-tuned model."
@@ -157,14 +157,6 @@ class Repair(_Strict):
     def needs_activations(self) -> bool:
         """Whether it goes by the base's own activations."""
         return self.parameters.get("activations") == OWN
-
-    @field_validator("rules", mode="before")
-    @classmethod
-    def _rules(cls, rules: object) -> tuple[Rule, ...]:
-        try:
-            return read_rules(rules)
-        except UsageError as error:
-            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _is_a_method(self) -> Self:
