@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from deltamend.report.diagnosis_page import diagnosis_csv, diagnosis_page
 from tests.conftest import Pair
 
 pytestmark = pytest.mark.usefixtures("few_draws")
-CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = '</script><img src=x onerror="window.ran = true"><script>window.ran = true</script>.layers.0.<b>\'"&.weight'
 
 
@@ -32,17 +30,6 @@ def hostile(found: Diagnosis) -> Diagnosis:
         *found.matrices[1:],
     )
     return found.model_copy(update={"matrices": matrices, "base": HOSTILE, "finetuned": HOSTILE})
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip("/usr/bin/chromium is not installed")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright cannot be imported", exc_type=ImportError)
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def opened(browser: Any, diagnosis: Diagnosis, folder: Path, **options: Any) -> tuple[Any, list[str]]:

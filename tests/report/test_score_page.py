@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from deltamend.score.result import Score
 from deltamend.score.scoring import Settings
 from tests.score.records import made_up_cell
 
-CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = """<script>document.title='ran'</script><img src=x onerror="document.title='ran'">"""
 WEAK = "refusals are matched as strings"
 
@@ -38,17 +36,6 @@ def weak_and_hostile() -> Score:
         tasks = {key: task for key, task in of.tasks.items() if key != "mnli"} | {HOSTILE: weak}
         records[name] = of.model_copy(update={"tasks": tasks, "model": f"{name}{HOSTILE}"})
     return scored(records, (HOSTILE, "=cmd|'/c calc'!A1"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip("/usr/bin/chromium is not there")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not there, or not whole")
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def test_hostile_names_stay_text() -> None:

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from deltamend.study.outcome import CHOOSING, CONFIRMATION, StudyResults
 from deltamend.study.results import study_results
 from tests.study.made_up import made_up_study, write_made_up
 
-CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = """<script>document.title='ran'</script><img src=x onerror="document.title='ran'">"""
 TABLES = {
     "above_wise_ft.csv",
@@ -70,17 +68,6 @@ def hostile(results: StudyResults) -> StudyResults:
         said = json.dumps(f"{name} {HOSTILE} ]] $x$")[1:-1].replace("\\", r"\\")
         text = re.sub(rf"\b{name}\b", said, text)
     return StudyResults.model_validate_json(text)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip("/usr/bin/chromium is not there")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not there, or not whole")
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def test_all_files_are_written(written: Path) -> None:
