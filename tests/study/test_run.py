@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,13 @@ def test_what_would_stop_a_run_is_told_beforehand(study: Study, tmp_path: Path) 
     problems = look(study, tmp_path, tmp_path).problems
     assert any("general.jsonl" in problem for problem in problems)
     assert any("arc_easy.jsonl" in problem for problem in problems)
+
+
+def test_missing_trl_is_told_beforehand(
+    study: Study, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trl", None)
+    assert [problem for problem in look(study, tmp_path, data).problems if "pip install 'deltamend[study]'" in problem]
 
 
 def test_a_damaged_record_and_an_unknown_cell_are_refused(study: Study, tmp_path: Path, data: Path) -> None:

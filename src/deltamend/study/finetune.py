@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import math
 import time
 import warnings
@@ -97,6 +97,16 @@ def finetune(
         last_loss=fmean(losses[-tenth:]),
         model_hash=weights or "",
     )
+
+
+def check_trl() -> None:
+    """Whether TRL is installed; it is not imported, which takes seconds.
+
+    Raises:
+        DeltamendError: it is not.
+    """
+    if importlib.util.find_spec("trl") is None:
+        raise DeltamendError("a study fine-tunes with TRL, which is not installed: pip install 'deltamend[study]'")
 
 
 def _trl() -> Any:

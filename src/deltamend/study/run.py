@@ -22,6 +22,7 @@ from deltamend.errors import DeltamendError, OutputError, UsageError
 from deltamend.evaluation.lm_eval_tasks import check_needs, files_of
 from deltamend.study.cell import Workplace, activations_of, ask_base, prepare_base, run_cell, source_folder
 from deltamend.study.config import Cell, ModelEntry, Study, Target
+from deltamend.study.finetune import check_trl
 from deltamend.study.items import exam_questions, general_questions, training_questions
 from deltamend.study.records import BaseRecord, CellRecord, base_file, cell_file, read_record
 
@@ -80,7 +81,7 @@ def look(study: Study, out: Path, data: Path | None) -> StudyState:
 def _problems(study: Study, data: Path | None) -> Iterator[str]:
     folders = () if data is None else (data,)
     local = [model for model in study.models if Path(model.source).is_dir() or model.source == "demo"]
-    checks: list[Callable[[], object]] = [partial(source_folder, model) for model in local]
+    checks: list[Callable[[], object]] = [check_trl, *(partial(source_folder, model) for model in local)]
     for target in study.targets:
         if target.train.hub is None:
             checks.append(partial(training_questions, target, data))
