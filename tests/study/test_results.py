@@ -85,6 +85,11 @@ def test_the_better_method_comes_out_above(results: StudyResults) -> None:
     assert reversed_.these_cells.high < 0
 
 
+def test_candidates_are_set_against_published_methods_in_whatever_dtype_they_are_written(results: StudyResults) -> None:
+    against = {(of.first, of.second): of.against for of in results.comparisons}
+    assert against["ours", "dg-hard"] == against["ours", "dg-hard-bf16"] == "published"
+
+
 def test_the_trivial_repairs_score_nothing(results: StudyResults) -> None:
     for name in ("none", "revert"):
         assert ends(combined(results, name)) == (0.0, 0.0, 0.0)

@@ -119,7 +119,7 @@ class Repair(_Strict):
     role: Literal["published", "strength", "control", "candidate", "dtype"] = Field(
         "published",
         description="published: a method at its published setting; strength: the same at another strength; control: what a "
-        "method must beat; candidate: of ours; dtype: about what is written.",
+        "method must beat; candidate: of ours; dtype: about what is written; candidates must beat published methods so, too.",
     )
     family: str | None = Field(
         None, description="What strengths of one method have in common; default: its method, or with rules its name."

@@ -275,16 +275,25 @@ def _compared(scored: Sample, pairs: Sequence[tuple[str, str, str]], rows: Seque
 
 
 def _comparisons(study: Study, scored: Sample, rows: Sequence[int]) -> Iterable[Comparison]:
-    confirmed = [repair for repair in study.repairs if not repair.only_choosing and repair.role != "dtype"]
-    candidates = [repair.name for repair in confirmed if repair.role == "candidate"]
+    against = {repair.name: role for repair in study.repairs if (role := _stands_as(study, repair)) is not None}
+    candidates = [name for name, role in against.items() if role == "candidate"]
     pairs = [
-        (name, repair.name, repair.role)
+        (name, other, role)
         for name in candidates
-        for repair in confirmed
-        if repair.name != name
-        and not (repair.role == "candidate" and candidates.index(repair.name) < candidates.index(name))
+        for other, role in against.items()
+        if other != name and not (role == "candidate" and candidates.index(other) < candidates.index(name))
     ]
     return _compared(scored, pairs, rows) if rows else ()
+
+
+def _stands_as(study: Study, repair: Repair) -> str | None:
+    """The role in which candidates are compared with a repair: a published method is one in whatever dtype it is written."""
+    if repair.only_choosing:
+        return None
+    if repair.role != "dtype":
+        return repair.role
+    published = any(one.role == "published" and _same_but_dtype(one, repair) for one in study.repairs)
+    return "published" if published else None
 
 
 def _families(study: Study) -> dict[str, list[Repair]]:
