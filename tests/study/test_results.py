@@ -10,7 +10,7 @@ import pytest
 from deltamend.errors import EvaluationError, UsageError
 from deltamend.score.result import Estimate
 from deltamend.score.scoring import make_settings
-from deltamend.study.config import Study
+from deltamend.study.config import Repair, Study
 from deltamend.study.outcome import CHOOSING, CONFIRMATION, Answer, StudyResults
 from deltamend.study.results import study_results
 from deltamend.study.scored_cells import half_of, half_sample, read_cells, sample
@@ -85,9 +85,16 @@ def test_the_better_method_comes_out_above(results: StudyResults) -> None:
     assert reversed_.these_cells.high < 0
 
 
-def test_candidates_are_set_against_published_methods_in_whatever_dtype_they_are_written(results: StudyResults) -> None:
-    against = {(of.first, of.second): of.against for of in results.comparisons}
-    assert against["ours", "dg-hard"] == against["ours", "dg-hard-bf16"] == "published"
+def test_candidates_are_set_against_published_methods_in_any_dtype_that_is_written_in_every_cell(
+    study: Study, tmp_path: Path
+) -> None:
+    rounded = Repair(name="dg-hard-rounded", method="dg-hard", role="dtype", out_dtype="bfloat16")
+    study = study.model_copy(update={"repairs": (*study.repairs, rounded)})
+    write_made_up(study, tmp_path)
+    found = study_results(study, tmp_path, draws=DRAWS).comparisons
+    against = {of.second: of.against for of in found if of.first == "ours"}
+    assert against["dg-hard"] == against["dg-hard-rounded"] == "published"
+    assert "dg-hard-bf16" not in against  # made in one regime
 
 
 def test_the_trivial_repairs_score_nothing(results: StudyResults) -> None:

@@ -119,7 +119,8 @@ class Repair(_Strict):
     role: Literal["published", "strength", "control", "candidate", "dtype"] = Field(
         "published",
         description="published: a method at its published setting; strength: the same at another strength; control: what a "
-        "method must beat; candidate: of ours; dtype: about what is written; candidates must beat published methods so, too.",
+        "method must beat; candidate: of ours; dtype: about what is written; candidates must beat "
+        "a published method in that dtype, too, where it is written so in every cell.",
     )
     family: str | None = Field(
         None, description="What strengths of one method have in common; default: its method, or with rules its name."

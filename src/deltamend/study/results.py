@@ -287,12 +287,18 @@ def _comparisons(study: Study, scored: Sample, rows: Sequence[int]) -> Iterable[
 
 
 def _stands_as(study: Study, repair: Repair) -> str | None:
-    """The role in which candidates are compared with a repair: a published method is one in whatever dtype it is written."""
+    """The role in which candidates are compared with a repair, None for not at all.
+
+    A published method is one in whatever dtype it is written, but only where it is written so in every cell: a difference
+    over the cells of some regimes says nothing about the rest.
+    """
     if repair.only_choosing:
         return None
     if repair.role != "dtype":
         return repair.role
-    published = any(one.role == "published" and _same_but_dtype(one, repair) for one in study.repairs)
+    published = not repair.regimes and any(
+        one.role == "published" and _same_but_dtype(one, repair) for one in study.repairs
+    )
     return "published" if published else None
 
 
