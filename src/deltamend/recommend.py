@@ -39,10 +39,10 @@ class Recommendation:
 def recommend(
     base: str | os.PathLike[str], *, cache: Path | None = None, progress: Callable[[str, float], None] | None = None
 ) -> Recommendation:
-    """The method with the highest mean combined score over the cells of our study so far, or WiSE-FT where it cannot run.
+    """The method that was best in the choosing cells of our study, or WiSE-FT where it cannot run.
 
-    That is `null-space` (docs/results): in fp32 FAPM was as good or better, but lost the task where the weights had been
-    trained in bf16. It needs the base to write a few texts: it is loaded with transformers, in float32, and what its layers
+    That is `null-space` (docs/results): over the confirmation cells done so far it is above every published method but
+    WiSE-FT, from which it is not told apart. It needs the base to write a few texts: it is loaded with transformers, in float32, and what its layers
     are given is kept in the cache for the next fine-tuned model of the same base. Where this is not possible it is WiSE-FT
     at 0.5, norms and biases too.
 
