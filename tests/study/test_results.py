@@ -88,7 +88,9 @@ def test_the_better_method_comes_out_above(results: StudyResults) -> None:
 def test_candidates_are_set_against_published_methods_in_any_dtype_that_is_written_in_every_cell(
     study: Study, tmp_path: Path
 ) -> None:
-    rounded = Repair(name="dg-hard-rounded", method="dg-hard", role="dtype", out_dtype="bfloat16")
+    rounded = Repair.model_validate(
+        {"name": "dg-hard-rounded", "method": "dg-hard", "role": "dtype", "out_dtype": "bfloat16"}
+    )
     study = study.model_copy(update={"repairs": (*study.repairs, rounded)})
     write_made_up(study, tmp_path)
     found = study_results(study, tmp_path, draws=DRAWS).comparisons
