@@ -70,6 +70,19 @@ def test_the_effect_on_the_bases_inputs_is_what_was_asked_for(budget: float, tmp
     assert float(effect) == pytest.approx(budget, rel=1e-2)
 
 
+@pytest.mark.parametrize(("effect", "share", "after"), [(10.0, 0.25, 0.25), (10.0, 1.0, 1.0), (0.01, 0.25, None)])
+def test_the_effect_on_the_bases_inputs_is_no_larger_share_than_was_asked_for(
+    effect: float, share: float, after: float | None, tmp_path: Path
+) -> None:
+    inputs, update, base = torch.randn(40, 12) * torch.arange(1, 13), torch.randn(30, 12), torch.randn(30, 12)
+    path = moments_of(inputs, tmp_path / "c")
+    found = kept(update, path, base=base, effect=effect, share=share)
+    if after is None:  # the effect that is allowed is the smaller of the two
+        assert torch.equal(found, kept(update, path, base=base, effect=effect))
+    else:
+        assert float((inputs @ found.T).norm() / (inputs @ update.T).norm()) == pytest.approx(after, rel=1e-2)
+
+
 def test_an_update_within_the_budget_is_kept_whole(tmp_path: Path) -> None:
     inputs, update, base = torch.randn(40, 12), 1e-4 * torch.randn(30, 12), torch.randn(30, 12)
     found = kept(update, moments_of(inputs, tmp_path / "c"), base=base)

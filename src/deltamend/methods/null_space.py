@@ -41,8 +41,9 @@ class NullSpace(Method):
     2103.07113; Fang et al. 2024, arXiv 2410.02355), made after training and not during it, which is ours.
 
     λ of each matrix is the largest with √(E‖Δ*x‖²/E‖W_base x‖²) ≤ `effect`: an update that does less is kept whole, one
-    that does more is bent until it does not. With `ridge`, λ = ridge·tr(C)/n instead. A matrix that the file has nothing
-    of, such as an embedding that is not tied to the head or a router's experts, is kept as fine-tuned.
+    that does more is bent until it does not. With `share`, it may not be more than this share of what Δ does, either.
+    With `ridge`, λ = ridge·tr(C)/n instead. A matrix that the file has nothing of, such as an embedding that is not tied
+    to the head or a router's experts, is kept as fine-tuned.
     """
 
     name: ClassVar[str] = "null-space"
@@ -58,6 +59,14 @@ class NullSpace(Method):
         ge=0.0,
         le=10.0,
         description="Largest change of a layer's outputs on the base's own texts, in units of these outputs (root mean square).",
+    )
+    share: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        # Left out where it is not given: a study knows its repairs by what decides them, and this came after the first.
+        exclude_if=lambda share: share is None,
+        description="Largest change of a layer's outputs on the base's own texts, as a share of what the whole update does.",
     )
     ridge: float | None = Field(
         None,
@@ -89,7 +98,7 @@ class NullSpace(Method):
 
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
         """Bend one delta; see `Method.apply`."""
-        if self.ridge == 0.0 or (self.ridge is None and self.effect == 0.0):
+        if self.ridge == 0.0 or (self.ridge is None and 0.0 in (self.effect, self.share)):
             return KeptDelta.reverted("nothing is kept by the parameters")
         inputs = _inputs(self.activations, context, delta.shape[1])
         if inputs is None:
@@ -101,7 +110,7 @@ class NullSpace(Method):
             strength, reason = self.ridge * mean, ""
         else:
             before, after, strength = self._strength(delta, context, inputs, mean)
-            if before <= self.effect:
+            if strength == np.inf:
                 return KeptDelta.identity(f"its effect on the base's own texts is {before:.2g}")
             reason = f"effect on the base's own texts {before:.2g} before, {after:.2g} after"
         taken = inputs.values / (inputs.values + strength)
@@ -118,7 +127,7 @@ class NullSpace(Method):
     def _strength(
         self, delta: Blocks, context: TensorContext, inputs: _Inputs, mean: float
     ) -> tuple[float, float, float]:
-        """The effect of Δ, that of Δ*, and the λ that gives it."""
+        """The effect of Δ, that of Δ*, and the λ that gives it, infinite where Δ is kept whole."""
         updates, weights = np.zeros(len(inputs.values)), 0.0
         for block in delta:
             updates += _squares(block.values, inputs.vectors)
@@ -135,15 +144,16 @@ class NullSpace(Method):
             return float(np.sqrt(effects @ (strength / (inputs.values + strength)) ** 2))
 
         before = float(np.sqrt(effects.sum()))
-        if before <= self.effect:
+        allowed = self.effect if self.share is None else min(self.effect, self.share * before)
+        if before <= allowed:
             return before, before, np.inf
         low, high = -_DECADES, _DECADES
-        if effect(low) >= self.effect:
+        if effect(low) >= allowed:
             decade = low
-        elif effect(high) <= self.effect:
+        elif effect(high) <= allowed:
             decade = high
         else:
-            decade = float(brentq(lambda at: effect(at) - self.effect, low, high, xtol=1e-10))
+            decade = float(brentq(lambda at: effect(at) - allowed, low, high, xtol=1e-10))
         return before, effect(decade), mean * 10.0**decade
 
 
