@@ -183,6 +183,14 @@ def test_a_published_method_that_was_not_compared_is_not_said_to_be_beaten(study
     assert "ours shares no cell with ties." in said(results, "best")
 
 
+def test_a_candidate_that_is_missing_in_cells_is_not_the_headline(study: Study, tmp_path: Path) -> None:
+    cells = [cell.name for cell in study.cells() if not study.chooses(cell)]
+    results = half_done(study, tmp_path, set(cells), {cells[0]: {"ours"}})
+    assert "No candidate that is done in all of them beats every published method" in results.headline
+    assert "ours" not in results.headline
+    assert "Not ranked, with figures in fewer cells: ours" in said(results, "best")
+
+
 def test_no_record_at_all_is_an_error_that_says_what_to_do(study: Study, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="run `deltamend study` first"):
         study_results(study, tmp_path, draws=DRAWS)

@@ -42,7 +42,9 @@ def headline(results: StudyResults) -> str:
 
 
 def _headline(results: StudyResults) -> str:
-    by_candidate = _against_published(results)
+    ranked, _ = _in_most_cells(results, CONFIRMATION)
+    compared = _against_published(results)
+    by_candidate = {name: pairs for name, pairs in compared.items() if name in ranked}
     if not by_candidate:
         return _highest(results, CONFIRMATION)
     winners = {name: pairs for name, pairs in by_candidate.items() if all(_above(of.cells_like_these) for of in pairs)}
@@ -65,8 +67,9 @@ def _headline(results: StudyResults) -> str:
             f"them: the smallest difference is from {worst.second}, {_points(worst.these_cells)}, and for cells like these "
             f"{_points(worst.cells_like_these)}. {_curve_of(results, nearest)}"
         )
+    candidate = "No candidate" if len(by_candidate) == len(compared) else "No candidate that is done in all of them"
     return (
-        f"No candidate beats every published method on the combined score over the confirmation cells. The nearest is {nearest}: "
+        f"{candidate} beats every published method on the combined score over the confirmation cells. The nearest is {nearest}: "
         f"{_points(worst.cells_like_these)} against {worst.second}."
     )
 
