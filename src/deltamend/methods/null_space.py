@@ -40,10 +40,10 @@ class NullSpace(Method):
     what it does elsewhere is kept: a soft form of the projection onto the null space of C (Wang et al. 2021, arXiv
     2103.07113; Fang et al. 2024, arXiv 2410.02355), made after training and not during it, which is ours.
 
-    λ of each matrix is the largest with √(E‖Δ*x‖²/E‖W_base x‖²) ≤ `effect`: an update that does less is kept whole, one
-    that does more is bent until it does not. With `share`, it may not be more than this share of what Δ does, either.
-    With `ridge`, λ = ridge·tr(C)/n instead. A matrix that the file has nothing of, such as an embedding that is not tied
-    to the head or a router's experts, is kept as fine-tuned.
+    λ of each matrix is the largest with √(E‖Δ*x‖²/E‖W_base x‖²) ≤ `effect`, and ≤ `share` of what it is for Δ. Where
+    `share` is 1, an update that does no more than `effect` is kept whole. With `ridge`, λ = ridge·tr(C)/n instead. A matrix
+    that the file has nothing of, such as an embedding that is not tied to the head or a router's experts, is kept as
+    fine-tuned.
     """
 
     name: ClassVar[str] = "null-space"
@@ -55,23 +55,21 @@ class NullSpace(Method):
         description="Safetensors file that `deltamend calibrate activations` made of the base."
     )
     effect: float = Field(
-        0.0015,
+        0.00125,
         ge=0.0,
         le=10.0,
         description="Largest change of a layer's outputs on the base's own texts, in units of these outputs (root mean square).",
     )
-    share: float | None = Field(
-        None,
+    share: float = Field(
+        0.5,
         ge=0.0,
         le=1.0,
-        # Left out where it is not given: a study knows its repairs by what decides them, and this came after the first.
-        exclude_if=lambda share: share is None,
         description="Largest change of a layer's outputs on the base's own texts, as a share of what the whole update does.",
     )
     ridge: float | None = Field(
         None,
         ge=0.0,
-        description="λ in units of the mean eigenvalue of C, the same for every matrix, in place of `effect`.",
+        description="λ in units of the mean eigenvalue of C, the same for every matrix, in place of `effect` and `share`.",
     )
 
     @field_serializer("activations")
@@ -144,7 +142,7 @@ class NullSpace(Method):
             return float(np.sqrt(effects @ (strength / (inputs.values + strength)) ** 2))
 
         before = float(np.sqrt(effects.sum()))
-        allowed = self.effect if self.share is None else min(self.effect, self.share * before)
+        allowed = min(self.effect, self.share * before)
         if before <= allowed:
             return before, before, np.inf
         low, high = -_DECADES, _DECADES
