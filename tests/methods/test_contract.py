@@ -63,7 +63,7 @@ TABLE = {
     "fisher": Row({"fisher": FISHER}, {"fisher": FISHER, "alpha": 1}, {"fisher": FISHER, "alpha": 0}),
     "null-space": Row(
         {"activations": ACTIVATIONS},
-        {"activations": ACTIVATIONS, "effect": 10, "share": 1},
+        {"activations": ACTIVATIONS, "effect": 10},
         {"activations": ACTIVATIONS, "effect": 0},
         spectral=True,
     ),

@@ -85,7 +85,7 @@ def test_the_effect_on_the_bases_inputs_is_no_larger_share_than_was_asked_for(
 
 def test_an_update_within_the_budget_is_kept_whole(tmp_path: Path) -> None:
     inputs, update, base = torch.randn(40, 12), 1e-4 * torch.randn(30, 12), torch.randn(30, 12)
-    found = kept(update, moments_of(inputs, tmp_path / "c"), base=base, share=1)
+    found = kept(update, moments_of(inputs, tmp_path / "c"), base=base)
     assert torch.equal(found, (base + update) - base)
 
 
