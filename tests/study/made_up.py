@@ -168,7 +168,7 @@ def write_made_up(
             base = asked.evaluation(
                 "base", {task: rates[0] for task, rates in RATES.items()}, noise=("base",), safety=True
             )
-            path = base_file(out, model.name, target.name)
+            path = base_file(out, model.name, target.name, "cpu")
             path.parent.mkdir(parents=True, exist_ok=True)
             write_record(
                 BaseRecord(key="base", evaluation=base, versions={"torch": "2.0"}, machine="made up, 2 cores"), path

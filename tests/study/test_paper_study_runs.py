@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deltamend.evaluation.backend import best_device
 from deltamend.study.config import Study
 from deltamend.study.records import BaseRecord, CellRecord, base_file, cell_file, read_record
 from deltamend.study.run import look, run_study
@@ -59,7 +60,7 @@ def test_one_cell_of_the_study_runs_to_its_end(name: str, tmp_path: Path) -> Non
     assert look(study, tmp_path / "out", tmp_path).problems == ()
     run_study(study, tmp_path / "out", data=tmp_path, workers=1, cells=lambda one: one == cell.name)
     record = read_record(cell_file(tmp_path / "out", cell.name), CellRecord)
-    base = read_record(base_file(tmp_path / "out", cell.model.name, cell.target.name), BaseRecord)
+    base = read_record(base_file(tmp_path / "out", cell.model.name, cell.target.name, best_device()), BaseRecord)
     assert record is not None
     assert base is not None
     assert record.finetune.steps == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -12,11 +13,13 @@ from deltamend.score.result import Estimate
 from deltamend.score.scoring import make_settings
 from deltamend.study.config import Repair, Study
 from deltamend.study.outcome import CHOOSING, CONFIRMATION, Answer, StudyResults
+from deltamend.study.records import BaseRecord, CellRecord, ModelRecord, base_file, cell_file, read_record, write_record
 from deltamend.study.results import study_results
 from deltamend.study.scored_cells import half_of, half_sample, read_cells, sample
 from tests.study.made_up import ALPHAS, made_up_study, write_made_up
 
 DRAWS = 200
+Asked = TypeVar("Asked", BaseRecord, ModelRecord)
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +197,37 @@ def test_a_candidate_that_is_missing_in_cells_is_not_the_headline(study: Study, 
 def test_no_record_at_all_is_an_error_that_says_what_to_do(study: Study, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="run `deltamend study` first"):
         study_results(study, tmp_path, draws=DRAWS)
+
+
+def test_a_cell_is_held_against_the_base_of_its_device(study: Study, tmp_path: Path) -> None:
+    write_made_up(study, tmp_path)
+    cell = study.cells()[0]
+    path = cell_file(tmp_path, cell.name)
+    record = read_record(path, CellRecord)
+    assert record is not None
+    on_gpu = {name: _on_gpu(model) for name, model in record.models.items()}
+    write_record(record.model_copy(update={"models": on_gpu}), path)
+    told = [note for note in study_results(study, tmp_path, draws=DRAWS).notes if "device cuda, the base with" in note]
+    assert told, "with the CPU's base alone the difference is told"
+    base = read_record(base_file(tmp_path, cell.model.name, cell.target.name, "cpu"), BaseRecord)
+    assert base is not None
+    write_record(
+        _on_gpu(base).model_copy(update={"machine": "made up, a GPU"}),
+        base_file(tmp_path, cell.model.name, cell.target.name, "cuda"),
+    )
+    found, _ = read_cells(study, tmp_path)
+    assert {of.cell.name for of in found if of.base.machine == "made up, a GPU"} == {cell.name}
+    assert not [note for note in study_results(study, tmp_path, draws=DRAWS).notes if "device cuda" in note]
+
+
+def _on_gpu(record: Asked) -> Asked:
+    settings = {**record.evaluation.settings, "device": "cuda"}
+    return record.model_copy(update={"evaluation": record.evaluation.model_copy(update={"settings": settings})})
+
+
+def test_a_device_of_any_name_stays_in_its_folder(tmp_path: Path) -> None:
+    assert base_file(tmp_path, "m", "t", "../../x").parent == tmp_path / "bases"
+    assert base_file(tmp_path, "m", "t", "cuda").name == "m__t__cuda.json.xz"
 
 
 def test_a_damaged_record_is_named(study: Study, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from deltamend.errors import DeltamendError, EvaluationError, UsageError
+from deltamend.evaluation.backend import best_device
 from deltamend.repair import repair
 from deltamend.study.cell import Workplace, ask_base, run_cell
 from deltamend.study.config import Study
@@ -119,7 +120,7 @@ def test_the_base_is_asked_once_for_each_target(study: Study, tmp_path: Path, da
     for _ in range(2):
         ask_base(place, study.models[0], study.targets[0], lambda _what, _share: None)
     assert len(sat) == 1
-    found = read_record(base_file(tmp_path, "tiny", "sums"), BaseRecord)
+    found = read_record(base_file(tmp_path, "tiny", "sums", best_device()), BaseRecord)
     assert found is not None
     assert "xstest_safe" in found.evaluation.tasks
 

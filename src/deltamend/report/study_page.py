@@ -209,7 +209,7 @@ def _how_to_read(results: StudyResults) -> str:
 
 
 def _made(results: StudyResults) -> Iterator[str]:
-    yield f"Machines: {', '.join(results.machines)}."
+    yield f"Machines: {'; '.join(results.machines)}."
     if results.hours:
         hours = ", ".join(f"{step} {number:.1f}" for step, number in results.hours.items())
         yield f"Hours over all cells, as far as they were recorded: {hours}."

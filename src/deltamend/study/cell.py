@@ -101,14 +101,14 @@ def source_folder(model: ModelEntry) -> Path:
 
 
 def ask_base(place: Workplace, model: ModelEntry, target: Target, told: Told) -> None:
-    """Ask a base model what the models of one target are asked, unless it was asked before.
+    """Ask a base model what the models of one target are asked, unless it was asked before on this kind of device.
 
     Raises:
         DeltamendError: a step fails.
     """
     base = prepare_base(place, model)
     paper = _paper(place, model, target, base)
-    file = base_file(place.out, model.name, target.name)
+    file = base_file(place.out, model.name, target.name, best_device())
     key = _hash_of([hash_folder(base), paper.digest])
     found = read_record(file, BaseRecord)
     if found is not None and found.key == key:

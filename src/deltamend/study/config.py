@@ -190,6 +190,11 @@ class Exam(_Strict):
         (), description="Asked of the base, the fine-tuned and repairs with `safety`."
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the arithmetic.")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Sequences at a time; None to find it. Give it where several workers share an accelerator: a search takes all of its memory.",
+    )
     judge: str = Field("refusal-strings", description="What scores the safety tasks, as for `deltamend evaluate`.")
 
 

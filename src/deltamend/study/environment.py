@@ -21,11 +21,14 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> str:
-    """Processor and cores, in one line."""
+    """Processor, cores and the accelerator where there is one, in one line."""
+    import torch
+
     processor = platform.processor() or platform.machine()
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 processor = line.partition(":")[2].strip()
                 break
-    return f"{processor}, {len(os.sched_getaffinity(0))} cores"
+    accelerator = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{processor}, {len(os.sched_getaffinity(0))} cores{accelerator}"

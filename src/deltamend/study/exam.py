@@ -117,7 +117,7 @@ def own_answers(base: Path, general: list[Question], exam: Exam, kept: Path) -> 
 
 
 def _backend(exam: Exam) -> BackendOptions:
-    return BackendOptions(dtype=exam.dtype)
+    return BackendOptions(dtype=exam.dtype, batch_size=exam.batch_size)
 
 
 def _asking(exam: Exam) -> AskOptions:

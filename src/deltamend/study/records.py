@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import re
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -100,9 +101,15 @@ def cell_file(out: Path, cell: str) -> Path:
     return out / "cells" / f"{cell.replace('/', '__')}.json.xz"
 
 
-def base_file(out: Path, model: str, target: str) -> Path:
-    """Where the record of a base model lies."""
-    return out / "bases" / f"{model}__{target}.json.xz"
+def base_file(out: Path, model: str, target: str, device: str) -> Path:
+    """Where the record of a base model lies that was asked on `device`, such as cpu or cuda."""
+    kind = "" if device == "cpu" else f"__{re.sub(r'[^A-Za-z0-9]', '', device)}"
+    return out / "bases" / f"{model}__{target}{kind}.json.xz"
+
+
+def device_of(evaluation: Evaluation) -> str:
+    """Where a model was asked."""
+    return evaluation.settings.get("device", "cpu")
 
 
 def write_record(record: CellRecord | BaseRecord, path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from deltamend.errors import DeltamendError, OutputError, UsageError
+from deltamend.evaluation.backend import best_device
 from deltamend.evaluation.lm_eval_tasks import check_needs, files_of
 from deltamend.study.cell import Workplace, activations_of, ask_base, prepare_base, run_cell, source_folder
 from deltamend.study.config import Cell, ModelEntry, Study, Target
@@ -74,7 +75,8 @@ def look(study: Study, out: Path, data: Path | None) -> StudyState:
         done = 0 if record is None else len(wanted & record.models.keys())
         cells.append(CellState(cell=cell.name, chooses=study.chooses(cell), models=len(wanted), done=done))
     bases = [(model.name, target.name) for model in study.models for target in study.targets]
-    there = sum(read_record(base_file(out, *one), BaseRecord) is not None for one in bases)
+    device = best_device()
+    there = sum(read_record(base_file(out, *one, device), BaseRecord) is not None for one in bases)
     return StudyState(cells=tuple(cells), bases=len(bases), bases_done=there, problems=tuple(_problems(study, data)))
 
 
@@ -257,9 +259,7 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 
 def _default_workers() -> int:
-    import torch
-
-    return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if best_device() == "cpu" else 1
 
 
 def _in_time(deadline: float | None, function: Callable[..., None], *arguments: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from deltamend.errors import DeltamendError, EvaluationError
+from deltamend.evaluation.record import Evaluation
 from deltamend.score.cell import TRIVIAL, open_cell
 from deltamend.score.cell import Cell as PairedCell
 from deltamend.score.cells import OverCells, over_cells
@@ -26,6 +27,7 @@ from deltamend.study.records import (
     CellRecord,
     base_file,
     cell_file,
+    device_of,
     read_record,
 )
 
@@ -106,14 +108,12 @@ def read_cells(study: Study, out: Path) -> tuple[list[ReadCell], Progress]:
     lacking: dict[str, tuple[str, ...]] = {}
     unknown: dict[str, tuple[str, ...]] = {}
     for cell in study.cells():
-        base_path = base_file(out, cell.model.name, cell.target.name)
-        if base_path not in bases:
-            bases[base_path] = read_record(base_path, BaseRecord)
-        record, base = read_record(cell_file(out, cell.name), CellRecord), bases[base_path]
+        record = read_record(cell_file(out, cell.name), CellRecord)
         if record is None or FINETUNED not in record.models:
             reason = "not begun" if record is None else "the fine-tuned model is not evaluated yet"
             missing.append(MissingCell(cell=cell.name, reason=reason))
             continue
+        base = _base_beside(out, cell, record.models[FINETUNED].evaluation, bases)
         if base is None:
             missing.append(MissingCell(cell=cell.name, reason="the base model is not evaluated yet"))
             continue
@@ -133,6 +133,19 @@ def read_cells(study: Study, out: Path) -> tuple[list[ReadCell], Progress]:
         unknown_repairs=unknown,
     )
     return found, progress
+
+
+def _base_beside(
+    out: Path, cell: Cell, finetuned: Evaluation, known: dict[Path, BaseRecord | None]
+) -> BaseRecord | None:
+    """The cell's base as asked on the device of its fine-tuned model; as asked on the CPU where that is not there."""
+    for device in (device_of(finetuned), "cpu"):
+        path = base_file(out, cell.model.name, cell.target.name, device)
+        if path not in known:
+            known[path] = read_record(path, BaseRecord)
+        if known[path] is not None:
+            return known[path]
+    return None
 
 
 def _paired(study: Study, cell: Cell, record: CellRecord, base: BaseRecord, repairs: tuple[str, ...]) -> ReadCell:
