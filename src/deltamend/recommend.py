@@ -41,8 +41,8 @@ def recommend(
 ) -> Recommendation:
     """The method that was best in the choosing cells of our study, or WiSE-FT where it cannot run.
 
-    That is `null-space` (docs/results). Over the confirmation cells done so far it is above every published method but WiSE-FT,
-    from which it is not told apart. It needs the base to write a few texts: it is loaded with transformers, in float32, and what
+    That is `null-space` (docs/results). In the confirmation cells that ran after its default was set it is above every
+    published method (benchmarks/study_fresh.txt). It needs the base to write a few texts: it is loaded with transformers, in float32, and what
     its layers are given is kept in the cache for the next fine-tuned model of the same base. Where this is not possible it is
     WiSE-FT at 0.5, norms and biases too.
 
