@@ -17,7 +17,17 @@ from deltamend.study.scored_cells import read_cells, sample
 
 STUDY = Path(__file__).parents[1] / "studies/smollm2.yaml"
 DEFAULT, CURVE = "null-space-0.001", "wise-ft-0.5"
-OTHERS = ("null-space", "null-space-half", "magnitude-0.15", "fapm", "ties", "dare", "intruder", "dg-hard", "dg-hard-bf16")
+OTHERS = (
+    "null-space",
+    "null-space-half",
+    "magnitude-0.15",
+    "fapm",
+    "ties",
+    "dare",
+    "intruder",
+    "dg-hard",
+    "dg-hard-bf16",
+)
 SEEN = {  # confirmation cells scored when the default was set, commit f658470
     *((target, regime, 0) for target in ("gsm8k", "pubmedqa") for regime in ("fp32", "bf16", "fp32-low", "bf16-low")),
     *(("wikisql", regime, 1) for regime in ("fp32", "bf16", "fp32-low", "bf16-low")),

@@ -184,6 +184,7 @@ def test_a_published_method_that_was_not_compared_is_not_said_to_be_beaten(study
     results = half_done(study, tmp_path, cells, {key: {"ties"} for key in cells})
     assert "ours beats every published method it shares a cell with" in results.headline
     assert "ours shares no cell with ties." in said(results, "best")
+    assert "2 more are not done in any cell yet." in said(results, "best")
 
 
 def test_a_candidate_that_is_missing_in_cells_is_not_the_headline(study: Study, tmp_path: Path) -> None:

@@ -158,9 +158,13 @@ def _which_is_best(results: StudyResults) -> list[str]:
             f"With every family at the strength that was best on the even items, and compared on the odd ones, "
             f"{len(won)} of {len(results.best_comparisons)} differences of a candidate from another family are above zero."
         )
-    tried = [one for one in results.repairs if one.role != "trivial"]
+    planned = [one for one in results.repairs if one.role != "trivial"]
+    tried = [one for one in planned if one.cells_done]
     dropped = sum(one.only_choosing for one in tried)
-    said.append(f"{len(tried)} repairs were tried, {dropped} of them in the choosing cells only; all are listed below.")
+    waiting = f" {len(planned) - len(tried)} more are not done in any cell yet." if len(planned) > len(tried) else ""
+    said.append(
+        f"{len(tried)} repairs were tried, {dropped} of them in the choosing cells only; all are listed below.{waiting}"
+    )
     return said
 
 
