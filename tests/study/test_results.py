@@ -159,7 +159,7 @@ def test_with_no_cell_to_confirm_nothing_is_confirmed(study: Study, tmp_path: Pa
     )
     assert "looks better than it is" in results.headline
     assert not results.comparisons
-    assert not results.best_strengths
+    assert {of.group for of in results.best_strengths} == {CHOOSING}
     assert CONFIRMATION not in results.groups
     for topic in ("best", "curve"):
         assert "nothing is confirmed" in said(results, topic)
@@ -265,7 +265,24 @@ def test_the_best_strength_of_the_curve_is_one_near_its_middle(results: StudyRes
         if of.family == "wise-ft":
             assert of.chosen in ("wise-ft-0.5", "wise-ft-0.65")
             assert len(of.tried) == len(ALPHAS)
-    assert {of.chosen_on for of in results.best_strengths} == {"even items", "choosing cells"}
+    assert {(of.chosen_on, of.group) for of in results.best_strengths} == {
+        ("even items", CONFIRMATION),
+        ("choosing cells", CONFIRMATION),
+        ("even items", CHOOSING),
+    }
+
+
+def test_strengths_tried_in_the_choosing_cells_only_are_chosen_and_reported_on_halves_of_those(
+    results: StudyResults,
+) -> None:
+    by_group = {
+        of.group: of for of in results.best_strengths if of.family == "magnitude" and of.chosen_on == "even items"
+    }
+    assert by_group[CHOOSING].tried == ("ours", "tried-once")
+    assert by_group[CONFIRMATION].tried == ("ours",)
+    cells = {group: {pair.cells for pair in results.best_comparisons if pair.group == group} for group in by_group}
+    assert cells == {group: {len(results.groups[group])} for group in by_group}
+    assert "In the choosing cells, with every family at the strength" in said(results, "best")
 
 
 def test_the_curve_is_found_by_its_alphas_whatever_the_vectors_follow(

@@ -43,10 +43,11 @@ def main_table(results: StudyResults, group: str | None = None) -> Table:
 
 def comparison_tables(results: StudyResults) -> Iterator[Table]:
     """Candidates against all but other strengths, which are in the CSV, and families at their best strengths."""
-    for title, pairs in (
-        ("Candidates against the other repairs, confirmation cells", results.comparisons),
-        ("Families at the strength that was best on the even items, on the odd ones", results.best_comparisons),
-    ):
+    lists = [("Candidates against the other repairs, confirmation cells", list(results.comparisons))]
+    for group in (CONFIRMATION, CHOOSING):
+        title = f"Families at the strength that was best on the even items, on the odd ones, {group} cells"
+        lists.append((title, [pair for pair in results.best_comparisons if pair.group == group]))
+    for title, pairs in lists:
         rows = [
             (
                 f"{pair.first} − {pair.second}",
@@ -69,6 +70,7 @@ def best_strengths_table(results: StudyResults) -> Iterator[Table]:
     rows = [
         (
             of.family,
+            of.group,
             of.chosen_on,
             str(len(of.tried)),
             of.chosen,
@@ -81,6 +83,7 @@ def best_strengths_table(results: StudyResults) -> Iterator[Table]:
     if rows:
         head = (
             "family",
+            "cells",
             "chosen on",
             "of",
             "chosen",
@@ -283,14 +286,15 @@ def csv_tables(results: StudyResults) -> dict[str, str]:
             for group, over in of.minus_best_published.items()
         ),
         "comparisons.csv": (
-            {"first": of.first, "second": of.second, "against": of.against, "strengths": strengths}
+            {"first": of.first, "second": of.second, "against": of.against, "group": of.group, "strengths": strengths}
             | _figures(of)
             | {"p": of.p, "p_holm": of.p_holm}
             for strengths, pairs in (("as set", results.comparisons), ("best on even items", results.best_comparisons))
             for of in pairs
         ),
         "best_strengths.csv": (
-            {"family": of.family, "chosen_on": of.chosen_on, "tried": " ".join(of.tried), "chosen": of.chosen}
+            {"family": of.family, "group": of.group, "chosen_on": of.chosen_on, "tried": " ".join(of.tried)}
+            | {"chosen": of.chosen}
             | {"chosen_by": of.chosen_by}
             | _figures(of.score)
             for of in results.best_strengths

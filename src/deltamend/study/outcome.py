@@ -102,8 +102,9 @@ class RepairOutcome(_Strict):
 
 
 class Comparison(MeanDifference):
-    """A repair against another over the confirmation cells."""
+    """A repair against another over a group of cells."""
 
+    group: str = Field(description="Of the cells.")
     against: str = Field(description="Role of the second.")
     p: float = Field(description="Wilcoxon's signed ranks over clusters, two-sided.")
     p_holm: float = Field(description="Corrected for all comparisons of this list with the same role.")
@@ -119,7 +120,8 @@ class BestStrength(_Strict):
     chosen_by: float = Field(
         description="Its mean combined score where it was chosen: too good, by having been chosen."
     )
-    score: OverCells = Field(description="On the odd items of the confirmation cells, or on the confirmation cells.")
+    group: str = Field(description="Of the cells it is reported on.")
+    score: OverCells = Field(description="On the odd items of these cells, or on all where other cells chose.")
 
 
 class CurvePoint(_Strict):
@@ -292,7 +294,7 @@ class StudyResults(_Strict):
     best_strengths: tuple[BestStrength, ...]
     best_comparisons: tuple[Comparison, ...] = Field(
         description="Families with a candidate against the other families, each at its best strength: chosen on even items, "
-        "compared on the odd items of the confirmation cells."
+        "compared on the odd items of the same group of cells."
     )
     curve: Curve | None = Field(description="None where the study has no WiSE-FT.")
     dg_hard: DgHardOutcome | None = Field(description="None where the study has no DG-Hard.")

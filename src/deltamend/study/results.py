@@ -258,7 +258,9 @@ def _asked(method: str, parameters: Mapping[str, Any]) -> str:
     return " ".join([method, *(f"{key}={value}" for key, value in parameters.items())])
 
 
-def _compared(scored: Sample, pairs: Sequence[tuple[str, str, str]], rows: Sequence[int]) -> Iterable[Comparison]:
+def _compared(
+    scored: Sample, pairs: Sequence[tuple[str, str, str]], rows: Sequence[int], group: str
+) -> Iterable[Comparison]:
     """Differences of (first, second, role of the second), with Holm's correction within a role."""
     raw = []
     for first, second, _ in pairs:
@@ -271,7 +273,7 @@ def _compared(scored: Sample, pairs: Sequence[tuple[str, str, str]], rows: Seque
             corrected[place] = p
     for (first, second, against), p, p_holm in zip(pairs, raw, corrected, strict=True):
         over = scored.difference("combined", first, second, rows)
-        yield Comparison(first=first, second=second, against=against, p=p, p_holm=p_holm, **dict(over))
+        yield Comparison(group=group, first=first, second=second, against=against, p=p, p_holm=p_holm, **dict(over))
 
 
 def _comparisons(study: Study, scored: Sample, rows: Sequence[int]) -> Iterable[Comparison]:
@@ -283,7 +285,7 @@ def _comparisons(study: Study, scored: Sample, rows: Sequence[int]) -> Iterable[
         for other, role in against.items()
         if other != name and not (role == "candidate" and candidates.index(other) < candidates.index(name))
     ]
-    return _compared(scored, pairs, rows) if rows else ()
+    return _compared(scored, pairs, rows, CONFIRMATION) if rows else ()
 
 
 def _stands_as(study: Study, repair: Repair) -> str | None:
@@ -302,11 +304,13 @@ def _stands_as(study: Study, repair: Repair) -> str | None:
     return "published" if published else None
 
 
-def _families(study: Study) -> dict[str, list[Repair]]:
-    """Families of repairs that are made in every confirmation cell."""
+def _families(study: Study, *, only_choosing: bool) -> dict[str, list[Repair]]:
+    """Families of repairs that are made in every cell, or with `only_choosing` in every cell that is set apart for choosing."""
     families: dict[str, list[Repair]] = defaultdict(list)
     for repair in study.repairs:
-        if repair.role != "dtype" and not repair.only_choosing and not repair.regimes and repair.method not in TRIVIAL:
+        if repair.role == "dtype" or repair.regimes or repair.method in TRIVIAL:
+            continue
+        if only_choosing or not repair.only_choosing:
             families[family(repair)].append(repair)
     return families
 
@@ -328,45 +332,60 @@ def _best_of(
 def _best_strengths(
     study: Study, cells: Sequence[ReadCell], scored: Sample, groups: dict[str, list[int]], settings: Settings
 ) -> tuple[tuple[BestStrength, ...], tuple[Comparison, ...]]:
+    """Families at strengths chosen elsewhere than they are reported, and their differences.
+
+    The strengths that were tried in the choosing cells only are halved there: even items choose, odd ones report.
+    """
     confirming, choosing = groups.get(CONFIRMATION, []), groups.get(CHOOSING, [])
-    if not confirming:
-        return (), ()
-    on_even, on_odd = half_sample(study, [cells[row] for row in confirming], settings)
-    odd_rows = list(range(len(confirming)))
-    families = _families(study)
     found: list[BestStrength] = []
-    picked: list[tuple[str, str]] = []
-
-    def add(
-        name: str,
-        how: Literal["even items", "choosing cells"],
-        best: tuple[str, float] | None,
-        reported: Sample,
-        rows: Sequence[int],
-    ) -> None:
+    compared: list[Comparison] = []
+    for group, rows in ((CONFIRMATION, confirming), (CHOOSING, choosing)):
+        families = _families(study, only_choosing=group == CHOOSING)
+        strengths, pairs = _halved(study, families, [cells[row] for row in rows], group, settings)
+        found.extend(strengths)
+        compared.extend(pairs)
+    for name, members in _families(study, only_choosing=False).items() if confirming else ():
+        best = _best_of(members, scored.values["combined"], scored, choosing)
         if best is not None:
-            tried = tuple(repair.name for repair in families[name])
-            score = reported.over("combined", best[0], rows)
-            found.append(
-                BestStrength(family=name, chosen_on=how, tried=tried, chosen=best[0], chosen_by=best[1], score=score)
-            )
+            score = scored.over("combined", best[0], confirming)
+            found.append(_best_strength(name, members, "choosing cells", CONFIRMATION, best, score))
+    return tuple(found), tuple(compared)
 
+
+def _halved(
+    study: Study, families: Mapping[str, list[Repair]], cells: Sequence[ReadCell], group: str, settings: Settings
+) -> tuple[list[BestStrength], list[Comparison]]:
+    """Families at the strength that was best on the even items of a group of cells, and on its odd ones their differences."""
+    if not cells:
+        return [], []
+    on_even, on_odd = half_sample(study, cells, settings)
+    rows = list(range(len(cells)))
+    found: list[BestStrength] = []
+    ours: list[str] = []
+    theirs: list[str] = []
     for name, members in families.items():
-        best = _best_of(members, on_even["combined"], on_odd, odd_rows)
-        add(name, "even items", best, on_odd, odd_rows)
+        best = _best_of(members, on_even["combined"], on_odd, rows)
         if best is not None:
-            ours = any(repair.role == "candidate" for repair in members)
-            picked.append((best[0], "candidate" if ours else "published"))
-    for name, members in families.items():
-        add(name, "choosing cells", _best_of(members, scored.values["combined"], scored, choosing), scored, confirming)
-    pairs = [
-        (first, second, "published")
-        for first, role in picked
-        if role == "candidate"
-        for second, other in picked
-        if other == "published"
-    ]
-    return tuple(found), tuple(_compared(on_odd, pairs, odd_rows))
+            score = on_odd.over("combined", best[0], rows)
+            found.append(_best_strength(name, members, "even items", group, best, score))
+            (ours if any(repair.role == "candidate" for repair in members) else theirs).append(best[0])
+    pairs = [(first, second, "published") for first in ours for second in theirs]
+    return found, list(_compared(on_odd, pairs, rows, group))
+
+
+def _best_strength(
+    name: str,
+    members: Sequence[Repair],
+    chosen_on: Literal["even items", "choosing cells"],
+    group: str,
+    best: tuple[str, float],
+    score: OverCells,
+) -> BestStrength:
+    tried = tuple(repair.name for repair in members)
+    chosen, chosen_by = best
+    return BestStrength(
+        family=name, chosen_on=chosen_on, group=group, tried=tried, chosen=chosen, chosen_by=chosen_by, score=score
+    )
 
 
 def _curve_repairs(study: Study) -> list[tuple[float, Repair]]:

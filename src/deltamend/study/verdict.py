@@ -152,12 +152,14 @@ def _which_is_best(results: StudyResults) -> list[str]:
             said.append(f"{name} shares no cell with {', '.join(missing)}.")
     if len(by_candidate) > 1:
         said.append(f"{len(by_candidate)} candidates were confirmed; each interval is taken alone.")
-    if results.best_comparisons:
-        won = [pair for pair in results.best_comparisons if _above(pair.cells_like_these)]
-        said.append(
-            f"With every family at the strength that was best on the even items, and compared on the odd ones, "
-            f"{len(won)} of {len(results.best_comparisons)} differences of a candidate from another family are above zero."
-        )
+    for group in (CONFIRMATION, CHOOSING):
+        pairs = [pair for pair in results.best_comparisons if pair.group == group]
+        won = [pair for pair in pairs if _above(pair.cells_like_these)]
+        if pairs:
+            said.append(
+                f"In the {group} cells, with every family at the strength that was best on the even items, and compared on the odd "
+                f"ones, {len(won)} of {len(pairs)} differences of a candidate from another family are above zero."
+            )
     planned = [one for one in results.repairs if one.role != "trivial"]
     tried = [one for one in planned if one.cells_done]
     dropped = sum(one.only_choosing for one in tried)
