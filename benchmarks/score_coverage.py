@@ -5,8 +5,9 @@
 A study has nine benchmarks and a target, with a base, a fine-tuned and two repaired models. Every benchmark is a
 population of 5,000 right-or-wrong items, on which the models' answers are correlated; a study draws its items from it.
 The truth is the metric of the populations themselves: their means, and the partition these give with the margin that so
-many items have (the standard deviation of f − b over the population, divided by √n). Where a part is undefined in the
-population or in the study, that part of the study is not counted.
+many items have (the standard deviation of f − b over the population, divided by √n); where that would define other parts
+than the study has, the study's own partition. Where a part is undefined in the population or in the study, that part of the
+study is not counted; "of 1000" says how many were.
 
 "spread" studies draw the true change of every benchmark from N(−0.05, 0.08²), as fine-tuning does. The others have what
 is hard for an interval: changes of exactly zero, a repair at the edge of the scale, few items.
@@ -47,6 +48,7 @@ class Scenario:
 
     rates: Callable[[Random], Rates]
     items: int = 400
+    benchmarks: int = BENCHMARKS
     margin: str = "1se"
     compared: bool = False
     """Whether BC and BCa intervals are made as well."""
@@ -96,6 +98,7 @@ SCENARIOS = {
     "untouched but hurt, margin 2se": Scenario(untouched_but_hurt, margin="2se"),
     "fully healed": Scenario(fully_healed),
     "spread, 100 items": Scenario(spread, items=100),
+    "spread, 4 benchmarks of 40 items": Scenario(spread, items=40, benchmarks=4),
     "spread, 1000 items": Scenario(spread, items=1000),
 }
 
@@ -117,7 +120,7 @@ def columns(scores: FloatArray) -> FloatArray:
 def study(scenario: Scenario, random: Random) -> tuple[dict[str, FloatArray], Cell]:
     """Populations by task, and a study of them."""
     base, finetuned, repaired = scenario.rates(random)
-    rates = np.vstack([base, finetuned, repaired]).T
+    rates = np.vstack([base, finetuned, repaired]).T[: scenario.benchmarks]
     target = np.array([0.2, 0.7, *random.uniform(0.3, 0.7, 2)])
     populations = {f"task {index}": population(own, random) for index, own in enumerate(rates)}
     populations["target"] = population(target, random)
@@ -213,7 +216,7 @@ def main() -> None:
     for name in arguments.only:
         found = run(SCENARIOS[name], studies=arguments.studies, draws=arguments.draws, seed=0)
         for kind, by_figure in found.items():
-            cells = [f"{coverage(by_figure.get(figure, []))}" for figure in names]
+            cells = [coverage(by_figure.get(figure, []), arguments.studies) for figure in names]
             tables.setdefault(kind, []).append(f"| {name} | {' | '.join(cells)} |")
             print(kind, tables[kind][-1], f"{time.perf_counter() - started:.0f} s", flush=True)
     head = [f"| studies | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
@@ -227,12 +230,12 @@ def main() -> None:
         arguments.out.write_text(result)
 
 
-def coverage(studies: list[tuple[bool, float]]) -> str:
+def coverage(studies: list[tuple[bool, float]], planned: int) -> str:
     """Coverage and mean width as text; how many studies counted, where some did not."""
     if not studies:
         return "–"
     held, width = np.mean([held for held, _ in studies]), np.mean([width for _, width in studies])
-    return f"{100 * held:.1f} ({width:.2g})"
+    return f"{100 * held:.1f} ({width:.2g})" + (f" of {len(studies)}" if len(studies) < planned else "")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,13 @@ MEASURES = {
     "knowledge": "common\nknowledge",
     "completion": "sentence\ncompletion",
 }
-COLOURS = {"Base": "#8a8f98", "Fine-tuned": "#c2410c", "DG-Hard": "#1d4ed8", "WiSE-FT 0.5": "#15803d"}
+COLOURS = {
+    "Base": "#8a8f98",
+    "Fine-tuned": "#c2410c",
+    "DG-Hard": "#1d4ed8",
+    "WiSE-FT 0.5": "#15803d",
+    "null-space": "#7c3aed",
+}
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -34,7 +40,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     names = list(record["models"])
     for offset, name in enumerate(names):
         estimates = [record["models"][name]["estimates"][measure] for measure in MEASURES]
-        places = [place + 0.17 * (offset - (len(names) - 1) / 2) for place in range(len(MEASURES))]
+        places = [place + 0.15 * (offset - (len(names) - 1) / 2) for place in range(len(MEASURES))]
         values = [100 * estimate["value"] for estimate in estimates]
         below = [100 * (estimate["value"] - estimate["low"]) for estimate in estimates]
         above = [100 * (estimate["high"] - estimate["value"]) for estimate in estimates]

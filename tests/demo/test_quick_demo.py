@@ -34,7 +34,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
 
 def test_it_prints_the_table_and_where_the_page_is(run: tuple[Path, Path, str]) -> None:
     _, out, printed = run
-    assert "Answers in words" in printed
+    assert "Answers in" in printed
+    for name in ("Base", "Fine-tuned", "DG-Hard", "WiSE-FT 0.5", "null-space"):
+        assert f" {name} " in printed.split("below each number")[0]  # in 80 columns, none cut short
     assert str(out / PAGE_FILE) in printed
 
 
@@ -70,6 +72,16 @@ def test_dg_hard_filtered_matrices_and_says_so(run: tuple[Path, Path, str]) -> N
     finetuned = load_file(next(cache.glob("finetuned-quick-*")) / "model.safetensors")
     repaired = load_file(out / "dg-hard" / "model.safetensors")
     assert any(not repaired[name].equal(finetuned[name]) for name in filtered)
+
+
+def test_auto_is_null_space_by_texts_of_the_base(run: tuple[Path, Path, str]) -> None:
+    cache, out, _ = run
+    record = json.loads((out / RECORD_FILE).read_text())["repairs"][-1]
+    manifest = json.loads((out / record["manifest"]).read_text())
+    (activations,) = cache.glob("activations-*.safetensors")
+    assert (record["method"], manifest["method"]) == ("auto", "null-space")
+    assert manifest["parameters"]["activations"].startswith(activations.name)
+    assert 0 < record["kept_energy"] < 1
 
 
 def test_no_half_made_folder_is_left(run: tuple[Path, Path, str]) -> None:

@@ -81,7 +81,7 @@ def test_the_headline_admits_that_the_task_is_gone() -> None:
 
 def test_the_headline_admits_that_nothing_worked() -> None:
     both = [outcome(name, BASE, FINETUNED, FINETUNED, kept_energy=1.0) for name in ("DG-Hard", "WiSE-FT")]
-    assert headline(both) == "Neither repair brought much of the damaged model back."
+    assert headline(both) == "No repair brought much of the damaged model back."
 
 
 def test_without_damage_no_repair_is_judged() -> None:

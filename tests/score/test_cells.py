@@ -143,6 +143,14 @@ def test_a_difference_is_over_the_cells_that_have_both_methods() -> None:
     assert (found.cells, found.clusters, found.these_cells.undefined_draws) == (5, 5, 0)
 
 
+def test_draws_in_which_a_cell_is_undefined_are_counted() -> None:
+    first, _, drawn, _ = strongly_correlated()
+    drawn[:40, 2] = np.nan
+    found = over_cells(first, drawn, list("abcdef"), Settings(draws=400))
+    for of in (found.these_cells, found.cells_like_these):
+        assert of.undefined_draws == pytest.approx(40 / drawn.size)
+
+
 def test_cells_that_are_undefined_are_left_out_of_a_mean() -> None:
     assert cluster_means(np.array([1.0, np.nan, 5.0]), ["a", "a", "b"]) == {"a": 1.0, "b": 5.0}
 

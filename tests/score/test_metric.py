@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from deltamend.score.bootstrap import standard_error
 from deltamend.score.metric import FloatArray, Means, combine, partition, parts_of
 
 BENCHMARKS = 5
@@ -133,6 +134,55 @@ def test_a_change_as_large_as_the_margin_is_none() -> None:
     )
     assert not damaged.any()
     assert not improved.any()
+
+
+@given(items=st.integers(2, 500), right=st.integers(1, 500), up=st.booleans())
+def test_one_item_that_changes_is_as_large_as_its_own_standard_error_and_so_none(
+    items: int, right: int, up: bool
+) -> None:
+    before = np.zeros(items)
+    before[: min(right, items)] = 1.0
+    after = before.copy()
+    after[0] = 0.0
+    base, finetuned = (after, before) if up else (before, after)
+    gain = finetuned - base
+    error = standard_error(gain.mean(), (gain**2).mean(), items)
+    seen = means(
+        np.array([base.mean()]),
+        np.array([finetuned.mean()]),
+        np.zeros((METHODS, 1)),
+        np.array([error]),
+        target=(float(base.mean()), float(finetuned.mean())),
+        target_margin=float(error),
+    )
+    damaged, improved = partition(seen)
+    assert not damaged.any()
+    assert not improved.any()
+    assert np.isnan(parts_of(seen).retention).all()
+
+
+def test_a_draw_without_a_part_of_the_models_is_scored_by_their_partition() -> None:
+    seen = means(np.array([0.6, 0.5]), np.array([0.4, 0.5]), np.array([[0.5, 0.5]] * METHODS), np.full(2, 0.05))
+    drawn = Means(
+        base=np.array([[0.60, 0.5], [0.44, 0.5], [0.4, 0.5], [0.6, 0.6]]),
+        finetuned=np.array([[0.40, 0.5], [0.40, 0.5], [0.4, 0.5], [0.4, 0.4]]),
+        repaired=np.repeat([[[0.43, 0.5]], [[0.43, 0.5]], [[0.4, 0.5]], [[0.43, 0.5]]], METHODS, axis=1),
+        margin=np.full((4, 2), 0.05),
+        target_base=np.full(4, 0.2),
+        target_finetuned=np.full(4, 0.8),
+        target_repaired=np.full((4, METHODS), 0.8),
+        target_margin=np.full(4, 0.05),
+    )
+    assert np.isnan(parts_of(drawn).healing[1:3]).all()
+    parts = parts_of(drawn, seen)
+    # As it is; nothing is damaged in the second by its margin; in the third there is nothing to heal; in the last nothing is
+    # neutral, so the second benchmark is not counted as damaged.
+    np.testing.assert_allclose(parts.healing[:, 0], [0.15, 0.75, np.nan, 0.15])
+    np.testing.assert_allclose(parts.non_damage[:, 0], 1)
+    assert np.isnan(parts.preservation).all()
+    np.testing.assert_allclose(
+        parts.combined[:, 0], [300 / (1 / 0.15 + 2), 300 / (1 / 0.75 + 2), np.nan, 300 / (1 / 0.15 + 2)]
+    )
 
 
 def test_below_a_floor_that_is_not_positive_nothing_is_left() -> None:

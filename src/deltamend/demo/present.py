@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from deltamend.demo.measure import CHAT, COMPLETION, KNOWLEDGE, LIKELIHOOD, TARGET, Estimate, Measured
@@ -44,7 +45,7 @@ MEASURES = {
 
 
 def model_names(result: DemoResult) -> tuple[str, ...]:
-    """The four columns, left to right."""
+    """The columns, left to right."""
     return ("Base", "Fine-tuned", *(repaired.choice.label for repaired in result.repaired))
 
 
@@ -69,7 +70,15 @@ def headline_of(result: DemoResult) -> str:
 
 def results_table(result: DemoResult) -> Table:
     """The measurements as a rich table for 80 columns, the 95% interval under each number."""
-    table = Table("", "n", *model_names(result), title=_title(result), caption="below each number: its 95% interval")
+    table = Table(
+        "",
+        "n",
+        *model_names(result),
+        title=_title(result),
+        caption="below each number: its 95% interval",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+    )
     for key, words in MEASURES.items():
         estimates = [measured.estimates[key] for measured in _all_measured(result)]
         cells = (f"{value_text(e)}\n[dim]{interval_text(e)}[/dim]" for e in estimates)
@@ -225,7 +234,7 @@ def _facts(repaired: RepairedModel) -> RepairFacts:
     return RepairFacts(
         name=repaired.choice.label,
         matrices=", ".join(f"{count} {name}" for name, count in found.most_common()),
-        rank=f"{rank:,} of {full:,} ({rank / full:.0%})" if full else "all, scaled",
+        rank=f"{rank:,} of {full:,} ({rank / full:.0%})" if full else "not counted",
         energy=f"{report.kept_energy:.1%}",
         rounding=f"{report.realised_error:.1%}",
         record=f"{repaired.choice.method}/deltamend.json",

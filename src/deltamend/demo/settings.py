@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deltamend.finetuning import Recipe
+from deltamend.recommend import AUTO
 
 
 @dataclass(frozen=True)
 class RepairChoice:
-    """One repair of the story: its name on the page, and the method and parameters given to `deltamend.repair`."""
+    """One repair of the story: its name on the page, and the method and parameters of `deltamend repair`."""
 
     label: str
     method: str
@@ -62,4 +63,5 @@ QUICK = DemoSettings(
 REPAIRS = (
     RepairChoice("DG-Hard", "dg-hard", ()),
     RepairChoice("WiSE-FT 0.5", "wise-ft", (("alpha", 0.5),)),
+    RepairChoice("null-space", AUTO, ()),
 )

@@ -21,8 +21,10 @@ from deltamend.demo.probes import Probes, load_probes
 from deltamend.demo.settings import REPAIRS, DemoSettings, RepairChoice
 from deltamend.demo.task import Problem, sums
 from deltamend.demo.toy import PRETRAINING, build_toy, toy_folder
+from deltamend.errors import CheckpointError
 from deltamend.finetuning import chat_example, train
 from deltamend.language_model import LoadedModel, load, quiet_transformers
+from deltamend.recommend import AUTO, Recommendation, recommend
 from deltamend.repair import RepairReport, repair
 from deltamend.threads import one_thread_each
 
@@ -94,7 +96,8 @@ def run_demo(settings: DemoSettings, *, cache: Path, out: Path, seed: int, fresh
         steps = Steps(progress)
         base = _base(settings, cache, probes, seed, steps)
         finetuned = _finetuned(settings, base, cache, train_part, seed, fresh, steps)
-        reports = [_repaired(choice, base, finetuned, out, steps) for choice in REPAIRS]
+        advice = _advice(base, cache, steps)
+        reports = [_repaired(choice, advice, base, finetuned, out, steps) for choice in REPAIRS]
         folders = [base, finetuned, *(report.out for report in reports)]
         names = ["base", "fine-tuned", *(choice.label for choice in REPAIRS)]
         measured = _measured(dict(zip(names, folders, strict=True)), exam, steps)
@@ -145,27 +148,45 @@ def _finetuned(
     return folder
 
 
-def _repaired(choice: RepairChoice, base: Path, finetuned: Path, out: Path, steps: Steps) -> RepairReport:
+def _advice(base: Path, cache: Path, steps: Steps) -> Recommendation:
+    """What `--method auto` does: it reads the base, once."""
+    with steps.step("Read the base, for null-space", 1.0) as advance:
+        advice = recommend(base, cache=cache, progress=_shares(advance))
+    if advice.method != "null-space":
+        raise CheckpointError(f"{base}: {advice.reason}")
+    return advice
+
+
+def _repaired(
+    choice: RepairChoice, advice: Recommendation, base: Path, finetuned: Path, out: Path, steps: Steps
+) -> RepairReport:
     """Repair through the public function that `deltamend repair` calls; only an earlier result of its kind is replaced."""
     folder = out / choice.method
+    asked = advice if choice.method == AUTO else Recommendation(choice.method, dict(choice.parameters), "finetuned", "")
     with steps.step(f"Repair with {choice.label}", 1.0) as advance:
-        done = 0.0
-
-        def show(_name: str, share: float) -> None:
-            nonlocal done
-            advance(share - done)
-            done = share
-
         ours = (folder / MANIFEST_FILE).is_file()
         return repair(
             base,
             finetuned,
             folder,
-            method=choice.method,
-            parameters=dict(choice.parameters),
+            method=asked.method,
+            parameters=asked.parameters,
+            vectors=asked.vectors,
             overwrite=ours,
-            progress=show,
+            progress=_shares(advance),
         )
+
+
+def _shares(advance: Callable[[float], None]) -> Callable[[str, float], None]:
+    """From "how much is done" to "how much more is done"."""
+    done = 0.0
+
+    def show(_name: str, share: float) -> None:
+        nonlocal done
+        advance(share - done)
+        done = share
+
+    return show
 
 
 def _measured(models: dict[str, Path], exam: Exam, steps: Steps) -> list[Measured]:

@@ -55,7 +55,7 @@ def headline(outcomes: list[Outcome]) -> str:
         return "This run cannot judge a repair: fine-tuning did no clear damage, or did not teach the task."
     best = max(judged, key=_balance)
     if (best.healed or 0.0) < HEALED_LITTLE:
-        return "Neither repair brought much of the damaged model back."
+        return "No repair brought much of the damaged model back."
     others = [o for o in judged if o is not best and (o.healed or 0.0) < HEALED_LITTLE]
     tail = "".join(f" {o.name} healed little." for o in others)
     return f"{best.name} undid {_healed_amount(best.healed or 0.0)} of the damage and {_kept_words(best.kept or 0.0)}.{tail}"

@@ -211,7 +211,8 @@ def over_cells(values: FloatArray, draws: FloatArray, clusters: Sequence[str], s
 
     Args:
         values: (cells,) NaN where the figure is undefined or missing; such cells are left out.
-        draws: (D, cells) the same in every draw of the items.
+        draws: (D, cells) the same in every draw of the items; a cell that is NaN in a draw is left out of it, and
+            `undefined_draws` of both intervals is the share of all cells' draws that were.
         clusters: of each cell.
         settings: for the seed and the confidence.
     """
@@ -223,6 +224,8 @@ def over_cells(values: FloatArray, draws: FloatArray, clusters: Sequence[str], s
     of_clusters = cluster_means(values, clusters)
     mean = float(np.mean(list(of_clusters.values())))
     weights = np.array([1 / (clusters.count(cluster) * len(of_clusters)) for cluster in clusters])
+    left_out = {"undefined_draws": float(np.isnan(draws).mean())}
+    these = estimate(mean, weighted_mean(draws, weights[:, None])[:, 0], settings, None)
     if len(of_clusters) < 2:
         like_these = Estimate(value=mean, reason="one cluster of cells says nothing about others")
     else:
@@ -230,8 +233,8 @@ def over_cells(values: FloatArray, draws: FloatArray, clusters: Sequence[str], s
     return OverCells(
         cells=len(values),
         clusters=len(of_clusters),
-        these_cells=estimate(mean, weighted_mean(draws, weights[:, None])[:, 0], settings, None),
-        cells_like_these=like_these,
+        these_cells=these.model_copy(update=left_out),
+        cells_like_these=like_these.model_copy(update=left_out),
     )
 
 

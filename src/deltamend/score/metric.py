@@ -21,6 +21,9 @@ BoolArray: TypeAlias = NDArray[np.bool_]
 
 Group = Literal["damaged", "improved", "neutral"]
 
+_ROUNDING = 1e-9
+"""Of the scores: what two ways to add up the same items may differ by. One item of n that changes is exactly one standard error."""
+
 
 @dataclass(frozen=True)
 class Means:
@@ -59,9 +62,20 @@ class Parts:
 
 
 def partition(means: Means) -> tuple[BoolArray, BoolArray]:
-    """Which benchmarks fine-tuning damaged and which it improved, each (…, B); the rest is neutral."""
-    gain = means.finetuned - means.base
-    return gain < -means.margin, gain > means.margin
+    """Which benchmarks fine-tuning damaged and which it improved, each (…, B); the rest is neutral.
+
+    A change as large as the margin is none, whichever way it was rounded.
+    """
+    return (
+        _beyond(means.base, means.finetuned, means.margin),
+        _beyond(means.finetuned, means.base, means.margin),
+    )
+
+
+def _beyond(above: FloatArray, below: FloatArray, margin: FloatArray) -> BoolArray:
+    """Whether `above` − `below` is more than the margin."""
+    found: BoolArray = above - below > margin + _ROUNDING * (np.abs(above) + np.abs(below))
+    return found
 
 
 def shares(means: Means) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -84,28 +98,42 @@ def parts_of(means: Means, like: Means | None = None) -> Parts:
 
     Args:
         means: of the models, or of draws of their items.
-        like: of the models, where `means` are of draws. The combined score of a draw in which other parts are defined than
-            here is a mean of other things, and counts as undefined.
+        like: of the models, where `means` are of draws. A draw in which other parts would be defined than here, say because
+            nothing is damaged in it, is scored by the partition that the models have, as its combined score were a mean of
+            other things; where a part is undefined even so (0/0), so is its combined score.
     """
     damaged, improved = partition(means)
+    learnt = _beyond(means.target_finetuned, means.target_base, means.target_margin)
+    wanted = None
+    if like is not None:
+        own = *partition(like), _beyond(like.target_finetuned, like.target_base, like.target_margin)
+        wanted = _defined(*own)
+        same = (_defined(damaged, improved, learnt) == wanted).all(axis=-1)
+        damaged, improved = (
+            np.where(same[..., None], drawn, seen) for drawn, seen in zip((damaged, improved), own[:2], strict=True)
+        )
+        learnt = np.where(same, learnt, own[2])
     healed, preserved, unharmed = shares(means)
     base, finetuned = means.target_base[..., None], means.target_finetuned[..., None]
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         kept = np.clip((means.target_repaired - base) / (finetuned - base), 0, 1)
-    learnt = finetuned > base + means.target_margin[..., None]
     found = (
         _mean_over(damaged, healed),
         _mean_over(improved, preserved),
         _mean_over(~(damaged | improved), unharmed),
-        np.where(learnt, kept, np.nan),
+        np.where(learnt[..., None], kept, np.nan),
     )
     stacked = np.stack(found, axis=-1)
     combined = combine(stacked)
-    if like is not None:
-        seen = parts_of(like)
-        wanted = ~np.isnan(np.stack([seen.healing, seen.preservation, seen.non_damage, seen.retention], axis=-1))
-        combined = np.where((~np.isnan(stacked) == wanted).all(axis=-1), combined, np.nan)
+    if wanted is not None:
+        combined = np.where((~np.isnan(stacked) == wanted[..., None, :]).all(axis=-1), combined, np.nan)
     return Parts(*found, combined=combined)
+
+
+def _defined(damaged: BoolArray, improved: BoolArray, learnt: BoolArray) -> BoolArray:
+    """Which of the four parts are defined, (…, 4), by a partition (…, B) and whether the target was learnt (…)."""
+    neutral = ~(damaged | improved)
+    return np.stack([damaged.any(axis=-1), improved.any(axis=-1), neutral.any(axis=-1), learnt], axis=-1)
 
 
 def combine(parts: FloatArray) -> FloatArray:
