@@ -41,8 +41,9 @@ def recommend(
 ) -> Recommendation:
     """The method that was best in the choosing cells of our study, or WiSE-FT where it cannot run.
 
-    That is `null-space` (docs/results). In the confirmation cells that ran after its default was set it is above every
-    published method (benchmarks/study_fresh.txt). It needs the base to write a few texts: it is loaded with transformers, in float32, and what
+    That is `null-space` (docs/results). In the cells that chose nothing it is ahead of every published method, of WiSE-FT not
+    beyond doubt in other cells like them (benchmarks/study_lead.txt). It needs the base to write a few texts: it is loaded with
+    transformers, in float32, and what
     its layers are given is kept in the cache for the next fine-tuned model of the same base. Where this is not possible it is
     WiSE-FT at 0.5, norms and biases too.
 

@@ -18,7 +18,8 @@ class Fapm(Weighted):
 
     The score is |Δ|·(1 − mean|W|/|W|): large changes count, and large changes in proportion to the weight count
     against. An entry that did not change has the score 0 whatever its weight; one that changed from a weight of 0 has
-    the score −∞, the limit of small weights, and is kept last.
+    the score −∞, the limit of small weights, and is kept last. Where most entries did not change, as after training in
+    pure bf16, they come before all that changed and have a score below 0, and little or nothing is kept.
     """
 
     name: ClassVar[str] = "fapm"

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from deltamend.cache import publish
 from deltamend.errors import OutputError
-from deltamend.report.score_tables import Table, markdown, markdown_text
+from deltamend.report.score_tables import TITLES, Table, markdown, markdown_text
 from deltamend.report.study_plots import ALT, shown_group, study_plots
 from deltamend.report.study_tables import (
     best_strengths_table,
@@ -27,7 +27,9 @@ from deltamend.report.study_tables import (
     safety_table,
     written_table,
 )
-from deltamend.study.outcome import CONFIRMATION, StudyResults, Topic
+from deltamend.score.cell import TRIVIAL
+from deltamend.study.outcome import CONFIRMATION, PARTS, StudyResults, Topic
+from deltamend.study.verdict import DRAWN
 
 _USUAL_DRAWS = 2000
 """Of `deltamend study`."""
@@ -204,8 +206,19 @@ def _how_to_read(results: StudyResults) -> str:
         f"so both score 0. In brackets: {100 * results.confidence:g}% intervals, first for these very cells (other items), then "
         "for cells like these (other items and other cells). Differences are paired, over the cells that have both repairs; the "
         "best published repair is picked in the same cells and so flattered. Each interval is taken alone. Resampling moves what is near 0 or 1 "
-        "away from there, so an interval may lie beside its figure; no verdict rests on such a one."
+        "away from there, so an interval may lie beside its figure; no verdict rests on such a one. With other draws an end would move "
+        f"by some {100 * DRAWN:g}% of the interval's width, so none rests on an end that is nearer to 0 than that. {_defined_in(results)}"
     )
+
+
+def _defined_in(results: StudyResults) -> str:
+    """In how many cells each part is defined for the fine-tuned model itself, that is for every repair."""
+    group = shown_group(results)
+    own = next((one.groups[group] for one in results.repairs if one.name == TRIVIAL[0] and group in one.groups), None)
+    if own is None:
+        return ""
+    said = ", ".join(f"{TITLES[part]} in {getattr(own, part).cells}" for part in PARTS if part != "combined")
+    return f"Of the {len(results.groups[group])} {group} cells, each part is defined in some: {said}."
 
 
 def _made(results: StudyResults) -> Iterator[str]:

@@ -21,6 +21,9 @@ from deltamend.study.outcome import (
 LEVEL = 0.05
 """Of a p-value."""
 
+DRAWN = 0.015
+"""Standard error of an end of a 95% interval from 2,000 draws, in widths of the interval: √(0.025·0.975/2000)/φ(1.96)/3.92."""
+
 _UNCLEAR = "not told apart from"
 
 _UNCONFIRMED = "No confirmation cell is done yet, so nothing is confirmed."
@@ -59,13 +62,13 @@ def _headline(results: StudyResults) -> str:
     if winners:
         return (
             f"{nearest} beats {published} on the combined score over the confirmation cells; the smallest "
-            f"difference is from {worst.second}, {_points(worst.cells_like_these)}. {_curve_of(results, nearest)}"
+            f"difference is from {worst.second}, {_points(worst.cells_like_these)}."
         )
     if here:
         return (
             f"{nearest} beats {published} in these very confirmation cells, but not beyond doubt in other cells like "
             f"them: the smallest difference is from {worst.second}, {_points(worst.these_cells)}, and for cells like these "
-            f"{_points(worst.cells_like_these)}. {_curve_of(results, nearest)}"
+            f"{_points(worst.cells_like_these)}."
         )
     candidate = "No candidate" if len(by_candidate) == len(compared) else "No candidate that is done in all of them"
     return (
@@ -211,17 +214,6 @@ def _place(of: Height) -> str:
     return "below" if _below(of.groups[CONFIRMATION].cells_like_these) else _UNCLEAR
 
 
-def _curve_of(results: StudyResults, name: str) -> str:
-    found = [of for of in (results.curve.heights if results.curve else ()) if of.name == name and of.judged]
-    if not found or CONFIRMATION not in found[0].groups:
-        return "It is not compared with the WiSE-FT curve."
-    over, by_parts = (own[CONFIRMATION].cells_like_these for own in (found[0].groups, found[0].groups_by_parts))
-    return (
-        f"It is {_place(found[0])} the WiSE-FT curve at the same ‖Δ*‖ (interpolated): {_points(over)}, "
-        f"and {_points(by_parts)} with each part interpolated."
-    )
-
-
 def _where_dg_hard_heals(results: StudyResults) -> list[str]:
     found = results.dg_hard
     if found is None:
@@ -315,12 +307,19 @@ def _how_retention_is_measured(results: StudyResults) -> list[str]:
 
 
 def _above(of: Estimate) -> bool:
-    """Resampling shifts what is clipped at 0 or 1: an interval beyond its own figure is no evidence."""
-    return of.value is not None and of.low is not None and 0 < of.low <= of.value
+    """Whether the whole interval is above 0, beyond what its end owes to the draws.
+
+    Resampling shifts what is clipped at 0 or 1: an interval beyond its own figure is no evidence.
+    """
+    if of.value is None or of.low is None or of.high is None:
+        return False
+    return DRAWN * (of.high - of.low) < of.low <= of.value
 
 
 def _below(of: Estimate) -> bool:
-    return of.value is not None and of.high is not None and 0 > of.high >= of.value
+    if of.value is None or of.low is None or of.high is None:
+        return False
+    return -DRAWN * (of.high - of.low) > of.high >= of.value
 
 
 def _excludes_zero(of: Estimate) -> bool:
