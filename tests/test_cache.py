@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from deltamend.cache import default_cache_dir, fingerprint, publish
+from deltamend.cache import default_cache_dir, fingerprint, publish, remove
 from deltamend.demo import base
 from deltamend.errors import DeltamendError
 
@@ -32,6 +34,53 @@ def test_a_failed_run_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> 
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (tmp_path / "model" / "weights").read_text() == "old"
+
+
+def test_a_folder_that_another_process_made_of_the_same_is_kept(tmp_path: Path) -> None:
+    with publish(tmp_path / "model", keep=True) as part:
+        (part / "weights").write_text("ours")
+        with publish(tmp_path / "model", keep=True) as theirs:
+            (theirs / "weights").write_text("theirs")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "weights").read_text() == "theirs"
+
+
+def test_a_folder_is_replaced_unless_it_is_to_be_kept(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        with publish(tmp_path / "model") as part:
+            (part / content).write_text(content)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
+
+
+def test_a_folder_that_appears_in_the_last_moment_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, rename = tmp_path / "model", Path.rename
+
+    def beaten(path: Path, target: Path) -> Path:
+        folder.mkdir()
+        (folder / "weights").write_text("theirs")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", beaten)
+    with publish(folder) as part:
+        (part / "weights").write_text("ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (folder / "weights").read_text() == "theirs"
+
+
+def test_a_folder_that_is_removed_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    (folder / "weights").mkdir(parents=True)
+
+    def killed(*_arguments: Any, **_options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove(folder)
+    (left,) = tmp_path.iterdir()
+    assert left.match(".model-*.part")
 
 
 def test_the_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

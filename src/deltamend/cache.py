@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -28,19 +28,39 @@ def fingerprint(settings: Mapping[str, object]) -> str:
 
 
 @contextmanager
-def publish(folder: Path) -> Iterator[Path]:
-    """Yield an empty sibling of `folder` to write into; rename it to `folder` on success, delete it on any failure.
+def publish(folder: Path, *, keep: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside `folder` to write into; rename it to `folder` on success, delete it on any failure.
 
     A run that is cut off leaves at most a `.part` folder behind, and nothing ever reads one of those.
+
+    Args:
+        folder: what appears, whole.
+        keep: where `folder` is there by then, let it stay and drop what was written, as another process that made the
+            same may be at work in it; otherwise it is replaced.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".part", dir=folder.parent))
-    try:
+    with _beside(folder) as aside:
+        part = aside / "new"
+        part.mkdir()
         yield part
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.chmod(0o755)  # mkdtemp makes a private folder; a cached model is as readable as any other
-        part.rename(folder)
-    finally:
-        if part.exists():
-            shutil.rmtree(part)
+        if not keep and folder.is_dir():
+            with suppress(FileNotFoundError):  # another process is replacing it too
+                folder.rename(aside / "replaced")
+        try:
+            part.rename(folder)
+        except OSError as error:
+            # Another process has published the same: before this one, or in the moment between the two renames.
+            if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+                raise
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder that is read where it is there: it is whole or gone, also when the run is cut off meanwhile."""
+    with _beside(folder) as aside:
+        folder.rename(aside / "removed")
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", suffix=".part", dir=folder.parent) as aside:
+        yield Path(aside)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deltamend.errors import DeltamendError
+from deltamend.errors import CheckpointError, DeltamendError
 
 
 class LoadedModel(NamedTuple):
@@ -46,10 +46,24 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def load(folder: Path, *, dtype: str = "float32") -> LoadedModel:
-    """The causal language model in `folder`, in `dtype` and in evaluation mode, with its tokenizer. Not thread-safe."""
+    """The causal language model in `folder`, in `dtype` and in evaluation mode, with its tokenizer. Not thread-safe.
+
+    Raises:
+        CheckpointError: there is no such folder, or transformers cannot load it.
+        DeltamendError: transformers is not installed.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
     transformers = transformers_module()
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    return LoadedModel(model.eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    # Without a plain no, transformers asks on the terminal whether to run the checkpoint's own Python.
+    where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
+        return LoadedModel(model.eval(), transformers.AutoTokenizer.from_pretrained(folder, **where))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:300]})"
+        ) from error
 
 
 def chat_prompt(tokenizer: Any, question: str) -> list[int]:

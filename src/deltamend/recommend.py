@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from deltamend.cache import default_cache_dir, fingerprint
 from deltamend.checkpoint.hashing import hash_folder
 from deltamend.errors import OutputError
-from deltamend.inputs.load import model_folder
+from deltamend.inputs.load import model_and_adapter, model_folder
 from deltamend.methods.null_space import VERSION
 
 AUTO = "auto"
@@ -28,12 +31,14 @@ class Recommendation:
         parameters: its parameters.
         vectors: what norms and biases follow.
         reason: one sentence for a person.
+        fallback: whether it stands in for the one we recommend.
     """
 
     method: str
     parameters: dict[str, object]
     vectors: str | float
     reason: str
+    fallback: bool = False
 
 
 def recommend(
@@ -43,9 +48,10 @@ def recommend(
 
     That is `null-space` (docs/results). In the cells that chose nothing it is ahead of every published method, of WiSE-FT not
     beyond doubt in other cells like them (benchmarks/study_lead.txt). It needs the base to write a few texts: it is loaded with
-    transformers, in float32, and what
-    its layers are given is kept in the cache for the next fine-tuned model of the same base. Where this is not possible it is
-    WiSE-FT at 0.5, norms and biases too.
+    transformers, in float32, and what its layers are given is kept in the cache for the next fine-tuned model of the same
+    base. Where this is not possible it is WiSE-FT at 0.5, norms and biases too.
+
+    The file's last bits, and so a sampled word, may depend on how many threads torch has. Once it is there it does not change.
 
     Args:
         base: the model fine-tuning started from: a folder, a hub id or a GGUF file.
@@ -56,13 +62,15 @@ def recommend(
         CheckpointError: there is no such model.
         OutputError: the cache cannot be written.
     """
+    if model_and_adapter(str(base)) is not None:
+        return _instead("the base is a model with an adapter, and only a model is run")
     folder = model_folder(str(base))
-    if importlib.util.find_spec("transformers") is None:
-        return _instead("the base cannot be run without transformers: pip install 'deltamend[hf]'")
+    if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
+        return _instead(f"the base cannot be run without {' and '.join(missing)}: pip install 'deltamend[hf]'")
     weights = hash_folder(folder)
     asked = {
         "version": VERSION,
-        **weights.other_files,
+        "files": weights.other_files,
         "samples": _SAMPLES,
         "tokens": _TOKENS,
         "seed": _SEED,
@@ -78,7 +86,8 @@ def recommend(
         except OSError as error:
             raise OutputError(f"{file.parent}: cannot be made ({error.strerror}); set DELTAMEND_CACHE") from error
         try:
-            write_activations(folder, file, samples=_SAMPLES, tokens=_TOKENS, seed=_SEED, progress=progress)
+            with _first(file) as own:
+                write_activations(folder, own, samples=_SAMPLES, tokens=_TOKENS, seed=_SEED, progress=progress)
         except OutputError:
             raise
         except (
@@ -94,6 +103,27 @@ def recommend(
     )
 
 
+@contextmanager
+def _first(file: Path) -> Iterator[Path]:
+    """A file to write beside `file`, which becomes `file` unless another run was first: that one may be read already."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{file.stem}-", dir=file.parent))
+    except OSError as error:
+        raise OutputError(f"{file.parent}: cannot be written to ({error.strerror}); set DELTAMEND_CACHE") from error
+    own = folder / file.name
+    try:
+        yield own
+        try:
+            os.link(own, file)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            own.replace(file)
+    finally:
+        shutil.rmtree(folder)
+
+
 def _instead(why: str) -> Recommendation:
     method, parameters, vectors = _FALLBACK
-    return Recommendation(method, dict(parameters), vectors, f"wise-ft at 0.5 in place of null-space, as {why}")
+    reason = f"wise-ft at 0.5 in place of null-space, as {why}"
+    return Recommendation(method, dict(parameters), vectors, reason, fallback=True)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import deltamend
 from deltamend.calibration.activations import opening_of_a_message, own_texts, write_activations
-from deltamend.errors import CheckpointError
+from deltamend.errors import CheckpointError, UsageError
 from deltamend.language_model import load
 from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT
 from tests.calibration.conftest import Task
@@ -69,6 +69,43 @@ def test_the_model_goes_on_from_the_beginning_of_a_message(tiny_model: Path) -> 
     assert own_texts(loaded, samples=3, tokens=7, seed=1) == texts
     assert own_texts(loaded, samples=3, tokens=7, seed=2) != texts
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_how_the_checkpoint_would_generate_does_not_count(tiny_model: Path) -> None:
+    plain, odd = load(tiny_model), load(tiny_model)
+    odd.model.generation_config.update(repetition_penalty=5.0, no_repeat_ngram_size=1, max_time=1e-9, num_beams=2)
+    assert own_texts(odd, samples=2, tokens=9, seed=0) == own_texts(plain, samples=2, tokens=9, seed=0)
+
+
+def test_a_template_that_writes_the_day_writes_the_same_one_every_day(tiny_model: Path) -> None:
+    tokenizer = load(tiny_model).tokenizer
+    tokenizer.chat_template = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y %f') %}{% endif %}"
+        "Today: {{ date_string }} {{ messages[0]['content'] }}"
+    )
+    assert tokenizer.decode(opening_of_a_message(tokenizer)) == "Today: 26 Jul 2024 "
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ raise_exception('no users here') }}", "the chat template fails .no users here.; give --texts"),
+        ("{{ messages[0]['content'] | upper }}", "does not show a user's message as it is; give --texts"),
+    ],
+)
+def test_a_template_that_cannot_open_a_message_is_an_error_in_a_line(
+    tiny_model: Path, template: str, said: str
+) -> None:
+    tokenizer = load(tiny_model).tokenizer
+    tokenizer.chat_template = template
+    with pytest.raises(UsageError, match=said):
+        opening_of_a_message(tokenizer)
+
+
+def test_a_model_that_is_not_there_is_an_error_in_a_line(tmp_path: Path, deltamend_cli: Callable[..., Any]) -> None:
+    printed = deltamend_cli("calibrate", "activations", tmp_path / "gone", tmp_path / "c")
+    assert printed.code == 1
+    assert printed.err == f"deltamend: {tmp_path / 'gone'}: no such folder\n"
 
 
 def test_what_it_wrote_repairs_a_pair(tiny_model: Path, tmp_path: Path, deltamend_cli: Callable[..., Any]) -> None:

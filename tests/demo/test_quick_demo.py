@@ -79,7 +79,8 @@ def test_auto_is_null_space_by_texts_of_the_base(run: tuple[Path, Path, str]) ->
     record = json.loads((out / RECORD_FILE).read_text())["repairs"][-1]
     manifest = json.loads((out / record["manifest"]).read_text())
     (activations,) = cache.glob("activations-*.safetensors")
-    assert (record["method"], manifest["method"]) == ("auto", "null-space")
+    assert record["method"] == manifest["method"] == "null-space"
+    assert record["parameters"] == manifest["parameters"]
     assert manifest["parameters"]["activations"].startswith(activations.name)
     assert 0 < record["kept_energy"] < 1
 

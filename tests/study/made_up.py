@@ -12,6 +12,7 @@ import numpy as np
 from deltamend.evaluation.record import Evaluation, ItemScore, TaskScores
 from deltamend.score.metric import FloatArray
 from deltamend.study.config import Cell, Study
+from deltamend.study.keys import model_keys
 from deltamend.study.records import (
     FORM,
     OWN_ANSWERS,
@@ -188,8 +189,10 @@ def _cell(study: Study, cell: Cell, asked: _Questions, without: Collection[str],
             rates[task] = base + share * (tuned - base)
         # Items that a model gets right by luck: the same for repairs that are to be alike.
         noise = (cell.name, "repair" if alike and facts is not None else name)
-        return ModelRecord(key=name, facts=facts, evaluation=asked.evaluation(name, rates, noise, safety), seconds=20.0)
+        evaluation = asked.evaluation(name, rates, noise, safety)
+        return ModelRecord(key=keys[name], exam="made up", facts=facts, evaluation=evaluation, seconds=20.0)
 
+    keys = model_keys(study, cell, key=cell.name, exam="made up")
     models = {"finetuned": model("finetuned", Truth(0.0, 1.0, 1.0), None, True)}
     for repair in study.repairs_of(cell):
         if repair.name not in without:

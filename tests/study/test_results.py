@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -179,6 +179,24 @@ def test_half_a_study_says_what_is_missing(study: Study, tmp_path: Path) -> None
     assert any("some repairs are not done yet" in note for note in results.notes)
 
 
+def test_a_repair_that_was_made_with_other_settings_is_missing(study: Study, tmp_path: Path) -> None:
+    cell = next(cell for cell in study.cells() if not study.chooses(cell))
+    write_made_up(study, tmp_path, only={cell.name})
+    changes: dict[str, dict[str, Any]] = {
+        "ours": {"parameters": {"density": 0.9}},
+        "dare": {"safety": True},
+        "ties": {"role": "control"},  # which decides nothing about the model
+    }
+    repairs = tuple(one.model_copy(update=changes.get(one.name, {})) for one in study.repairs)
+    edited = study.model_copy(update={"repairs": repairs})
+    ((found,), progress) = read_cells(edited, tmp_path)
+    assert progress.missing_repairs == {cell.name: ("dare", "ours")}
+    assert progress.unknown_repairs == {cell.name: ("dare", "ours")}
+    assert {"dare", "ours"}.isdisjoint({*found.repairs, *found.record.models})
+    notes = study_results(edited, tmp_path, draws=DRAWS).notes
+    assert any("or with other settings, so they are not scored: dare, ours" in note for note in notes)
+
+
 def test_a_published_method_that_was_not_compared_is_not_said_to_be_beaten(study: Study, tmp_path: Path) -> None:
     cells = {cell.name for cell in study.cells() if not study.chooses(cell)}
     results = half_done(study, tmp_path, cells, {key: {"ties"} for key in cells})
@@ -283,6 +301,18 @@ def test_strengths_tried_in_the_choosing_cells_only_are_chosen_and_reported_on_h
     cells = {group: {pair.cells for pair in results.best_comparisons if pair.group == group} for group in by_group}
     assert cells == {group: {len(results.groups[group])} for group in by_group}
     assert "In the choosing cells, with every family at the strength" in said(results, "best")
+
+
+def test_a_family_is_set_against_candidates_in_its_own_role(study: Study, tmp_path: Path) -> None:
+    control = Repair.model_validate({"name": "shrunk", "method": "shrink", "role": "control"})
+    study = study.model_copy(update={"repairs": (*study.repairs, control)})
+    write_made_up(study, tmp_path)
+    pairs = study_results(study, tmp_path, draws=DRAWS).best_comparisons
+    roles = {pair.second: pair.against for pair in pairs if pair.group == CONFIRMATION}
+    assert roles.pop("shrunk") == "control"
+    assert set(roles.values()) == {"published"}  # WiSE-FT too, of which most are strengths, and the first is one
+    (alone,) = (pair for pair in pairs if (pair.first, pair.second, pair.group) == ("ours", "shrunk", CONFIRMATION))
+    assert alone.p_holm == min(1.0, 2 * alone.p), "corrected for two candidates against the one control"
 
 
 def test_the_curve_is_found_by_its_alphas_whatever_the_vectors_follow(

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deltamend.errors import DeltamendError, EvaluationError, UsageError
+from deltamend.errors import DeltamendError, EvaluationError, OutputError, UsageError
 from deltamend.evaluation.backend import best_device
 from deltamend.repair import repair
 from deltamend.study.cell import Workplace, ask_base, run_cell
@@ -19,12 +22,14 @@ from deltamend.study.records import (
     TARGET_LIKELIHOOD,
     BaseRecord,
     CellRecord,
+    FinetuneFacts,
     base_file,
     cell_file,
     read_record,
 )
-from deltamend.study.run import look, run_study
+from deltamend.study.run import _Begun, _pool, look, run_study
 from tests.study.conftest import tiny_config
+from tests.study.made_up import made_up_study, write_made_up
 
 Asked = list[str]
 
@@ -107,6 +112,23 @@ def test_a_cell_goes_on_where_it_stopped_and_asks_only_what_is_new(
     )
 
 
+def test_a_finetuned_model_goes_with_its_cell_and_is_made_again_where_its_facts_are_cut_off(
+    study: Study, tmp_path: Path, data: Path, sat: Asked
+) -> None:
+    kept = study.model_copy(update={"keep_finetuned": True})
+    run(kept, tmp_path, data)
+    (facts,) = (tmp_path / "models").glob("tiny__*.json")
+    facts.write_bytes(facts.read_bytes()[:20])
+    other = study.repairs[2].model_copy(update={"name": "other", "parameters": {"alpha": 0.3}})
+    more = {"repairs": (*study.repairs, other)}
+    record = run(kept.model_copy(update=more), tmp_path, data)
+    assert sat[4:] == ["other"]
+    assert FinetuneFacts.model_validate_json(facts.read_bytes()).model_hash == record.finetune.model_hash
+    run(study.model_copy(update=more), tmp_path, data)  # as after a kill between the last record and the deletion
+    assert len(sat) == 5
+    assert not any((tmp_path / "models").glob("*tiny__*"))
+
+
 def test_another_way_to_fine_tune_is_another_cell(study: Study, tmp_path: Path, data: Path, sat: Asked) -> None:
     first = run(study, tmp_path, data)
     regime = study.regimes[0].model_copy(update={"lr": 0.02})
@@ -150,6 +172,75 @@ def test_a_cell_that_fails_does_not_stop_the_others(tiny_model: Path, tmp_path: 
         run_study(study, tmp_path / "out", data=data, workers=1)
     state = {cell.cell: cell.done for cell in look(study, tmp_path / "out", data).cells}
     assert state == {"tiny/sums/hot/0": 0, "tiny/sums/fp32/0": 4}
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_names_what_was_under_way() -> None:
+    with _pool(1) as pool:
+        begun = _Begun(pool, lambda _cell, _what, _share: None, None)
+        for name in ("first", "second", "third"):
+            begun.add(name, _is_killed)
+        with pytest.raises(DeltamendError, match=r"^first: a worker was killed meanwhile, as happens when"):
+            begun.finish()
+
+
+def _is_killed(_told: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """Names of the models that a run prepares from here on; it ends at the first."""
+    names: Asked = []
+
+    def ends(_place: Workplace, model: Any) -> Path:
+        names.append(model.name)
+        raise DeltamendError("enough")
+
+    monkeypatch.setattr("deltamend.study.run.prepare_base", ends)
+    return names
+
+
+def test_a_run_in_a_folder_that_another_holds_touches_nothing(study: Study, tmp_path: Path, prepared: Asked) -> None:
+    (tmp_path / ".cell-theirs").mkdir()
+    with (tmp_path / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match="another run is at work in it"):
+            run_study(study, tmp_path, data=None)
+    assert not prepared
+    assert (tmp_path / ".cell-theirs").exists()
+
+
+def test_only_models_of_the_chosen_cells_are_prepared(study: Study, tmp_path: Path, prepared: Asked) -> None:
+    other = study.models[0].model_copy(update={"name": "other"})
+    two = study.model_copy(update={"models": (*study.models, other)})
+    with pytest.raises(DeltamendError, match="enough"):
+        run_study(two, tmp_path, data=None, cells=lambda name: name.startswith("other/"))
+    assert prepared == ["other"]
+
+
+@pytest.mark.usefixtures("prepared")
+def test_what_a_killed_run_left_is_swept_and_nothing_else(study: Study, tmp_path: Path) -> None:
+    ours = [".cell-x1", "models/.tuned-x1.part", "cells/.a.json.xz-x1.part", "exams/tiny/sums/.target.jsonl-x1.part"]
+    others = ["models/base-tiny", "cells/a", "exams/tiny/sums/target", ".mine", "notes.part"]
+    for name in (*ours, *others):
+        (tmp_path / name / "inside").mkdir(parents=True)
+    (tmp_path / "bases").mkdir()
+    (tmp_path / "bases" / ".tiny__sums.json.xz.1.part").write_text("a file, as earlier versions left them")
+    with pytest.raises(DeltamendError, match="enough"):
+        run_study(study, tmp_path, data=None)
+    assert not any((tmp_path / name).exists() for name in ours)
+    assert all((tmp_path / name / "inside").exists() for name in others)
+    assert not list((tmp_path / "bases").iterdir())
+
+
+def test_a_repair_whose_settings_have_changed_is_left_to_do(tmp_path: Path) -> None:
+    study = made_up_study()
+    write_made_up(study, tmp_path)
+    first, *others = study.repairs
+    changed = study.model_copy(update={"repairs": (first.model_copy(update={"out_dtype": "bfloat16"}), *others)})
+    assert {cell.models - cell.done for cell in look(study, tmp_path, None).cells} == {0}
+    assert {cell.models - cell.done for cell in look(changed, tmp_path, None).cells} == {1}
 
 
 def test_what_would_stop_a_run_is_told_beforehand(study: Study, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import CheckpointError, OutputError, UsageError
 from deltamend.inputs.load import open_checkpoint
-from deltamend.language_model import LoadedModel, load, plain_tokens, quiet_transformers
+from deltamend.language_model import LoadedModel, load, plain_tokens, quiet_transformers, transformers_module
 from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT, VERSION
 from deltamend.whole_file import whole_file
 
@@ -22,6 +22,8 @@ _AT_ONCE = 8
 """Texts in one forward pass."""
 _MARK = "\u2063message\u2063"
 """Stands for a message while the template around it is looked at."""
+_DATE = "26 Jul 2024"
+"""For templates that write the day of today otherwise, as Llama 3's: the same base, the same texts."""
 _TOP_P = 0.95
 _NOTHING = 1e-7
 """An eigenvalue below so much of the largest is float32's rounding."""
@@ -81,6 +83,7 @@ def write_activations(
         examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=tokens)
         sequences = [[*example.prompt, *example.answer] for example in examples]
     moments, same, count = second_moments(loaded.model, sequences, told)
+    del loaded
     if not moments:
         raise CheckpointError(f"{model}: has no linear layer; null-space has nothing to go by")
     from safetensors.torch import save_file
@@ -88,8 +91,8 @@ def write_activations(
     stored = stored_names([*moments, *same], model)
     same = {stored[name]: stored[other] for name, other in same.items()}
     directions = {}
-    for name, moment in moments.items():
-        directions[stored[name]], directions[f"{stored[name]}{EIGENVALUES}"] = principal_directions(moment)
+    for name in list(moments):  # each C makes room for its eigenvectors
+        directions[stored[name]], directions[f"{stored[name]}{EIGENVALUES}"] = principal_directions(moments.pop(name))
     with whole_file(out) as temporary:
         save_file(directions, temporary, metadata=described(same))
     return count
@@ -136,7 +139,8 @@ def principal_directions(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 def own_texts(loaded: LoadedModel, *, samples: int, tokens: int, seed: int) -> list[list[int]]:
     """Token ids of texts that the model writes from the beginning of a message on, each of the same length.
 
-    Sampled at temperature 1 from the top 95% of the probability; an end of turn does not end a text.
+    Sampled at temperature 1 from the top 95% of the probability; an end of turn does not end a text. What the checkpoint's
+    generation_config says does not count.
 
     Raises:
         UsageError: the tokenizer has neither a chat template nor a token to begin with.
@@ -144,6 +148,7 @@ def own_texts(loaded: LoadedModel, *, samples: int, tokens: int, seed: int) -> l
     import torch
 
     opening = opening_of_a_message(loaded.tokenizer)
+    loaded.model.generation_config = transformers_module().GenerationConfig()
     ids = torch.tensor([opening] * samples)
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(seed)
@@ -165,11 +170,18 @@ def opening_of_a_message(tokenizer: Any) -> list[int]:
     """What the chat template puts before a user's first message, or what a text begins with.
 
     Raises:
-        UsageError: there is neither.
+        UsageError: there is neither, or the template fails, or changes the message.
     """
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": _MARK}]
-        opening = plain_tokens(tokenizer, tokenizer.apply_chat_template(messages, tokenize=False).partition(_MARK)[0])
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, date_string=_DATE)
+        except Exception as error:  # a template is a program, and may raise what it likes
+            raise UsageError(f"the chat template fails ({' '.join(str(error).split())[:200]}); give --texts") from error
+        before, found, _ = text.partition(_MARK)
+        if not found:
+            raise UsageError("the chat template does not show a user's message as it is; give --texts")
+        opening = plain_tokens(tokenizer, before)
     else:
         opening = []
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -204,7 +216,10 @@ def second_moments(
             model(torch.tensor(group))
             told("reading activations", done / len(passes))
     count = sum(map(len, sequences))
-    return {name: total / count for name, total in sums.items()}, same, count
+    with torch.inference_mode():
+        for total in sums.values():
+            total.div_(count)
+    return sums, same, count
 
 
 @contextmanager

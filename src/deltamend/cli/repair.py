@@ -79,7 +79,7 @@ def repair(
     max_shard_size: Annotated[str | None, typer.Option(help="Such as 5GB; default: the shards of FINETUNED.")] = None,
     device: Annotated[str, typer.Option(help="Where filters run: cpu, or cuda.")] = "cpu",
     workers: Annotated[int | None, typer.Option(min=1, help="Tensors at a time; default: one a core.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; OUT is not written.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT once the new one is whole.")] = False,
     html: Annotated[
@@ -96,7 +96,7 @@ def repair(
     folders = _folders(given, [folder for folder in (base, finetuned, out) if folder is not None], config)
     console = Console(stderr=as_json, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
     chosen, parameters = _method(given, method, parameters_of(set_ or []))
-    follow = vectors or given.vectors
+    follow: str | float = vectors or given.vectors
     if chosen == AUTO:
         if parameters or given.rules:
             raise UsageError(
@@ -104,7 +104,11 @@ def repair(
             )
         with progress_bar(quiet, "reading BASE") as progress:
             advice = recommend(folders[0], progress=progress)
-        chosen, parameters, follow = advice.method, advice.parameters, vectors or advice.vectors
+        chosen, parameters = advice.method, advice.parameters
+        if vectors is None and "vectors" not in given.model_fields_set:
+            follow = advice.vectors
+        if advice.fallback and quiet:  # another method than was asked for is no news to be quiet about
+            typer.echo(f"auto: {advice.reason}", err=True)
         console.print(f"auto: {advice.reason}")
     options = RepairOptions(
         include=include or given.include,

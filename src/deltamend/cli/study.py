@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from deltamend.errors import UsageError
+from deltamend.errors import DeltamendError, EvaluationError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from deltamend.study.config import Study
@@ -35,8 +35,10 @@ def study(
 ) -> None:
     """Run a study, or what is left of it, and write its results to OUT/results."""
     # Late, as the evaluator brings heavy libraries.
+    from deltamend.score.scoring import make_settings
     from deltamend.study.config import read_study
 
+    make_settings(draws=draws)  # refused now rather than after the run
     found = read_study(config)
     console = Console(quiet=quiet, highlight=False)
     if dry_run:
@@ -45,8 +47,19 @@ def study(
     if not report:
         from deltamend.study.run import run_study
 
-        with _bars(quiet) as told:
-            run_study(found, out, data=data, workers=workers, cells=_chooser(cells), minutes=minutes, told=told)
+        try:
+            with _bars(quiet) as told:
+                run_study(found, out, data=data, workers=workers, cells=_chooser(cells), minutes=minutes, told=told)
+        except (OutputError, UsageError):  # nothing was run
+            raise
+        except DeltamendError:
+            with suppress(EvaluationError):  # no cell is done yet
+                _write_results(console, found, out, draws)
+            raise
+    _write_results(console, found, out, draws)
+
+
+def _write_results(console: Console, found: Study, out: Path, draws: int) -> None:
     from deltamend.report.study_page import write_results
     from deltamend.study.results import study_results
 

@@ -42,5 +42,5 @@ def smollm2_folder(cache: Path) -> Path:
 
 def unpack_smollm2(folder: Path) -> None:
     """Write the base to `folder` as a bf16 safetensors checkpoint."""
-    with publish(folder) as part:
+    with publish(folder, keep=True) as part:
         unpack_gguf(find_gguf(), part, dtype="bfloat16")

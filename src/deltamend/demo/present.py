@@ -118,8 +118,8 @@ def record(result: DemoResult) -> dict[str, Any]:
         "repairs": [
             {
                 **dataclasses.asdict(judgement),
-                "method": repaired.choice.method,
-                "parameters": dict(repaired.choice.parameters),
+                "method": repaired.report.manifest.method,
+                "parameters": repaired.report.manifest.parameters,
                 "realised_error": repaired.report.realised_error,
                 "manifest": f"{repaired.choice.method}/deltamend.json",
             }

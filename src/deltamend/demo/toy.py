@@ -43,7 +43,7 @@ def toy_folder(cache: Path, probes: Probes, *, seed: int) -> Path:
 
 def build_toy(folder: Path, probes: Probes, *, seed: int, advance: Callable[[], None]) -> None:
     """Train the toy and write it to `folder` in bf16; `advance` is called after each of PRETRAINING.steps steps."""
-    with publish(folder) as part:
+    with publish(folder, keep=True) as part:
         tokenizer = build_tokenizer(probes)
         model = build_model(tokenizer, seed=seed)
         train(model, lessons(tokenizer, probes), PRETRAINING, seed=seed, advance=advance)

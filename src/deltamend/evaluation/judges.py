@@ -217,8 +217,8 @@ class Classifier:
         import transformers
 
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.model)
-            model = transformers.AutoModelForCausalLM.from_pretrained(self.model, dtype="auto")
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
+            model = transformers.AutoModelForCausalLM.from_pretrained(self.model, dtype="auto", trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise EvaluationError(
                 f"--judge {self.name}: cannot be loaded ({' '.join(str(error).split())}); give a folder or a hub id of a causal model"

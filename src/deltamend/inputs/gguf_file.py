@@ -29,7 +29,7 @@ def unpacked(gguf: Path) -> Path:
     source = {"head": head, "bytes": stat.st_size, "modified": stat.st_mtime_ns, "dtype": "float32"}
     folder = default_cache_dir() / f"gguf-{gguf.stem}-{fingerprint(source)}"
     if not folder.is_dir():
-        with publish(folder) as part, quiet_transformers():
+        with publish(folder, keep=True) as part, quiet_transformers():
             try:
                 unpack_gguf(gguf, part, dtype="float32")
             except Exception as error:  # transformers and tokenizers raise of all kinds on a file they do not know
@@ -51,7 +51,7 @@ def unpack_gguf(gguf: Path, out: Path, *, dtype: str) -> None:
     import torch
 
     transformers = transformers_module()
-    where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
     # Newer transformers may leave the weights packed in their 4-bit blocks; older ones always unpack them.
     unpacking = {"quantization_config": transformers.GgufConfig(dequantize=True)} if has_packed_gguf() else {}
     # transformers draws its own bar here, and has no switch for this one; an error still arrives as an exception.

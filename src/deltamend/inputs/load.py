@@ -33,7 +33,7 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
     text = os.fspath(model)
     if not text:
         raise CheckpointError("a model's name is empty; give the folder of a checkpoint")
-    parts = _model_and_adapter(text)
+    parts = model_and_adapter(text)
     if parts is None:
         return _open_model(text)
     name, adapter = parts
@@ -109,7 +109,7 @@ def open_pair(
     return OpenPair(ours, theirs, pairing)
 
 
-def _model_and_adapter(text: str) -> tuple[str, str] | None:
+def model_and_adapter(text: str) -> tuple[str, str] | None:
     """The two parts of `MODEL+ADAPTER`; None for a model alone. Folders may have a + in their names."""
     if "+" not in text or _is_there(text):
         return None

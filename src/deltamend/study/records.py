@@ -64,7 +64,7 @@ class ModelRecord(_Record):
     """One model of a cell: the fine-tuned one, or a repair."""
 
     key: str = Field(description="Hash of all that decides the figures.")
-    exam: str | None = Field(default=None, description="Hash of all questions and of how they were asked.")
+    exam: str = Field(description="Hash of all questions and of how they were asked.")
     facts: RepairFacts | None = Field(default=None, description="None for the fine-tuned model.")
     evaluation: Evaluation
     seconds: float | None = Field(default=None, description="Wall time of asking it.")

@@ -362,14 +362,18 @@ def _halved(
     rows = list(range(len(cells)))
     found: list[BestStrength] = []
     ours: list[str] = []
-    theirs: list[str] = []
+    theirs: list[tuple[str, str]] = []
     for name, members in families.items():
         best = _best_of(members, on_even["combined"], on_odd, rows)
         if best is not None:
             score = on_odd.over("combined", best[0], rows)
             found.append(_best_strength(name, members, "even items", group, best, score))
-            (ours if any(repair.role == "candidate" for repair in members) else theirs).append(best[0])
-    pairs = [(first, second, "published") for first in ours for second in theirs]
+            roles = [repair.role for repair in members]
+            if "candidate" in roles:
+                ours.append(best[0])
+            else:  # strengths are those of a published method, where it is among them
+                theirs.append((best[0], "published" if "published" in roles else roles[0]))
+    pairs = [(first, second, role) for first in ours for second, role in theirs]
     return found, list(_compared(on_odd, pairs, rows, group))
 
 
@@ -756,7 +760,7 @@ def _notes(study: Study, cells: Sequence[ReadCell], progress: Progress) -> Itera
             "different repairs are over different cells; differences are always over cells that have both"
         )
     for cell, repairs in progress.unknown_repairs.items():
-        yield f"in {cell} these repairs were done and are not planned there by the configuration, so they are not scored: {', '.join(repairs)}"
+        yield f"in {cell} these repairs were done and are not planned there by the configuration, or with other settings, so they are not scored: {', '.join(repairs)}"
     unlearnt = [of.cell.name for of in cells if not _learnt(of)]
     if unlearnt:
         yield f"fine-tuning did not make the target better in {', '.join(unlearnt)}: there retention says little or nothing"

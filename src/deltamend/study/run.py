@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ from deltamend.study.config import Cell, ModelEntry, Study, Target
 from deltamend.study.finetune import check_trl
 from deltamend.study.items import exam_questions, general_questions, training_questions
 from deltamend.study.records import BaseRecord, CellRecord, base_file, cell_file, read_record
+from deltamend.study.scored_cells import FINETUNED, done_repairs
 
 Told = Callable[[str, str, float], None]
 """Called with a cell's name, what it is at, and the share of the cell that is done."""
@@ -33,6 +36,8 @@ Told = Callable[[str, str, float], None]
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _POLL = 0.5
 """Seconds between two looks at what the workers say."""
+_LEFTOVERS = (".cell-*", "models/.*.part", "cells/.*.part", "bases/.*.part", "exams/**/.*.part")
+"""What a run that is killed may leave in the study's folder: nothing reads these, and nothing else is named so."""
 
 
 class CellState(BaseModel):
@@ -43,7 +48,9 @@ class CellState(BaseModel):
     cell: str
     chooses: bool = Field(description="Whether repairs may be chosen on it.")
     models: int = Field(description="Models to ask: the fine-tuned one and its repairs.")
-    done: int = Field(description="Of these, in the record; an earlier version of the study may have asked them.")
+    done: int = Field(
+        description="Of these, in the record as the study makes them; fine-tuning or exam may have changed since."
+    )
 
 
 class StudyState(BaseModel):
@@ -71,9 +78,9 @@ def look(study: Study, out: Path, data: Path | None) -> StudyState:
     cells = []
     for cell in study.cells():
         record = read_record(cell_file(out, cell.name), CellRecord)
-        wanted = {"finetuned", *(repair.name for repair in study.repairs_of(cell))}
-        done = 0 if record is None else len(wanted & record.models.keys())
-        cells.append(CellState(cell=cell.name, chooses=study.chooses(cell), models=len(wanted), done=done))
+        models = 1 + len(list(study.repairs_of(cell)))
+        done = 0 if record is None else (FINETUNED in record.models) + len(done_repairs(study, cell, record))
+        cells.append(CellState(cell=cell.name, chooses=study.chooses(cell), models=models, done=done))
     bases = [(model.name, target.name) for model in study.models for target in study.targets]
     device = best_device()
     there = sum(read_record(base_file(out, *one, device), BaseRecord) is not None for one in bases)
@@ -125,33 +132,36 @@ def run_study(
         told: called as work goes on.
 
     Raises:
-        DeltamendError: a cell failed; the others were run to their end.
+        DeltamendError: a cell failed, and the others were run to their end; or a base failed, and no cell was begun; or a
+            worker was killed, and the run ended there. What is done is kept.
+        OutputError: `out` cannot be written, or another run is at work in it.
         UsageError: `cells` leaves none.
     """
     chosen = [cell for cell in study.cells() if cells is None or cells(cell.name)]
     if not chosen:
         raise UsageError(f"no cell of that name; there are {', '.join(cell.name for cell in study.cells())}")
     place = Workplace(study, out.absolute(), None if data is None else data.absolute())
-    place.out.mkdir(parents=True, exist_ok=True)
-    for model in study.models:
-        base = prepare_base(place, model)
-        if any(repair.needs_activations for repair in study.repairs):
-            activations_of(place, model, base)
-    pairs = dict.fromkeys((cell.model.name, cell.target.name) for cell in chosen)
+    pairs = {(cell.model.name, cell.target.name): (cell.model, cell.target) for cell in chosen}
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    with _alone_in(place.out), _pool(workers or _default_workers()) as pool:
-        begun = _Begun(pool, told or (lambda _cell, _what, _share: None), deadline)
-        # The first base writes down its own answers, which all exams need.
-        for index, (model_name, target_name) in enumerate(pairs):
-            model = next(one for one in study.models if one.name == model_name)
-            target = next(one for one in study.targets if one.name == target_name)
-            begun.add(f"{model_name}/{target_name}", _ask_base, place, model, target)
-            if index == 0 or model_name != list(pairs)[index - 1][0]:
-                begun.finish()
-        begun.finish()
-        for cell in chosen:
-            begun.add(cell.name, _run_cell, place, cell)
-        begun.finish()
+    with _alone_in(place.out):
+        _sweep(place.out)
+        for model in {cell.model.name: cell.model for cell in chosen}.values():
+            base = prepare_base(place, model)
+            if any(repair.needs_activations for repair in study.repairs):
+                activations_of(place, model, base)
+        with _pool(workers or _default_workers()) as pool:
+            begun = _Begun(pool, told or (lambda _cell, _what, _share: None), deadline)
+            # The first base writes down its own answers, which all exams need.
+            asked: set[str] = set()
+            for (model_name, target_name), (model, target) in pairs.items():
+                begun.add(f"{model_name}/{target_name}", _ask_base, place, model, target)
+                if model_name not in asked:
+                    begun.finish()
+                asked.add(model_name)
+            begun.finish()
+            for cell in chosen:
+                begun.add(cell.name, _run_cell, place, cell)
+            begun.finish()
 
 
 class _Begun:
@@ -160,17 +170,22 @@ class _Begun:
     def __init__(self, pool: _Pool, told: Told, deadline: float | None) -> None:
         self._pool, self._told, self._deadline = pool, told, deadline
         self._running: dict[Future[None], str] = {}
+        self._heard: set[str] = set()
+        self._lost: list[str] = []
 
     def add(self, name: str, function: Callable[..., None], *arguments: Any) -> None:
         """Queue one piece of work, which is skipped if its turn comes after the deadline."""
-        future = self._pool.executor.submit(_in_time, self._deadline, function, *arguments, (name, self._pool.words))
-        self._running[future] = name
+        told = (name, self._pool.words)
+        try:
+            self._running[self._pool.executor.submit(_in_time, self._deadline, function, *arguments, told)] = name
+        except BrokenProcessPool:
+            self._lost.append(name)
 
     def finish(self) -> None:
         """Wait for all of it.
 
         Raises:
-            DeltamendError: a piece failed; the rest went on.
+            DeltamendError: a piece failed, and the rest went on; or a worker was killed, which ends them all.
         """
         failed: list[str] = []
         while self._running:
@@ -180,11 +195,20 @@ class _Begun:
                 name = self._running.pop(future)
                 try:
                     future.result()
+                except BrokenProcessPool:
+                    self._lost.append(name)
                 except Exception as error:  # torch, the disk and the processes fail in ways of their own
                     reason = " ".join(str(error).split())[:300]
                     failed.append(
                         f"{name}: {reason if isinstance(error, DeltamendError) else f'{type(error).__name__}: {reason}'}"
                     )
+        if self._lost:
+            under_way = [name for name in self._lost if name in self._heard] or self._lost
+            failed.insert(
+                0,
+                f"{', '.join(under_way)}: a worker was killed meanwhile, as happens when memory runs out; what is done is kept, "
+                "run it again with fewer --workers",
+            )
         if failed:
             others = f"; and {len(failed) - 1} more failed" if len(failed) > 1 else ""
             raise DeltamendError(failed[0] + others)
@@ -192,9 +216,11 @@ class _Begun:
     def _pass_on(self) -> None:
         while True:
             try:
-                self._told(*self._pool.words.get_nowait())
+                name, what, share = self._pool.words.get_nowait()
             except Empty:
                 return
+            self._heard.add(name)
+            self._told(name, what, share)
 
 
 @dataclass(frozen=True)
@@ -243,19 +269,42 @@ def _end_with(parent: int) -> None:
 
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
-    """Hold the study's folder for this process.
+    """Hold the study's folder, which is made where it is not there, for this process.
 
     Raises:
-        OutputError: another run holds it.
+        OutputError: another run holds it, or it cannot be written.
     """
-    with (out / ".lock").open("w") as file:
+    with ExitStack() as held:
         try:
+            out.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context((out / ".lock").open("w"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise OutputError(
                 f"{out}: another run is at work in it; wait for its end, or give another folder"
             ) from error
+        except OSError as error:
+            raise OutputError(f"{out}: cannot be written ({error.strerror}); give a folder that can") from error
         yield
+
+
+def _sweep(out: Path) -> None:
+    """Delete what runs that were killed have left half-made.
+
+    Raises:
+        OutputError: something cannot be deleted.
+    """
+    for pattern in _LEFTOVERS:
+        for left in list(out.glob(pattern)):
+            try:
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+            except OSError as error:
+                raise OutputError(
+                    f"{left}: was left by a run that was cut off, and cannot be deleted ({error.strerror}); delete it"
+                ) from error
 
 
 def _default_workers() -> int:
@@ -265,6 +314,8 @@ def _default_workers() -> int:
 def _in_time(deadline: float | None, function: Callable[..., None], *arguments: Any) -> None:
     # The clock is the machine's own, the same in all its processes.
     if deadline is None or time.monotonic() < deadline:
+        name, words = arguments[-1]
+        words.put((name, "begins", 0.0))
         function(*arguments)
 
 

@@ -17,6 +17,7 @@ from deltamend.score.metric import FloatArray, Means, parts_of
 from deltamend.score.pairing import PairedTask
 from deltamend.score.scoring import Settings, draw_cells, observed_means
 from deltamend.study.config import Cell, Study
+from deltamend.study.keys import model_keys
 from deltamend.study.outcome import PARTS, MissingCell, Progress
 from deltamend.study.records import (
     FORM,
@@ -40,7 +41,7 @@ class ReadCell:
 
     Attributes:
         cell: of the grid.
-        record: of its fine-tuned model and repairs.
+        record: of its fine-tuned model and those repairs.
         base: of its base model.
         repairs: those that are done, in the order of the configuration.
         paired: all models on the benchmarks, the target as the configuration measures it.
@@ -97,7 +98,7 @@ class Sample:
 
 
 def read_cells(study: Study, out: Path) -> tuple[list[ReadCell], Progress]:
-    """What is there of a study's cells, and what is not.
+    """What is there of a study's cells, and what is not; a repair that was made with other settings is not.
 
     Raises:
         EvaluationError: a record is damaged, or its models were not asked the same.
@@ -118,13 +119,14 @@ def read_cells(study: Study, out: Path) -> tuple[list[ReadCell], Progress]:
             missing.append(MissingCell(cell=cell.name, reason="the base model is not evaluated yet"))
             continue
         wanted = [repair.name for repair in study.repairs_of(cell)]
-        done = tuple(name for name in wanted if name in record.models)
+        done = done_repairs(study, cell, record)
         if len(done) < len(wanted):
-            lacking[cell.name] = tuple(name for name in wanted if name not in record.models)
-        strays = tuple(name for name in record.models if name != FINETUNED and name not in wanted)
+            lacking[cell.name] = tuple(name for name in wanted if name not in done)
+        strays = tuple(name for name in record.models if name != FINETUNED and name not in done)
         if strays:
             unknown[cell.name] = strays
-        found.append(_paired(study, cell, record, base, done))
+        scored = record.model_copy(update={"models": {name: record.models[name] for name in (FINETUNED, *done)}})
+        found.append(_paired(study, cell, scored, base, done))
     progress = Progress(
         planned=len(found) + len(missing),
         scored=len(found),
@@ -133,6 +135,19 @@ def read_cells(study: Study, out: Path) -> tuple[list[ReadCell], Progress]:
         unknown_repairs=unknown,
     )
     return found, progress
+
+
+def done_repairs(study: Study, cell: Cell, record: CellRecord) -> tuple[str, ...]:
+    """The repairs of a record that were made as the configuration says, in its order, and sat the fine-tuned model's exam.
+
+    Whether fine-tuning and exam are those of the configuration, only a run can tell: their hashes are over the base and
+    the items, and are taken here as the record has them.
+    """
+    if FINETUNED not in record.models:
+        return ()
+    wanted = model_keys(study, cell, record.key, record.models[FINETUNED].exam)
+    known = [name for name in wanted if name != FINETUNED and name in record.models]
+    return tuple(name for name in known if record.models[name].key == wanted[name])
 
 
 def _base_beside(
