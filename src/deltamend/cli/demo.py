@@ -11,7 +11,7 @@ from rich.console import Console
 
 def demo(
     quick: Annotated[
-        bool, typer.Option("--quick", help="A two-layer toy instead of a real model: a minute, not six.")
+        bool, typer.Option("--quick", help="A two-layer toy instead of a real model: a minute, not ten.")
     ] = False,
     cache: Annotated[
         Path | None, typer.Option(help="Where models are kept; default: $DELTAMEND_CACHE, or the user's cache folder.")
