@@ -16,7 +16,7 @@ from deltamend.score.cells import OverCells, cluster_means
 from deltamend.score.result import Estimate
 from deltamend.score.scoring import make_settings
 from deltamend.study.config import read_study
-from deltamend.study.scored_cells import read_cells, sample
+from deltamend.study.findings.scored_cells import read_cells, sample
 
 STUDY = Path(__file__).parents[1] / "studies/smollm2.yaml"
 DEFAULT, CURVE = "null-space-0.001", "wise-ft-0.5"

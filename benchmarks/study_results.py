@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from deltamend.report.study_page import write_results
 from deltamend.study.config import Study
-from deltamend.study.results import study_results
+from deltamend.study.findings.results import study_results
 from measure import machine
 from tests.study.made_up import made_up_study, write_made_up
 

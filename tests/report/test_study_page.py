@@ -16,8 +16,8 @@ from deltamend.report.score_tables import markdown_text
 from deltamend.report.study_page import results_html, results_markdown, write_results
 from deltamend.report.study_plots import ALT, study_plots
 from deltamend.report.study_tables import csv_tables, main_table
-from deltamend.study.outcome import CHOOSING, CONFIRMATION, StudyResults
-from deltamend.study.results import study_results
+from deltamend.study.findings.outcome import CHOOSING, CONFIRMATION, StudyResults
+from deltamend.study.findings.results import study_results
 from tests.study.made_up import made_up_study, write_made_up
 
 HOSTILE = """<script>document.title='ran'</script><img src=x onerror="document.title='ran'">"""

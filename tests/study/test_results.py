@@ -12,10 +12,10 @@ from deltamend.errors import EvaluationError, UsageError
 from deltamend.score.result import Estimate
 from deltamend.score.scoring import make_settings
 from deltamend.study.config import Repair, Study
-from deltamend.study.outcome import CHOOSING, CONFIRMATION, Answer, StudyResults
+from deltamend.study.findings.outcome import CHOOSING, CONFIRMATION, Answer, StudyResults
+from deltamend.study.findings.results import study_results
+from deltamend.study.findings.scored_cells import half_of, half_sample, read_cells, sample
 from deltamend.study.records import BaseRecord, CellRecord, ModelRecord, base_file, cell_file, read_record, write_record
-from deltamend.study.results import study_results
-from deltamend.study.scored_cells import half_of, half_sample, read_cells, sample
 from tests.study.made_up import ALPHAS, made_up_study, write_made_up
 
 DRAWS = 200

@@ -61,7 +61,7 @@ def study(
 
 def _write_results(console: Console, found: Study, out: Path, draws: int) -> None:
     from deltamend.report.study_page import write_results
-    from deltamend.study.results import study_results
+    from deltamend.study.findings.results import study_results
 
     write_results(study_results(found, out, draws=draws), out / "results")
     console.print(f"wrote {out / 'results' / 'README.md'} and index.html beside it", markup=False)

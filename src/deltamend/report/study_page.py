@@ -28,8 +28,8 @@ from deltamend.report.study_tables import (
     written_table,
 )
 from deltamend.score.cell import TRIVIAL
-from deltamend.study.outcome import CONFIRMATION, PARTS, StudyResults, Topic
-from deltamend.study.verdict import DRAWN
+from deltamend.study.findings.outcome import CONFIRMATION, PARTS, StudyResults, Topic
+from deltamend.study.findings.verdict import DRAWN
 
 _USUAL_DRAWS = 2000
 """Of `deltamend study`."""

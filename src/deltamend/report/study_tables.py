@@ -10,7 +10,7 @@ from deltamend.report.score_tables import TITLES, Table, figure, p_value
 from deltamend.report.study_plots import by_combined, shown_group
 from deltamend.score.cells import OverCells
 from deltamend.score.result import Estimate
-from deltamend.study.outcome import CHOOSING, CONFIRMATION, PARTS, StudyResults
+from deltamend.study.findings.outcome import CHOOSING, CONFIRMATION, PARTS, StudyResults
 
 _PARTS = ("healing", "preservation", "non_damage", "retention")
 _Row = dict[str, object]
@@ -255,11 +255,15 @@ def missing_table(results: StudyResults) -> Iterator[Table]:
     for name, where in lacking.items():
         repairs.setdefault(", ".join(where), []).append(name)
     rows = (
-        *((f"{len(names)} cells", why, ", ".join(names)) for why, names in cells.items()),
-        *((f"{len(names)} repairs", f"not done in {where}", ", ".join(names)) for where, names in repairs.items()),
+        *((_counted(len(names), "cell"), why, ", ".join(names)) for why, names in cells.items()),
+        *((_counted(len(names), "repair"), f"not done in {where}", ", ".join(names)) for where, names in repairs.items()),
     )
     if rows:
         yield Table("Not there yet", ("", "why or where", "which"), rows)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def csv_tables(results: StudyResults) -> dict[str, str]:

@@ -16,7 +16,7 @@ from deltamend.score.pairing import PairedTask, pair_tasks
 Source = str | os.PathLike[str] | Evaluation
 """A record, its file, a folder or results file of lm-eval, or a log of inspect or a folder of its logs."""
 
-TRIVIAL = ("none", "revert")
+TRIVIAL = NONE, REVERT = ("none", "revert")
 """Always scored as well: the fine-tuned model itself, and the base."""
 
 _RESERVED = ("base", "finetuned", *TRIVIAL)

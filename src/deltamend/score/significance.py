@@ -1,4 +1,4 @@
-"""Tests: exact McNemar for two models on one benchmark, Wilcoxon's signed ranks over cells, Holm's correction."""
+"""Tests: exact McNemar for two models on one benchmark, Wilcoxon's signed ranks over cells, Holm's correction, rank correlation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import numpy as np
 
 from deltamend.errors import UsageError
 from deltamend.score.metric import FloatArray
+
+_PERMUTATIONS = 9999
+"""Of a rank correlation's p; all of them where there are fewer."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +80,22 @@ def holm(p: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p) - rank) * p[index]))
         corrected[index] = running
     return corrected
+
+
+def spearman(first: FloatArray, second: FloatArray) -> tuple[float | None, float | None]:
+    """Spearman's rank correlation of (n,) figures, and its two-sided p by permutation; None where ranks mean nothing."""
+    from scipy.stats import permutation_test, rankdata, spearmanr
+
+    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None, None
+    ranks, others = rankdata(first), rankdata(second)
+
+    def product(shuffled: FloatArray, axis: int = -1) -> FloatArray:
+        """What grows with the correlation, as ranks stay the same when they are shuffled."""
+        found: FloatArray = (shuffled * (others - others.mean())).sum(axis=axis)
+        return found
+
+    tested = permutation_test(
+        (ranks,), product, permutation_type="pairings", n_resamples=_PERMUTATIONS, vectorized=True, random_state=0
+    )
+    return float(spearmanr(first, second).statistic), float(tested.pvalue)

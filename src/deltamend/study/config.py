@@ -170,6 +170,17 @@ class Repair(_Strict):
         return self
 
 
+def family_of(repair: Repair) -> str:
+    """What strengths of one method have in common; with rules a repair is no strength of its method."""
+    return repair.family or (repair.name if repair.rules else repair.method)
+
+
+def same_but_dtype(one: Repair, other: Repair) -> bool:
+    """Whether two repairs differ in nothing but what is written, and what they are called."""
+    fields = ("method", "parameters", "rules", "vectors")
+    return all(getattr(one, field) == getattr(other, field) for field in fields)
+
+
 class GeneralPrompts(_Strict):
     """What people ask a chat model: the base's own answers to these are what fine-tuning may unlearn."""
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 
 from deltamend.study.config import Cell, Study
+from deltamend.study.records import FINETUNED, CellRecord
 
 
 def hash_of(content: object) -> str:
@@ -22,8 +23,21 @@ def model_keys(study: Study, cell: Cell, key: str, exam: str) -> dict[str, str]:
         key: of the cell, as its record has it: a hash of all that decides the fine-tuned model.
         exam: hash of all questions and of how they are asked.
     """
-    keys = {"finetuned": hash_of([key, exam])}
+    keys = {FINETUNED: hash_of([key, exam])}
     for one in study.repairs_of(cell):
         written = [study.own_texts.model_dump()] if one.needs_activations else []
         keys[one.name] = hash_of([key, exam, one.what_decides(), *written])
     return keys
+
+
+def done_repairs(study: Study, cell: Cell, record: CellRecord) -> tuple[str, ...]:
+    """The repairs of a record that were made as the configuration says, in its order, and sat the fine-tuned model's exam.
+
+    Whether fine-tuning and exam are those of the configuration, only a run can tell: their hashes are over the base and
+    the items, and are taken here as the record has them.
+    """
+    if FINETUNED not in record.models:
+        return ()
+    wanted = model_keys(study, cell, record.key, record.models[FINETUNED].exam)
+    known = [name for name in wanted if name != FINETUNED and name in record.models]
+    return tuple(name for name in known if record.models[name].key == wanted[name])

@@ -18,6 +18,9 @@ _LARGEST = 1 << 30
 TARGET, TARGET_LIKELIHOOD, OWN_ANSWERS, FORM = EXAM_TASKS = ("target", "target_likelihood", "own_answers", "form")
 """Names that the tasks of the study's own have in every evaluation."""
 
+FINETUNED = "finetuned"
+"""Name of the fine-tuned model among the models of a cell."""
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

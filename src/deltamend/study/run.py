@@ -27,8 +27,8 @@ from deltamend.study.cell import Workplace, activations_of, ask_base, prepare_ba
 from deltamend.study.config import Cell, ModelEntry, Study, Target
 from deltamend.study.finetune import check_trl
 from deltamend.study.items import exam_questions, general_questions, training_questions
-from deltamend.study.records import BaseRecord, CellRecord, base_file, cell_file, read_record
-from deltamend.study.scored_cells import FINETUNED, done_repairs
+from deltamend.study.keys import done_repairs
+from deltamend.study.records import FINETUNED, BaseRecord, CellRecord, base_file, cell_file, read_record
 
 Told = Callable[[str, str, float], None]
 """Called with a cell's name, what it is at, and the share of the cell that is done."""

@@ -10,29 +10,29 @@ import numpy as np
 
 from deltamend.errors import DeltamendError, EvaluationError
 from deltamend.evaluation.record import Evaluation
-from deltamend.score.cell import TRIVIAL, open_cell
+from deltamend.score.cell import NONE, TRIVIAL, open_cell
 from deltamend.score.cell import Cell as PairedCell
 from deltamend.score.cells import OverCells, over_cells
 from deltamend.score.metric import FloatArray, Means, parts_of
 from deltamend.score.pairing import PairedTask
 from deltamend.score.scoring import Settings, draw_cells, observed_means
 from deltamend.study.config import Cell, Study
-from deltamend.study.keys import model_keys
-from deltamend.study.outcome import PARTS, MissingCell, Progress
+from deltamend.study.findings.outcome import PARTS, MissingCell, PartsOver, Progress
+from deltamend.study.keys import done_repairs
 from deltamend.study.records import (
+    FINETUNED,
     FORM,
     OWN_ANSWERS,
     TARGET,
     TARGET_LIKELIHOOD,
     BaseRecord,
     CellRecord,
+    RepairFacts,
     base_file,
     cell_file,
     device_of,
     read_record,
 )
-
-FINETUNED = "finetuned"
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,25 @@ class ReadCell:
     repairs: tuple[str, ...]
     paired: PairedCell
     other: PairedTask
+
+    def facts(self, name: str) -> RepairFacts:
+        """What a repair did to the weights.
+
+        Raises:
+            EvaluationError: the record does not say.
+        """
+        facts = self.record.models[name].facts
+        if facts is None:
+            raise EvaluationError(
+                f"cell {self.cell.name}: the record of {name} does not say what the repair did; run it again"
+            )
+        return facts
+
+    def size(self, name: str) -> float:
+        """‖written − W_base‖/‖Δ‖ of a repair, or of a trivial one."""
+        if name in TRIVIAL:
+            return 1.0 if name == NONE else 0.0
+        return float(np.sqrt(self.facts(name).realised_energy))
 
 
 @dataclass(frozen=True)
@@ -83,8 +102,12 @@ class Sample:
         """Its mean over clusters of some cells."""
         return self.mean(*self.at(part, name, cells), cells)
 
+    def parts_over(self, name: str, cells: Sequence[int]) -> PartsOver:
+        """The same of every part."""
+        return PartsOver(**{part: self.over(part, name, cells) for part in PARTS})
+
     def difference(self, part: str, first: str, second: str, cells: Sequence[int]) -> OverCells:
-        """The same of a paired difference."""
+        """Mean over clusters of a paired difference."""
         return self.mean(*self.gap(part, first, second, cells), cells)
 
     def gap(self, part: str, first: str, second: str, cells: Sequence[int]) -> tuple[FloatArray, FloatArray]:
@@ -135,19 +158,6 @@ def read_cells(study: Study, out: Path) -> tuple[list[ReadCell], Progress]:
         unknown_repairs=unknown,
     )
     return found, progress
-
-
-def done_repairs(study: Study, cell: Cell, record: CellRecord) -> tuple[str, ...]:
-    """The repairs of a record that were made as the configuration says, in its order, and sat the fine-tuned model's exam.
-
-    Whether fine-tuning and exam are those of the configuration, only a run can tell: their hashes are over the base and
-    the items, and are taken here as the record has them.
-    """
-    if FINETUNED not in record.models:
-        return ()
-    wanted = model_keys(study, cell, record.key, record.models[FINETUNED].exam)
-    known = [name for name in wanted if name != FINETUNED and name in record.models]
-    return tuple(name for name in known if record.models[name].key == wanted[name])
 
 
 def _base_beside(

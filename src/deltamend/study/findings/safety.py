@@ -14,8 +14,9 @@ from deltamend.score.pairing import PairedTask, pair_task
 from deltamend.score.result import Estimate
 from deltamend.score.scoring import Settings, estimate
 from deltamend.study.config import Study
-from deltamend.study.outcome import SafetyOutcome
-from deltamend.study.scored_cells import FINETUNED, ReadCell
+from deltamend.study.findings.outcome import SafetyOutcome
+from deltamend.study.findings.scored_cells import ReadCell
+from deltamend.study.records import FINETUNED
 
 BASE = "base"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deltamend.score.cells import OverCells
 from deltamend.score.result import Estimate
-from deltamend.study.outcome import (
+from deltamend.study.findings.outcome import (
     CHOOSING,
     CONFIRMATION,
     IDENTITY,
