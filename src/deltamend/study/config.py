@@ -128,6 +128,9 @@ class Repair(_Strict):
     safety: bool = Field(False, description="Ask the safety tasks too.")
     regimes: tuple[str, ...] = Field((), description="Only in these regimes; none for all.")
     only_choosing: bool = Field(False, description="Tried in the choosing cells, and not confirmed.")
+    not_in: tuple[str, ...] = Field(
+        (), description="Names of cells in which it is not made, such as those that had been seen when it was picked."
+    )
 
     def what_decides(self) -> list[object]:
         """All that decides what is written: methods with their defaults, and files by their content.
@@ -283,6 +286,8 @@ class Study(_Strict):
                 raise ValueError(f"exam: {task.name} is the name of a task of the study's own; take another")
         wanted = [("targets", name, "choosing") for name in self.choosing.targets]
         wanted += [("regimes", name, f"repairs.{repair.name}") for repair in self.repairs for name in repair.regimes]
+        known["cells"] = {cell.name for cell in self.cells()} if any(repair.not_in for repair in self.repairs) else set()
+        wanted += [("cells", name, f"repairs.{repair.name}") for repair in self.repairs for name in repair.not_in]
         for what, name, where in wanted:
             if name not in known[what]:
                 raise ValueError(f"{where}: no {what[:-1]} {name!r}; there are {', '.join(sorted(known[what]))}")
@@ -303,7 +308,7 @@ class Study(_Strict):
     def repairs_of(self, cell: Cell) -> Iterator[Repair]:
         """The repairs that are made in a cell."""
         for repair in self.repairs:
-            if repair.regimes and cell.regime.name not in repair.regimes:
+            if (repair.regimes and cell.regime.name not in repair.regimes) or cell.name in repair.not_in:
                 continue
             if not repair.only_choosing or self.chooses(cell):
                 yield repair
