@@ -1,25 +1,30 @@
-"""How far the default of null-space leads in studies/smollm2.yaml: over all confirmation cells, and over some.
+"""How far the default of null-space leads in a study, and what the lead hangs on.
 
-python benchmarks/study_lead.py docs/results/smollm2 --record benchmarks/study_lead.txt
+python benchmarks/study_lead.py studies/smollm2.yaml docs/results/smollm2 --record benchmarks/study_lead.txt
+python benchmarks/study_lead.py studies/fresh.yaml docs/results/fresh --record benchmarks/study_lead_fresh.txt
 
-Over those that ran after the default was set: their seeds, that is the fine-tuned models, are new, while targets, regimes and
-the items of the exam had all been seen. And over all but the one cluster in which the lead is largest.
+All of it is over confirmation cells: in float32, and as `deltamend repair` writes it, in the fine-tuned model's dtype; by regime
+and by target; against WiSE-FT at the alpha that was best in the choosing cells of a regime; with retention measured otherwise;
+without the cluster in which the lead is largest; and over the cells that ran after the default was set. Their seeds, that is the
+fine-tuned models, are new, while targets, regimes and the items of the exam had all been seen.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from deltamend.score.cells import OverCells, cluster_means
+from deltamend.score.metric import FloatArray
 from deltamend.score.result import Estimate
 from deltamend.score.scoring import make_settings
-from deltamend.study.config import read_study
-from deltamend.study.findings.scored_cells import read_cells, sample
+from deltamend.study.config import Study, read_study
+from deltamend.study.findings.scored_cells import ReadCell, Sample, read_cells, sample
 
-STUDY = Path(__file__).parents[1] / "studies/smollm2.yaml"
-DEFAULT, CURVE = "null-space-0.001", "wise-ft-0.5"
+DEFAULT, CURVE, PAPER = "null-space-0.001", "wise-ft-0.5", "dg-hard"
 OTHERS = (
     "null-space",
     "null-space-half",
@@ -31,11 +36,65 @@ OTHERS = (
     "dg-hard",
     "dg-hard-bf16",
 )
-SEEN = {  # confirmation cells scored when the default was set, commit f658470
+ALPHAS = (0.2, 0.35, 0.5, 0.65, 0.8)
+CHOSEN = {"fp32": 0.35, "bf16": 0.65, "fp32-low": 0.35, "bf16-low": 0.8}
+"""Regime to WiSE-FT's best alpha in the choosing cells of studies/smollm2.yaml; checked where these cells are there."""
+SEEN = {  # confirmation cells of smollm2 scored when the default was set, commit f658470
     *((target, regime, 0) for target in ("gsm8k", "pubmedqa") for regime in ("fp32", "bf16", "fp32-low", "bf16-low")),
     *(("wikisql", regime, 1) for regime in ("fp32", "bf16", "fp32-low", "bf16-low")),
     *(("sums", regime, 1) for regime in ("fp32", "bf16")),
 }
+Figures = tuple[FloatArray, FloatArray]
+"""(n,) values of some cells and their (D, n) draws."""
+
+
+class Lead:
+    """Figures of a study's cells, and differences of them."""
+
+    def __init__(self, study: Study, out: Path, draws: int) -> None:
+        read, _ = read_cells(study, out)
+        self.sample, self.other = sample(study, read, make_settings(draws=draws))
+        self.cells: Sequence[ReadCell] = read
+        self.confirming = [row for row, of in enumerate(read) if not study.chooses(of.cell)]
+        self.choosing = [row for row, of in enumerate(read) if study.chooses(of.cell)]
+
+    def of(self, name: str, rows: Sequence[int], by: Sample | None = None) -> Figures:
+        """Combined scores of one repair."""
+        return (by or self.sample).at("combined", name, rows)
+
+    def picked(self, names: Sequence[str], rows: Sequence[int]) -> Figures:
+        """Combined scores of another repair in each cell."""
+        each = [self.of(name, [row]) for name, row in zip(names, rows, strict=True)]
+        return np.concatenate([values for values, _ in each]), np.concatenate([draws for _, draws in each], axis=1)
+
+    def written(self, name: str, rows: Sequence[int]) -> Figures:
+        """Combined scores of a repair in the dtype of the fine-tuned model, where it was written so; else in float32."""
+        there = f"{name}-bf16" in self.sample.names
+        bf16 = [there and self.cells[row].cell.regime.weights == "bfloat16" for row in rows]
+        return self.picked([f"{name}-bf16" if own else name for own in bf16], rows)
+
+    def measured(self, name: str, rows: Sequence[int], retention: str) -> Figures:
+        """Combined scores with retention measured in one way on every target."""
+        each = [self.sample if self.cells[row].cell.target.retention == retention else self.other for row in rows]
+        found = [self.of(name, [row], by) for row, by in zip(rows, each, strict=True)]
+        return np.concatenate([values for values, _ in found]), np.concatenate([draws for _, draws in found], axis=1)
+
+    def mean(self, figures: Figures, rows: Sequence[int]) -> OverCells:
+        """Over clusters."""
+        return self.sample.mean(*figures, rows)
+
+    def clusters(self, rows: Sequence[int]) -> list[str]:
+        """Of some cells."""
+        return [self.sample.clusters[row] for row in rows]
+
+    def regimes(self) -> list[str]:
+        """Of the confirmation cells, in their order."""
+        return list(dict.fromkeys(self.cells[row].cell.regime.name for row in self.confirming))
+
+
+def minus(first: Figures, second: Figures) -> Figures:
+    """A paired difference."""
+    return first[0] - second[0], first[1] - second[1]
 
 
 def told(found: OverCells) -> str:
@@ -46,46 +105,115 @@ def told(found: OverCells) -> str:
 
 def span(of: Estimate) -> str:
     """An interval of 95 %."""
-    return f"[{of.low:.1f}, {of.high:.1f}]"
+    return "no interval" if of.low is None else f"[{of.low:.1f}, {of.high:.1f}]"
 
 
-def lines(out: Path, draws: int) -> Iterator[str]:
-    """What the script prints."""
-    study = read_study(STUDY)
-    read, _ = read_cells(study, out)
-    drawn, _ = sample(study, read, make_settings(draws=draws))
+def leads(of: Lead, rows: Sequence[int], names: Sequence[str]) -> Iterator[str]:
+    """The default minus each of some repairs, in float32."""
+    for name in names:
+        yield f"  {DEFAULT} − {name}: {told(of.mean(minus(of.of(DEFAULT, rows), of.of(name, rows)), rows))}"
 
-    def clusters(rows: list[int]) -> int:
-        return len({drawn.clusters[row] for row in rows})
 
-    def lead(other: str, rows: list[int]) -> str:
-        return f"  {DEFAULT} − {other}: {told(drawn.difference('combined', DEFAULT, other, rows))}"
+def as_written(of: Lead, rows: Sequence[int]) -> Iterator[str]:
+    """Scores and the lead in the dtype of the fine-tuned model."""
+    for name in (DEFAULT, CURVE, PAPER):
+        yield f"  {name}: {told(of.mean(of.written(name, rows), rows))}"
+    for name in (CURVE, PAPER):
+        gap = minus(of.written(DEFAULT, rows), of.written(name, rows))
+        yield f"  {DEFAULT} − {name}: {told(of.mean(gap, rows))}"
 
-    cells = [of.cell for of in read]
-    confirming = [row for row, cell in enumerate(cells) if not study.chooses(cell)]
-    fresh = [row for row in confirming if (cells[row].target.name, cells[row].regime.name, cells[row].seed) not in SEEN]
-    yield f"all {len(confirming)} confirmation cells of {clusters(confirming)} clusters"
-    yield from (lead(name, confirming) for name in (CURVE, *OTHERS))
-    values, _ = drawn.gap("combined", DEFAULT, CURVE, confirming)
-    by_cluster = cluster_means(values, [drawn.clusters[row] for row in confirming])
+
+def best_alphas(of: Lead) -> dict[str, float]:
+    """Regime to the alpha with the highest mean combined score over its choosing cells.
+
+    Raises:
+        SystemExit: it is another one than CHOSEN says.
+    """
+    found = {}
+    for regime in of.regimes():
+        rows = [row for row in of.choosing if of.cells[row].cell.regime.name == regime]
+        if not rows:
+            return CHOSEN
+        means = {alpha: float(of.of(f"wise-ft-{alpha}", rows)[0].mean()) for alpha in ALPHAS}
+        found[regime] = max(means, key=lambda alpha: means[alpha])
+    if found != CHOSEN:
+        raise SystemExit(f"the best alphas of the choosing cells are {found}, not {CHOSEN}: mend CHOSEN")
+    return found
+
+
+def by_measure(of: Lead, rows: Sequence[int]) -> Iterator[str]:
+    """The lead over WiSE-FT at 0.5 with retention measured in one way."""
+    for retention, words in (("exact_match", "right answers"), ("likelihood", "their likelihood")):
+        gap = minus(*(of.measured(name, rows, retention) for name in (DEFAULT, CURVE)))
+        yield f"  {words}: {told(of.mean(gap, rows))}"
+
+
+def without_largest(of: Lead, rows: Sequence[int]) -> Iterator[str]:
+    """The lead without the cluster in which it is largest."""
+    values, _ = minus(of.of(DEFAULT, rows), of.of(CURVE, rows))
+    by_cluster = cluster_means(values, of.clusters(rows))
     largest = max(by_cluster, key=lambda name: by_cluster[name])
-    others = [row for row in confirming if drawn.clusters[row] != largest]
+    others = [row for row in rows if of.sample.clusters[row] != largest]
     ahead = sum(value > 0 for value in by_cluster.values())
     yield f"without {largest}, where the lead over {CURVE} is {by_cluster[largest]:.1f}; it is ahead in {ahead} of {len(by_cluster)} clusters"
-    yield lead(CURVE, others)
-    yield f"{len(fresh)} confirmation cells of {clusters(fresh)} clusters, all of them seen with other seeds, ran after the default of null-space was set"
-    yield from (f"  {name}: {told(drawn.over('combined', name, fresh))}" for name in (DEFAULT, CURVE, *OTHERS))
-    yield from (lead(name, fresh) for name in (CURVE, *OTHERS))
+    yield from leads(of, others, [CURVE])
+
+
+def lines(study: Study, out: Path, draws: int) -> Iterator[str]:
+    """What the script prints."""
+    of = Lead(study, out, draws)
+    rows = of.confirming
+    there = [name for name in OTHERS if name in of.sample.names]
+    gap = minus(of.of(DEFAULT, rows), of.of(CURVE, rows))
+
+    def some(condition: Sequence[bool], figures: Figures = gap) -> OverCells:
+        places = [place for place, true in enumerate(condition) if true]
+        return of.mean((figures[0][places], figures[1][:, places]), [rows[place] for place in places])
+
+    yield f"all {len(rows)} confirmation cells of {len(set(of.clusters(rows)))} clusters, in float32"
+    yield from (f"  {name}: {told(of.mean(of.of(name, rows), rows))}" for name in (DEFAULT, CURVE))
+    yield from leads(of, rows, (CURVE, *there))
+    yield "in the dtype of the fine-tuned model, as `deltamend repair` writes it unless it is told"
+    yield from as_written(of, rows)
+    for regime in of.regimes():
+        own = [row for row in rows if of.cells[row].cell.regime.name == regime]
+        yield f"the same in {regime}"
+        yield from as_written(of, own)
+    yield f"the lead over {CURVE} in float32, by target"
+    for target in dict.fromkeys(of.cells[row].cell.target.name for row in rows):
+        yield f"  {target}: {told(some([of.cells[row].cell.target.name == target for row in rows]))}"
+    alphas = best_alphas(of)
+    chosen = of.picked([f"wise-ft-{alphas[of.cells[row].cell.regime.name]}" for row in rows], rows)
+    listed = ", ".join(f"{alpha} in {regime}" for regime, alpha in alphas.items())
+    yield f"WiSE-FT at the alpha that was best in the choosing cells of a regime ({listed}), in float32"
+    yield f"  {told(of.mean(chosen, rows))}"
+    yield f"  {DEFAULT} − that: {told(of.mean(minus(of.of(DEFAULT, rows), chosen), rows))}"
+    yield f"the lead over {CURVE} in float32 with retention measured on every target by"
+    yield from by_measure(of, rows)
+    yield from without_largest(of, rows)
+    cells = [of.cells[row].cell for row in rows]
+    fresh = [(cell.target.name, cell.regime.name, cell.seed) not in SEEN for cell in cells]
+    own = [row for row, new in zip(rows, fresh, strict=True) if new]
+    if len(own) < len(rows):
+        yield f"{len(own)} confirmation cells of {len(set(of.clusters(own)))} clusters, all of them seen with other seeds, ran after the default of null-space was set; in float32"
+        yield from (f"  {name}: {told(of.mean(of.of(name, own), own))}" for name in (DEFAULT, CURVE, *there))
+        yield from leads(of, own, (CURVE, *there))
+        yield "the same as `deltamend repair` writes it"
+        yield from as_written(of, own)
+        cpu = [row for row in own if "NVIDIA" not in of.cells[row].record.machine]
+        yield f"the same in float32, without the {len(own) - len(cpu)} cells that ran on a GPU, all of seed 2"
+        yield from leads(of, cpu, [CURVE])
 
 
 def main() -> None:
     """Compute and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="the study's folder")
+    parser.add_argument("study", type=Path, help="its YAML file")
+    parser.add_argument("out", type=Path, help="its folder")
     parser.add_argument("--draws", type=int, default=10_000, help="of the bootstrap")
     parser.add_argument("--record", type=Path, required=True, help="where to write")
     arguments = parser.parse_args()
-    text = "\n".join(lines(arguments.out, arguments.draws)) + "\n"
+    text = "\n".join(lines(read_study(arguments.study), arguments.out, arguments.draws)) + "\n"
     print(text, end="")
     arguments.record.write_text(text, encoding="utf-8")
 

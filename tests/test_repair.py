@@ -127,6 +127,7 @@ def test_realised_delta_is_what_the_file_holds(llama_pair: Pair, tmp_path: Path)
     report = deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "out")
     exact = deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "exact", out_dtype="fp32")
     base, out, wide = load(llama_pair.base), load(tmp_path / "out"), load(tmp_path / "exact")
+    finetuned = load(llama_pair.finetuned)
     for tensor in report.tensors:
         if tensor.action == "filter":
             realised = out[tensor.name].double() - base[tensor.name].double()
@@ -134,6 +135,8 @@ def test_realised_delta_is_what_the_file_holds(llama_pair: Pair, tmp_path: Path)
             assert tensor.kept_norm is not None
             assert tensor.realised_norm == pytest.approx(float(torch.linalg.norm(realised)), rel=1e-5)
             assert tensor.realised_error == pytest.approx(float(torch.linalg.norm(lost)) / tensor.kept_norm, rel=1e-2)
+            removed = finetuned[tensor.name].double() - wide[tensor.name].double()
+            assert tensor.removed_norm == pytest.approx(float(torch.linalg.norm(removed)), rel=1e-5)
             assert tensor.unmoved == pytest.approx(float((realised == 0).double().mean()))
     assert 1e-4 < report.realised_error < 1e-2
     assert exact.realised_error < 1e-6

@@ -263,6 +263,7 @@ class _Product:
 
     def measure(self, norms: Norms) -> None:
         """Fill in ‖Δ*‖², the norm of what is stored, and its distance to Δ*."""
+        norms.removed = None
         rounded = self.short.astype(np.float64)
         change = rounded - self._exact
         norms.kept = float(np.sum(np.einsum("ij,ij->j", self._exact, self._exact) * self._energies))

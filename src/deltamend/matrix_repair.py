@@ -51,10 +51,14 @@ class Sink(Protocol):
 
 @dataclass
 class Norms:
-    """Running sums over the entries of one matrix; `unmoved` is None where the entries themselves are not written."""
+    """Running sums over the entries of one matrix.
+
+    `unmoved` and `removed`, ‖Δ − Δ*‖², are None where the entries themselves are not written.
+    """
 
     delta: float = 0.0
     kept: float = 0.0
+    removed: float | None = 0.0
     realised: float = 0.0
     lost: float = 0.0
     unmoved: int | None = 0
@@ -187,6 +191,7 @@ def repair_matrix(
         delta_norm=math.sqrt(norms.delta),
         kept_norm=math.sqrt(norms.kept),
         kept_energy=norms.kept / norms.delta if norms.delta else None,
+        removed_norm=None if norms.removed is None else math.sqrt(norms.removed),
         realised_norm=math.sqrt(norms.realised),
         realised_error=math.sqrt(norms.lost / norms.kept) if norms.kept else None,
         unmoved=None if norms.unmoved is None else norms.unmoved / (rows * base.shape[1]),
@@ -252,6 +257,9 @@ def _over_all(parts: Sequence[PartRecord], pair: TensorPair) -> MatrixRepair:
         delta_norm=delta,
         kept_norm=kept,
         kept_energy=(kept / delta) ** 2 if delta else None,
+        removed_norm=None
+        if any(part.removed_norm is None for part in parts)
+        else norm(part.removed_norm for part in parts),
         realised_norm=norm(part.realised_norm for part in parts),
         realised_error=lost / kept if kept else None,
         unmoved=unmoved / sum(sizes),
@@ -394,6 +402,11 @@ class _Part:
             norms.unmoved += realised.size - int(np.count_nonzero(realised))
         realised -= kept
         norms.lost += norm_squared(realised)
+        if norms.removed is not None and self.outcome in ("filtered", "reverted"):
+            np.copyto(realised, finetuned)
+            realised -= base_values
+            realised -= kept
+            norms.removed += norm_squared(realised)
         return written
 
     def _cast(self, values: Array) -> Array:

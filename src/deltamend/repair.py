@@ -93,6 +93,11 @@ class RepairReport:
         """‖cast(W*) − W_base − Δ*‖ / ‖Δ*‖ over all matrices; 0 where Δ* is zero."""
         return self.manifest.realised_error
 
+    @property
+    def undone_by_rounding(self) -> float | None:
+        """‖cast(W*) − W_base − Δ*‖ / ‖Δ − Δ*‖ over all matrices; None where nothing was taken away or it was not measured."""
+        return self.manifest.undone_by_rounding
+
 
 def repair(
     base: str | os.PathLike[str],

@@ -40,6 +40,26 @@ def test_verbose_shows_every_tensor(llama_pair: Pair, tmp_path: Path, deltamend_
     assert "of the update's energy" in printed.out
 
 
+def test_a_repair_that_rounding_undoes_is_warned_of(tmp_path: Path, deltamend_cli: Cli) -> None:
+    # Rounding is a third of a percent of Δ* and a third of the one percent that WiSE-FT takes away.
+    drawn = torch.Generator().manual_seed(0)
+    for side, scale in (("base", 0.02), ("finetuned", 0.03)):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "config.json").write_text("{}")
+        weight = (scale * torch.randn(64, 64, generator=drawn)).to(torch.bfloat16)
+        save_file({"weight": weight}, tmp_path / side / "model.safetensors")
+    command = ("repair", tmp_path / "base", tmp_path / "finetuned")
+    little = deltamend_cli(*command, tmp_path / "little", "--method", "wise-ft", "--set", "alpha=0.99")
+    assert "of what the repair took away, so that part of the repair may be lost" in little.out
+    manifest = json.loads((tmp_path / "little" / "deltamend.json").read_text())
+    assert manifest["tensors"][0]["realised_error"] < 0.01
+    much = deltamend_cli(*command, tmp_path / "much", "--method", "wise-ft", "--set", "alpha=0.5")
+    exact = deltamend_cli(
+        *command, tmp_path / "exact", "--method", "wise-ft", "--set", "alpha=0.99", "--out-dtype", "fp32"
+    )
+    assert "warning" not in much.out + exact.out
+
+
 def test_names_of_tensors_are_only_text(tmp_path: Path, deltamend_cli: Cli) -> None:
     name = "[/bold]{x}[link=file:///etc]"
     for side, value in (("base", 0.0), ("finetuned", 1.0)):

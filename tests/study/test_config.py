@@ -28,6 +28,19 @@ def test_a_repair_may_be_for_some_regimes_or_for_choosing_only() -> None:
     assert "finetuned-bf16" not in named["smollm2/sums/bf16/0"]
     assert "laser" in named["smollm2/sums/fp32/0"]
     assert "laser" not in named["smollm2/sums/fp32/1"]
+    assert "null-space-half" in named["smollm2/gsm8k/fp32/1"]
+    assert "null-space-half" not in named["smollm2/gsm8k/fp32/0"]
+
+
+def test_the_fresh_study_asks_what_the_small_one_asked_of_other_targets() -> None:
+    small, fresh = (read_study(STUDIES / f"{name}.yaml") for name in ("smollm2", "fresh"))
+    assert not {target.name for target in fresh.targets} & {target.name for target in small.targets}
+    assert not any(fresh.chooses(cell) for cell in fresh.cells())
+    assert fresh.regimes == small.regimes
+    assert fresh.models == small.models
+    assert (fresh.exam.general, fresh.exam.tasks) == (small.exam.general, small.exam.tasks)
+    settings = {repair.name: (repair.method, repair.parameters, repair.vectors) for repair in small.repairs}
+    assert all(settings[one.name] == (one.method, one.parameters, one.vectors) for one in fresh.repairs)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +52,7 @@ def test_a_repair_may_be_for_some_regimes_or_for_choosing_only() -> None:
         ({"repairs": [{"name": "base", "method": "none"}]}, "repairs.0: base is not the name of a repair"),
         ({"repairs": [{"name": "../x", "method": "none"}]}, "repairs: '../x' is no name"),
         ({"repairs": [{"name": "x", "method": "none", "regimes": ["gone"]}]}, "repairs.x: no regime 'gone'"),
+        ({"repairs": [{"name": "x", "method": "none", "not_in": ["gone"]}]}, "repairs.x: no cell 'gone'"),
         ({"repairs": [{"name": "x", "method": "none"}] * 2}, "repairs: two are named 'x'"),
         ({"more": 1}, "more: "),
     ],

@@ -14,7 +14,7 @@ from deltamend.evaluation.backend import best_device
 from deltamend.repair import repair
 from deltamend.study.cell import Workplace, ask_base, run_cell
 from deltamend.study.config import Study
-from deltamend.study.exam import sit_exam
+from deltamend.study.exam import set_exam, sit_exam
 from deltamend.study.records import (
     FORM,
     OWN_ANSWERS,
@@ -264,3 +264,10 @@ def test_a_damaged_record_and_an_unknown_cell_are_refused(study: Study, tmp_path
         look(study, tmp_path, data)
     with pytest.raises(UsageError, match="no cell of that name; there are tiny/sums/fp32/0"):
         run_study(study, tmp_path, data=data, cells=lambda _name: False)
+
+
+def test_a_study_may_have_no_safety_tasks(study: Study, tmp_path: Path, data: Path) -> None:
+    without = study.model_copy(update={"exam": study.exam.model_copy(update={"safety": ()})})
+    paper = set_exam(without, without.targets[0], Path(without.models[0].source), data, tmp_path / "exam" / "sums")
+    assert paper.safety is None
+    assert [task.name for task in paper.suite.tasks] == [TARGET, TARGET_LIKELIHOOD, OWN_ANSWERS, FORM, "arc"]

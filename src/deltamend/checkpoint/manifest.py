@@ -48,6 +48,10 @@ class MatrixRepair(_Record):
         default=None, description="‖Δ*‖, what the method kept, before the cast to the stored dtype."
     )
     kept_energy: float | None = Field(default=None, description="‖Δ*‖² / ‖Δ‖²; none where Δ = 0.")
+    removed_norm: float | None = Field(
+        default=None,
+        description="‖Δ − Δ*‖, what the method takes away; none where it was not measured, as in an adapter's factors.",
+    )
     realised_norm: float | None = Field(default=None, description="‖cast(W*) − W_base‖, what the written weights hold.")
     realised_error: float | None = Field(
         default=None, description="‖cast(W*) − W_base − Δ*‖ / ‖Δ*‖; none where Δ* = 0."
@@ -164,12 +168,27 @@ class Manifest(_Record):
     def realised_error(self) -> float:
         """‖cast(W*) − W_base − Δ*‖ / ‖Δ*‖ over all matrices; 0 where Δ* is zero."""
         kept = sum(tensor.kept_norm**2 for tensor in self.tensors if tensor.kept_norm is not None)
-        lost = sum(
+        return math.sqrt(self._lost / kept) if kept else 0.0
+
+    @property
+    def undone_by_rounding(self) -> float | None:
+        """‖cast(W*) − W_base − Δ*‖ / ‖Δ − Δ*‖ over all matrices: how large rounding is beside what the repair took away.
+
+        From about 1 on, little of the repair is left. None where nothing was taken away, or that was not measured.
+        """
+        measured = [tensor.removed_norm for tensor in self.tensors if tensor.delta_norm is not None]
+        if any(norm is None for norm in measured):
+            return None
+        removed = sum(norm**2 for norm in measured if norm is not None)
+        return math.sqrt(self._lost / removed) if removed else None
+
+    @property
+    def _lost(self) -> float:
+        return sum(
             (tensor.realised_error * tensor.kept_norm) ** 2
             for tensor in self.tensors
             if tensor.realised_error is not None and tensor.kept_norm is not None
         )
-        return math.sqrt(lost / kept) if kept else 0.0
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

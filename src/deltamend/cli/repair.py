@@ -270,10 +270,13 @@ def _print_report(console: Console, report: RepairReport, verbose: int) -> None:
     console.print(
         f"kept {_percent(report.kept_energy)} of the update's energy; rounding to the stored dtype changed {_percent(report.realised_error)} of it"
     )
+    instead = "write them with --out-dtype fp32" + ("" if manifest.is_adapter else " or --as adapter")
     if report.realised_error > _LOSS_WORTH_A_WARNING:
+        console.print(f"warning: the written weights hold much less than the filter kept; {instead}")
+    elif (report.undone_by_rounding or 0.0) > _LOSS_WORTH_A_WARNING:
         console.print(
-            "warning: the written weights hold much less than the filter kept; write them with --out-dtype fp32"
-            + ("" if manifest.is_adapter else " or --as adapter")
+            f"warning: this rounding is {_percent(report.undone_by_rounding)} of what the repair took away, so that part of "
+            f"the repair may be lost; {instead}"
         )
     if manifest.is_adapter:
         size = sum(file.size for file in manifest.files if file.name == ADAPTER_FILE)

@@ -207,7 +207,10 @@ def _how_to_read(results: StudyResults) -> str:
         "for cells like these (other items and other cells). Differences are paired, over the cells that have both repairs; the "
         "best published repair is picked in the same cells and so flattered. Each interval is taken alone. Resampling moves what is near 0 or 1 "
         "away from there, so an interval may lie beside its figure; no verdict rests on such a one. With other draws an end would move "
-        f"by some {100 * DRAWN:g}% of the interval's width, so none rests on an end that is nearer to 0 than that. {_defined_in(results)}"
+        f"by some {100 * DRAWN:g}% of the interval's width, so none rests on an end that is nearer to 0 than twice that. "
+        f"{_defined_in(results)} A cell is one fine-tuned model: a target, a regime and a seed. Roles: published, a method at its "
+        "published setting; strength, another setting; candidate, ours; control, what a candidate must beat; dtype, written in the "
+        "dtype that is named. All others are written in float32; `deltamend repair` writes the fine-tuned model's dtype unless it is told."
     )
 
 

@@ -256,7 +256,10 @@ def missing_table(results: StudyResults) -> Iterator[Table]:
         repairs.setdefault(", ".join(where), []).append(name)
     rows = (
         *((_counted(len(names), "cell"), why, ", ".join(names)) for why, names in cells.items()),
-        *((_counted(len(names), "repair"), f"not done in {where}", ", ".join(names)) for where, names in repairs.items()),
+        *(
+            (_counted(len(names), "repair"), f"not done in {where}", ", ".join(names))
+            for where, names in repairs.items()
+        ),
     )
     if rows:
         yield Table("Not there yet", ("", "why or where", "which"), rows)

@@ -286,7 +286,9 @@ class Study(_Strict):
                 raise ValueError(f"exam: {task.name} is the name of a task of the study's own; take another")
         wanted = [("targets", name, "choosing") for name in self.choosing.targets]
         wanted += [("regimes", name, f"repairs.{repair.name}") for repair in self.repairs for name in repair.regimes]
-        known["cells"] = {cell.name for cell in self.cells()} if any(repair.not_in for repair in self.repairs) else set()
+        known["cells"] = (
+            {cell.name for cell in self.cells()} if any(repair.not_in for repair in self.repairs) else set()
+        )
         wanted += [("cells", name, f"repairs.{repair.name}") for repair in self.repairs for name in repair.not_in]
         for what, name, where in wanted:
             if name not in known[what]:

@@ -70,8 +70,10 @@ def set_exam(study: Study, target: Target, base: Path, data: Path | None, folder
     folders = () if data is None else (data,)
     digest = _digest(study.exam, (*tasks, *study.exam.safety), folders)
     suite = Suite(name=study.name, version=digest[:8], tasks=tasks, folders=folders)
-    safety = Suite(name=f"{study.name}-safety", version=digest[:8], tasks=study.exam.safety, folders=folders)
-    return Paper(suite, safety if study.exam.safety else None, digest)
+    safety = None
+    if study.exam.safety:
+        safety = Suite(name=f"{study.name}-safety", version=digest[:8], tasks=study.exam.safety, folders=folders)
+    return Paper(suite, safety, digest)
 
 
 def sit_exam(model: Path, paper: Paper, exam: Exam, scratch: Path, *, safety: bool) -> Evaluation:

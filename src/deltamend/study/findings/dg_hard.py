@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deltamend.score.cells import cluster_means
 from deltamend.score.metric import FloatArray
@@ -33,11 +34,14 @@ def dg_hard_outcome(study: Study, cells: Sequence[ReadCell], scored: Sample) -> 
         "share of zeros": [of.zeros for of in outcomes],
         "energy that DG-Hard keeps": [of.kept_energy for of in outcomes],
     }
+    trained_in = [cells[row].cell.regime.weights for row in rows]
     clusters = [of.cluster for of in outcomes]
     return DgHardOutcome(
         repair=repair.name,
         cells=tuple(outcomes),
-        correlations=tuple(_rank_correlation(name, found, healing, clusters) for name, found in measures.items()),
+        correlations=tuple(
+            _rank_correlation(name, found, healing, clusters, trained_in) for name, found in measures.items()
+        ),
         identity=scored.over("healing", repair.name, same),
         others=scored.over("healing", repair.name, others),
     )
@@ -75,21 +79,34 @@ def _diagnosed(of: ReadCell, row: int, name: str, scored: Sample) -> DiagnosisOu
 
 
 def _rank_correlation(
-    measure: str, found: Sequence[float | None], healing: FloatArray, clusters: Sequence[str]
+    measure: str,
+    found: Sequence[float | None],
+    healing: FloatArray,
+    clusters: Sequence[str],
+    trained_in: Sequence[str],
 ) -> RankCorrelation:
+    """Over all clusters, and within each dtype: what only tells dtypes apart says nothing of an update of a known dtype."""
     values = np.array([np.nan if value is None else value for value in found], dtype=np.float64)
     both = ~(np.isnan(values) | np.isnan(healing))
     values, healing = values[both], healing[both]
     names = [cluster for cluster, there in zip(clusters, both, strict=True) if there]
-    of_clusters = [np.array(list(cluster_means(own, names).values())) for own in (values, healing)]
+    dtypes = np.array([dtype for dtype, there in zip(trained_in, both, strict=True) if there])
+
+    def of_clusters(rows: NDArray[np.intp]) -> list[FloatArray]:
+        own = [names[row] for row in rows]
+        return [np.array(list(cluster_means(figures[rows], own).values())) for figures in (values, healing)]
+
     over_cells, _ = spearman(values, healing)
-    over_clusters, p = spearman(*of_clusters)
+    over_clusters, p = spearman(*of_clusters(np.arange(len(values))))
+    each = sorted(set(dtypes.tolist()))
+    within = {dtype: spearman(*of_clusters(np.flatnonzero(dtypes == dtype)))[0] for dtype in each}
     return RankCorrelation(
         measure=measure,
         cells=len(values),
         over_cells=over_cells,
-        clusters=len(of_clusters[0]),
+        clusters=len(set(names)),
         over_clusters=over_clusters,
         p=p,
+        within=within if len(each) > 1 else {},
         reason=None if over_clusters is not None else "fewer than three clusters, or one figure is the same in all",
     )

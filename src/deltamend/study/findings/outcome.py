@@ -191,6 +191,9 @@ class RankCorrelation(_Strict):
     clusters: int
     over_clusters: float | None = Field(description="Of cluster means: seeds are no cells of their own.")
     p: float | None = Field(description="Two-sided, over clusters.")
+    within: dict[str, float | None] = Field(
+        description="Dtype that was trained in to the correlation over its clusters alone; empty where there is one dtype."
+    )
     reason: str | None = Field(default=None, description="Why there is none.")
 
 

@@ -13,6 +13,7 @@ from deltamend.study.findings.outcome import (
     Answer,
     Comparison,
     Height,
+    RankCorrelation,
     SafetyOutcome,
     StudyResults,
     Topic,
@@ -22,7 +23,16 @@ LEVEL = 0.05
 """Of a p-value."""
 
 DRAWN = 0.015
-"""Standard error of an end of a 95% interval from 2,000 draws, in widths of the interval: √(0.025·0.975/2000)/φ(1.96)/3.92."""
+"""Standard error of an end of a 95% interval from 2,000 draws, in widths of the interval: √(0.025·0.975/2000)/φ(1.96)/3.92.
+
+Over eight seeds it was 0.016 for the differences of studies/smollm2.yaml.
+"""
+
+_FEW = 5
+"""Prompts below which a share says too little."""
+
+_HARDLY = 5.0
+"""Combined score below which a family is no rival."""
 
 _UNCLEAR = "not told apart from"
 
@@ -62,11 +72,11 @@ def _headline(results: StudyResults) -> str:
     if winners:
         return (
             f"{nearest} beats {published} on the combined score over the confirmation cells; the smallest "
-            f"difference is from {worst.second}, {_points(worst.cells_like_these)}."
+            f"difference is from {worst.second}, {_points(worst.cells_like_these)}. {_by_ranks(by_candidate[nearest])}"
         )
     if here:
         return (
-            f"{nearest} beats {published} in these very confirmation cells, but not beyond doubt in other cells like "
+            f"{nearest} is ahead of {published} in these very confirmation cells, but not beyond doubt in other cells like "
             f"them: the smallest difference is from {worst.second}, {_points(worst.these_cells)}, and for cells like these "
             f"{_points(worst.cells_like_these)}."
         )
@@ -75,6 +85,13 @@ def _headline(results: StudyResults) -> str:
         f"{candidate} beats every published method on the combined score over the confirmation cells. The nearest is {nearest}: "
         f"{_points(worst.cells_like_these)} against {worst.second}."
     )
+
+
+def _by_ranks(pairs: Sequence[Comparison]) -> str:
+    """What the test says that is corrected for the number of comparisons."""
+    largest = max(pairs, key=lambda pair: pair.p_holm)
+    verb = "agree" if largest.p_holm < LEVEL else "do not bear it out"
+    return f"Signed ranks over clusters, corrected for all comparisons, {verb}: p is at most {largest.p_holm:.2g}."
 
 
 def answers(results: StudyResults) -> tuple[Answer, ...]:
@@ -161,7 +178,8 @@ def _which_is_best(results: StudyResults) -> list[str]:
         if pairs:
             said.append(
                 f"In the {group} cells, with every family at the strength that was best on the even items, and compared on the odd "
-                f"ones, {len(won)} of {len(pairs)} differences of a candidate from another family are above zero."
+                f"ones, {len(won)} of {len(pairs)} differences of a candidate from another family are above zero"
+                f"{_without_weak_rivals(results, group, pairs)}. Both halves are of the same fine-tuned models."
             )
     planned = [one for one in results.repairs if one.role != "trivial"]
     tried = [one for one in planned if one.cells_done]
@@ -171,6 +189,18 @@ def _which_is_best(results: StudyResults) -> list[str]:
         f"{len(tried)} repairs were tried, {dropped} of them in the choosing cells only; all are listed below.{waiting}"
     )
     return said
+
+
+def _without_weak_rivals(results: StudyResults, group: str, pairs: Sequence[Comparison]) -> str:
+    """The same count without rivals that hardly score."""
+    scored = {
+        one.name: one.groups[group].combined.these_cells.value or 0.0 for one in results.repairs if group in one.groups
+    }
+    rivals = [pair for pair in pairs if scored.get(pair.second, 0.0) >= _HARDLY]
+    if len(rivals) == len(pairs):
+        return ""
+    won = sum(_above(pair.cells_like_these) for pair in rivals)
+    return f", {won} of {len(rivals)} without those that score below {_HARDLY:g}"
 
 
 def _above_the_curve(results: StudyResults) -> list[str]:
@@ -238,13 +268,12 @@ def _where_dg_hard_heals(results: StudyResults) -> list[str]:
             unknown.setdefault(of.reason or "unknown", []).append(of.measure)
             continue
         figures = f"ρ = {_signed(of.over_clusters, 2)} over {of.clusters} clusters, p = {of.p:.2g}"
-        goes = of.p < LEVEL
-        verb = (
-            f"goes with {'more' if of.over_clusters > 0 else 'less'} healing"
-            if goes
-            else "does not measurably predict healing"
-        )
-        said.append(f"The {of.measure} {verb} ({figures}).")
+        if of.within:
+            figures += "".join(
+                f"; within {dtype} {'undefined' if rho is None else _signed(rho, 2)}"
+                for dtype, rho in of.within.items()
+            )
+        said.append(f"The {of.measure} {_goes_with_healing(of)} ({figures}).")
     said += [
         f"No rank correlation of healing with the {', '.join(names)} can be computed: {reason}."
         for reason, names in unknown.items()
@@ -252,6 +281,15 @@ def _where_dg_hard_heals(results: StudyResults) -> list[str]:
     if any(of.p is not None for of in found.correlations):
         said.append("Each p is taken alone; clusters of one target are not independent.")
     return said
+
+
+def _goes_with_healing(of: RankCorrelation) -> str:
+    if of.p is None or of.over_clusters is None or of.p >= LEVEL:
+        return "does not measurably predict healing"
+    goes = f"goes with {'more' if of.over_clusters > 0 else 'less'} healing"
+    if all((rho or 0.0) * of.over_clusters > 0 for rho in of.within.values()):
+        return goes
+    return f"{goes} over all, but not within each dtype that was trained in: it tells the dtypes apart, and little else"
 
 
 def _what_writing_costs(results: StudyResults) -> list[str]:
@@ -262,7 +300,8 @@ def _what_writing_costs(results: StudyResults) -> list[str]:
             if over.value is None:
                 parts.append(f"{name} undefined")
             else:
-                changed = "" if _excludes_zero(over) else ", not told apart from zero"
+                seen = _excludes_zero(over) and round(over.value, 2) != 0
+                changed = "" if seen else ", not told apart from zero"
                 parts.append(f"{name} {_gap(over)}{changed}")
         said.append(f"In {of.regime}, {of.first} minus {of.second}: {'; '.join(parts)}.")
     return said
@@ -273,6 +312,13 @@ def _refusals(results: StudyResults) -> list[str]:
     for task, target in dict.fromkeys((of.task, of.target) for of in results.safety):
         own = {of.model: of for of in results.safety if (of.task, of.target) == (task, target)}
         base, tuned = own["base"], own["finetuned"]
+        shown = (base.share.value or 0.0) * base.prompts
+        if shown < _FEW:
+            said.append(
+                f"{task}, fine-tuned on {target}: {base.metric} {shown:.0f} of {base.prompts} times by the base itself, so there is "
+                "next to nothing to lose, and nothing can be said."
+            )
+            continue
         moved = "measurably changed" if _excludes_zero(tuned.from_base) else "no measurable change"
         said.append(
             f"{task}, fine-tuned on {target}: {tuned.metric} {_percent(base.share)} by the base and {_percent(tuned.share)} by the "
@@ -313,13 +359,13 @@ def _above(of: Estimate) -> bool:
     """
     if of.value is None or of.low is None or of.high is None:
         return False
-    return DRAWN * (of.high - of.low) < of.low <= of.value
+    return 2 * DRAWN * (of.high - of.low) < of.low <= of.value
 
 
 def _below(of: Estimate) -> bool:
     if of.value is None or of.low is None or of.high is None:
         return False
-    return -DRAWN * (of.high - of.low) > of.high >= of.value
+    return -2 * DRAWN * (of.high - of.low) > of.high >= of.value
 
 
 def _excludes_zero(of: Estimate) -> bool:
