@@ -206,7 +206,9 @@ class _Comparing:
             buffers = self._buffers()
             base = StoredMatrix(self._base, pair.base, buffers, "base")
             finetuned = StoredMatrix(self._finetuned, pair.finetuned, buffers, "finetuned")
-            job = Job(pair.name, pair.rows, method, self._device, update_rank=pair.update_rank)
+            job = Job(
+                pair.name, pair.rows, method, self._device, update_rank=pair.update_rank, inputs_of=pair.inputs_of
+            )
             return (base, finetuned, job) if part is None else open_part((base, finetuned), job, part, buffers)
 
         return opened

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -88,12 +88,14 @@ def repair_state_dict(
     """
     dtype_name = out_dtype_name(out_dtype)
     choice = MethodChoice(method, parameters, read_rules(rules), vectors)
-    described = _described(base), _described(finetuned)
+    first_names = _first_names(base), _first_names(finetuned)
+    described = _described(base, first_names[0]), _described(finetuned, {})
     for side, tensors_of in zip(("BASE", "FINETUNED"), described, strict=True):
         refuse_quantised(tensors_of.values(), side)
     pairing = pair_tensors(*described, configs, include=include, exclude=exclude)
     pairing, methods = assign_methods(pairing, choice)
-    _refuse_split_ties(finetuned, methods)
+    _refuse_split_ties(first_names[1], methods)
+    pairs = _once(pairing.pairs, first_names[1])
     tensors = dict(finetuned)
     records: dict[str, MatrixRepair] = {}
     buffers = Buffers()
@@ -104,7 +106,8 @@ def repair_state_dict(
         ours, theirs = (MemoryMatrix(_array(side[pair.name]).reshape(-1, view[1])) for side in (base, finetuned))
         rows = pair.rows if pair.is_matrix else theirs.shape[0]
         method = methods[pair.name]
-        return ours, theirs, Job(pair.name, rows, method, device, surveyed.get(method))
+        job = Job(pair.name, rows, method, device, surveyed.get(method), inputs_of=pair.inputs_of)
+        return ours, theirs, job
 
     def opened_part(item: tuple[TensorPair, Part | None]) -> tuple[Matrix, Matrix, Job]:
         pair, part = item
@@ -117,10 +120,10 @@ def repair_state_dict(
 
     with one_thread_each():
         for chosen in set(methods.values()):
-            pairs = [pair for pair in pairing.pairs if methods.get(pair.name) == chosen]
-            items = [(pair, part) for pair in pairs for part in pair.parts or (None,)]
+            own = [pair for pair in pairs if methods.get(pair.name) == chosen]
+            items = [(pair, part) for pair in own for part in pair.parts or (None,)]
             surveyed[chosen] = chosen.survey(Survey(items, opened_part, lambda: buffers, one_by_one))
-        for pair in pairing.pairs:
+        for pair in pairs:
             if pair.name not in methods:
                 if not all_finite(_array(finetuned[pair.name])):
                     raise FilterError(f"tensor {pair.name!r} holds NaN or Inf in FINETUNED; give an undamaged model")
@@ -130,6 +133,9 @@ def repair_state_dict(
                 ours, theirs, job = opened(pair)
                 records[pair.name] = repair_parts((ours, theirs), pair, job, sink, buffers)[0]
                 tensors[pair.name] = _tensor(sink.array).view(like.shape).to(like.device)
+    for name, first in first_names[1].items():
+        if first in records:
+            tensors[name], records[name] = tensors[first], records[first]
     return RepairedStateDict(tensors, records, pairing.only_in_base)
 
 
@@ -185,17 +191,32 @@ class _MemorySink:
         self.array[row : row + values.shape[0], start : start + values.shape[1]] = values
 
 
-def _refuse_split_ties(tensors: Mapping[str, torch.Tensor], methods: Mapping[str, Method]) -> None:
+def _first_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Every name to the first one of the same memory, such as that of a tied embedding for its head."""
+    first: dict[object, str] = {}
+    return {
+        name: first.setdefault((tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()), name)
+        if tensor.numel()
+        else name
+        for name, tensor in tensors.items()
+    }
+
+
+def _once(pairs: Sequence[TensorPair], first_names: Mapping[str, str]) -> list[TensorPair]:
+    """What shares its memory is one matrix and repaired once: filtered under each of its names, the last would win."""
+    tied = {first for name, first in first_names.items() if name != first}
+    own = [pair for pair in pairs if first_names[pair.name] == pair.name]
+    # An embedding that FINETUNED ties to its head, too, is given what the head is.
+    return [replace(pair, inputs_of=pair.inputs_of or None) if pair.name in tied else pair for pair in own]
+
+
+def _refuse_split_ties(first_names: Mapping[str, str], methods: Mapping[str, Method]) -> None:
     """Tensors that share their memory, such as a tied embedding and head, can only be repaired as one.
 
     Raises:
         UsageError: a selection or a rule treats them differently.
     """
-    first: dict[tuple[int, tuple[int, ...]], str] = {}
-    for name, tensor in tensors.items():
-        if tensor.numel() == 0:
-            continue
-        other = first.setdefault((tensor.data_ptr(), tuple(tensor.shape)), name)
+    for name, other in first_names.items():
         if methods.get(name) != methods.get(other):
             raise UsageError(
                 f"{other!r} and {name!r} share their memory but are treated differently; select both or neither"
@@ -221,7 +242,7 @@ def _tensor(array: Array) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def _described(tensors: Mapping[str, torch.Tensor]) -> dict[str, StoredTensor]:
+def _described(tensors: Mapping[str, torch.Tensor], origins: Mapping[str, str]) -> dict[str, StoredTensor]:
     """The tensors as pairing sees them; dtypes other than the floating-point ones are all the same to it."""
     return {
         name: StoredTensor(
@@ -231,6 +252,7 @@ def _described(tensors: Mapping[str, torch.Tensor]) -> dict[str, StoredTensor]:
             "",
             0,
             tensor.nbytes,
+            origin=origins.get(name),
         )
         for name, tensor in tensors.items()
     }

@@ -84,6 +84,7 @@ class Job:
         update_rank: see `TensorContext`.
         place: see `TensorContext`.
         rounding: how W_base + Δ* is cast to a narrower dtype.
+        inputs_of: see `TensorContext`.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Job:
     update_rank: int | None = None
     place: Place | None = None
     rounding: Rounding = "nearest"
+    inputs_of: str | None = None
 
 
 def open_delta(base: Matrix, finetuned: Matrix, job: Job, buffers: Buffers) -> tuple[DeltaBlocks, TensorContext]:
@@ -107,6 +109,7 @@ def open_delta(base: Matrix, finetuned: Matrix, job: Job, buffers: Buffers) -> t
         surveyed=job.surveyed,
         update_rank=job.update_rank,
         place=job.place,
+        inputs_of=job.inputs_of,
         workspace=buffers.workspace,
     )
     return delta, context

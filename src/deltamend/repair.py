@@ -460,7 +460,16 @@ class _Run:
         return (
             base,
             finetuned,
-            Job(pair.name, rows, method, self._device, surveyed, pair.update_rank, rounding=rounding),
+            Job(
+                pair.name,
+                rows,
+                method,
+                self._device,
+                surveyed,
+                pair.update_rank,
+                rounding=rounding,
+                inputs_of=pair.inputs_of,
+            ),
         )
 
     def _buffers(self) -> Buffers:

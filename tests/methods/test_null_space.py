@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import deltamend
 from deltamend.calibration.activations import described, principal_directions
 from deltamend.errors import FilterError, MethodError
 from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT
+from tests.conftest import fine_tune, llama, save_pair
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
@@ -104,7 +105,7 @@ def test_weights_that_share_an_input_share_its_moments_and_others_are_kept_as_fi
     assert torch.equal(
         kept(update, path, ridge=1), kept(update, path, "model.layers.0.self_attn.k_proj.weight", ridge=1)
     )
-    both = {NAME: update, "model.embed_tokens.weight": update}
+    both = {NAME: update, "model.embed_tokens.weight": update.clone()}
     zeros = {name: torch.zeros_like(update) for name in both}
     found = deltamend.repair_state_dict(zeros, both, method="null-space", parameters={"activations": path, "ridge": 1})
     assert torch.equal(found.tensors["model.embed_tokens.weight"], update)
@@ -160,3 +161,68 @@ def test_weights_of_any_dtype_are_bent(dtype: torch.dtype, tmp_path: Path) -> No
     assert found.dtype == dtype
     effect = (inputs @ found.float().T).norm() / (inputs @ base.T).norm()
     assert float(effect) == pytest.approx(0.1, rel=0.05)
+
+
+def moments_of_all(folder: Path, path: Path) -> Path:
+    """Random inputs for every matrix of a checkpoint but an embedding that is not tied to a head."""
+    weights = load_file(folder / "model.safetensors")
+    tied = "lm_head.weight" not in weights
+    names = [name for name, one in weights.items() if one.ndim == 2 and (tied or "embed_tokens" not in name)]
+    held = {}
+    for name in names:
+        inputs = torch.randn(20, weights[name].shape[1])
+        held[name], held[f"{name}{EIGENVALUES}"] = principal_directions(inputs.T @ inputs / 20)
+    save_file(held, path, metadata=described({}))
+    return path
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_inputs_go_by_the_names_of_the_base(tied: bool, tmp_path: Path) -> None:
+    model = llama(torch.float32, tied=tied)
+    pair = save_pair(model, tmp_path)
+    given = {"activations": moments_of_all(pair.base, tmp_path / "c"), "ridge": 1.0}
+    deltamend.repair(pair.base, pair.finetuned, tmp_path / "plain", method="null-space", parameters=given)
+    weights = load_file(pair.finetuned / "model.safetensors")
+    wrapped = {name.replace("model.", "model.language_model."): one for name, one in weights.items()}
+    save_file(wrapped, pair.finetuned / "model.safetensors", metadata={"format": "pt"})
+    deltamend.repair(pair.base, pair.finetuned, tmp_path / "wrapped", method="null-space", parameters=given)
+    plain, found = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "wrapped"))
+    assert len(found) == len(plain)
+    assert all(
+        torch.equal(found[name.replace("model.", "model.language_model.")], one) for name, one in plain.items()
+    )
+
+
+def test_a_tied_matrix_is_repaired_in_memory_as_in_files(tmp_path: Path) -> None:
+    base, finetuned = (llama(torch.float32, tied=True) for _ in range(2))
+    fine_tune(finetuned)
+    for model, name in ((base, "base"), (finetuned, "finetuned")):
+        model.save_pretrained(tmp_path / name)
+    given = {"activations": moments_of_all(tmp_path / "base", tmp_path / "c"), "ridge": 1.0}
+    deltamend.repair(
+        tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", method="null-space", parameters=given
+    )
+    in_files = load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"]
+    repaired, records = deltamend.repair_module(base, finetuned, method="null-space", parameters=given)
+    state = repaired.state_dict()
+    assert torch.equal(state["lm_head.weight"], in_files)
+    assert torch.equal(state["model.embed_tokens.weight"], in_files)
+    assert records["lm_head.weight"].outcome == records["model.embed_tokens.weight"].outcome == "filtered"
+
+
+def test_a_head_that_only_the_base_ties_is_bent_and_the_embedding_kept(tmp_path: Path) -> None:
+    base, finetuned = llama(torch.float32, tied=True), llama(torch.float32)
+    finetuned.load_state_dict({name: one.clone() for name, one in base.state_dict().items()})
+    fine_tune(finetuned)
+    for model, name in ((base, "base"), (finetuned, "finetuned")):
+        model.save_pretrained(tmp_path / name)
+    given = {"activations": moments_of_all(tmp_path / "base", tmp_path / "c"), "ridge": 1.0}
+    report = deltamend.repair(
+        tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", method="null-space", parameters=given
+    )
+    outcomes = {tensor.name: tensor.outcome for tensor in report.tensors}
+    assert outcomes["lm_head.weight"] == "filtered"
+    assert outcomes["model.embed_tokens.weight"] == "identity"
+    _, records = deltamend.repair_module(base, finetuned, method="null-space", parameters=given)
+    assert records["lm_head.weight"].outcome == "filtered"
+    assert records["model.embed_tokens.weight"].outcome == "identity"

@@ -41,6 +41,7 @@ class StoredTensor:
     """Where one tensor lies: its bytes are [start, stop) of `file`, row-major, in the safetensors dtype `dtype`.
 
     Of one that is computed as it is read, `dtype` and `shape` say what is read, and `written_dtype` what it is written as.
+    `origin` is its name in its own checkpoint, where it is shown under another.
     """
 
     name: str
@@ -50,6 +51,12 @@ class StoredTensor:
     start: int
     stop: int
     written_dtype: str | None = None
+    origin: str | None = None
+
+    @property
+    def own_name(self) -> str:
+        """Its name in its own checkpoint."""
+        return self.origin or self.name
 
     @property
     def output_dtype(self) -> str:

@@ -74,7 +74,7 @@ def _rename(base: Checkpoint, finetuned: Checkpoint, given: str | None) -> None:
     tensors: dict[str, StoredTensor] = {}
     computed: dict[StoredTensor, ComputedTensor] = {}
     for tensor in base.tensors.values():
-        shown = replace(tensor, name=_renamed(tensor.name, best))
+        shown = replace(tensor, name=_renamed(tensor.name, best), origin=tensor.own_name)
         if shown.name in tensors:
             raise PairingError(f"two tensors of BASE would be called {shown.name!r}; give another --rename OLD=NEW")
         tensors[shown.name] = shown
@@ -175,7 +175,7 @@ def _show_restacked(
     for name, wanted in finetuned.tensors.items():
         router = tensors.get(_other_module(name))
         if name not in tensors and router is not None and router.shape == wanted.shape:
-            tensors[name] = replace(router, name=name)
+            tensors[name] = replace(router, name=name, origin=router.own_name)
             if base.is_computed(router):
                 computed[tensors[name]] = _Slice(base, router)
     kept = {
@@ -309,7 +309,7 @@ def _tie(base: Checkpoint, finetuned: Checkpoint) -> None:
         return
     for name, head in finetuned.tensors.items():
         if OUTPUT_EMBEDDING.search(name) and name not in base.tensors and head.shape[1:] == embedding.shape[1:]:
-            shown = replace(embedding, name=name)
+            shown = replace(embedding, name=name, origin=embedding.own_name)
             computed = {shown: _Slice(base, embedding)} if base.is_computed(embedding) else {}
             note = f"{name!r} is compared with {embedding.name!r} of BASE, which is tied to it"
             base.present({**base.tensors, name: shown}, computed, [note])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from deltamend.checkpoint.architecture import is_expert
@@ -44,7 +44,7 @@ class TensorPair:
     `filter`: it is a matrix both sides hold; the first `rows` rows are repaired, further rows are kept as fine-tuned.
     With `parts` each of them is repaired by itself, and rows in none of them are kept.
     `keep`: its bytes are those of FINETUNED; `reason` says why. `update_rank` is that of the adapter that makes the
-    difference, where that is all the difference.
+    difference, where that is all the difference. `inputs_of` is as in `TensorContext`.
     """
 
     finetuned: StoredTensor
@@ -54,6 +54,7 @@ class TensorPair:
     rows: int
     parts: tuple[Part, ...] = ()
     update_rank: int | None = None
+    inputs_of: str | None = None
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -142,7 +143,21 @@ def pair_tensors(
             f"no matrix has the same name in BASE (which holds {next(iter(base), 'nothing')!r}) and FINETUNED "
             f"(which holds {next(iter(finetuned), 'nothing')!r}); give a base of the same layout"
         )
-    return Pairing(pairs, tuple(sorted(base.keys() - finetuned.keys())))
+    return Pairing(_with_inputs(pairs), tuple(sorted(base.keys() - finetuned.keys())))
+
+
+def _with_inputs(pairs: tuple[TensorPair, ...]) -> tuple[TensorPair, ...]:
+    """Say which weight of BASE has the inputs of each: an embedding that only BASE ties to its head has none of its own."""
+    heads = {pair.base.own_name for pair in pairs if pair.base is not None and OUTPUT_EMBEDDING.search(pair.name)}
+
+    def inputs_of(pair: TensorPair) -> str | None:
+        if pair.base is None:
+            return None
+        if INPUT_EMBEDDING.search(pair.name) and pair.base.own_name in heads:
+            return ""
+        return None if pair.base.own_name == pair.name else pair.base.own_name
+
+    return tuple(replace(pair, inputs_of=inputs_of(pair)) for pair in pairs)
 
 
 @dataclass(frozen=True)

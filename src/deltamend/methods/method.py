@@ -53,6 +53,8 @@ class TensorContext:
         surveyed: what `Method.survey` found.
         place: where in its tensor the delta lies, where that is not simply its first rows.
         update_rank: the rank of the delta, where it is an adapter's and known by construction.
+        inputs_of: the weight of BASE, by its name there, that is given what the columns of the delta are; None where that is
+            the tensor's own name, and "" where there is none, as for an embedding that is not tied to the head.
         workspace: scratch memory of this thread for spectral filters.
     """
 
@@ -63,6 +65,7 @@ class TensorContext:
     surveyed: Any = None
     place: Place | None = None
     update_rank: int | None = None
+    inputs_of: str | None = None
     workspace: Workspace = field(default_factory=Workspace)
 
 

@@ -85,7 +85,7 @@ class NullSpace(Method):
 
         def known(_delta: Blocks, context: TensorContext) -> Counts:
             header, same = _read(self.activations, self.activations.stat().st_mtime_ns)
-            tensor = context.name if context.place is None else context.place.tensor
+            tensor = _weight_of(context)
             return np.array([1, same.get(tensor, tensor) in {entry.name for entry in header.entries}], np.int64)
 
         matrices, found = deltas.total(known)
@@ -167,6 +167,13 @@ class _Inputs(NamedTuple):
     values: Array
 
 
+def _weight_of(context: TensorContext) -> str:
+    """The name under which the file has what the columns of a delta are given: that of BASE."""
+    if context.inputs_of is not None:
+        return context.inputs_of
+    return context.name if context.place is None else context.place.tensor
+
+
 def _squares(values: FloatArray, vectors: FloatArray) -> Array:
     """Σ over the rows of (row·vectorᵢ)², (k,) float64."""
     coordinates = values @ vectors.astype(values.dtype, copy=False).T
@@ -181,7 +188,7 @@ def _inputs(path: Path, context: TensorContext, width: int) -> _Inputs | None:
         FilterError: it holds them in another shape, or numbers that are no second moments.
         MethodError: the file cannot be read.
     """
-    tensor = context.name if context.place is None else context.place.tensor
+    tensor = _weight_of(context)
     header, same = _read(path, path.stat().st_mtime_ns if path.exists() else 0)
     stored = same.get(tensor, tensor)
     vectors, values = (_stored(path, header, name) for name in (stored, f"{stored}{EIGENVALUES}"))
