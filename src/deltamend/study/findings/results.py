@@ -180,6 +180,9 @@ def _notes(study: Study, cells: Sequence[ReadCell], progress: Progress) -> Itera
     limited = [one.name for one in study.repairs if one.regimes]
     if limited:
         yield f"made in some regimes only, so their means are over fewer cells: {', '.join(limited)}"
+    for one in study.repairs:
+        if one.not_in:
+            yield f"{one.name} is left out of {len(one.not_in)} cells that the study's file names, so its means are over fewer cells"
     if len(study.regimes) > 1:
         yield (
             "cells of one model, target and regime are one cluster; clusters of one target share its test items and are "
