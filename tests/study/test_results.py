@@ -15,6 +15,7 @@ from deltamend.study.config import Repair, Study
 from deltamend.study.findings.outcome import CHOOSING, CONFIRMATION, Answer, StudyResults
 from deltamend.study.findings.results import study_results
 from deltamend.study.findings.scored_cells import half_of, half_sample, read_cells, sample
+from deltamend.study.findings.verdict import answers, headline
 from deltamend.study.records import BaseRecord, CellRecord, ModelRecord, base_file, cell_file, read_record, write_record
 from tests.study.made_up import ALPHAS, made_up_study, write_made_up
 
@@ -357,6 +358,23 @@ def test_dg_hard_heals_where_it_removes_something(results: StudyResults) -> None
     assert same < 0.1 < others
     by_name = {of.measure: of for of in results.dg_hard.correlations}
     assert (by_name["energy that DG-Hard keeps"].over_clusters or 0.0) < 0
+    assert by_name["energy that DG-Hard keeps"].within.keys() == {"bfloat16", "float32"}
+
+
+def test_what_only_tells_the_dtypes_apart_is_said_to_tell_little_else(results: StudyResults) -> None:
+    assert results.dg_hard is not None
+    first, *others = results.dg_hard.correlations
+    update = {"over_clusters": 0.8, "clusters": 16, "p": 0.001, "within": {"bfloat16": 0.6, "float32": -0.7}}
+    told = {}
+    for within in ({"bfloat16": 0.6, "float32": -0.7}, {"bfloat16": 0.6, "float32": 0.7}, {}):
+        mixed = first.model_copy(update={**update, "within": within})
+        dg_hard = results.dg_hard.model_copy(update={"correlations": (mixed, *others)})
+        answer = answers(results.model_copy(update={"dg_hard": dg_hard}))
+        told[len(told)] = " ".join(next(of.sentences for of in answer if of.topic == "dg-hard"))
+    apart = "it tells the dtypes apart, and little else (ρ = +0.80 over 16 clusters, p = 0.001; within bfloat16 +0.60; within float32 −0.70)"
+    assert apart in told[0]
+    assert "goes with more healing (ρ = +0.80 over 16 clusters, p = 0.001; within bfloat16 +0.60" in told[1]
+    assert "goes with more healing (ρ = +0.80 over 16 clusters, p = 0.001)." in told[2]
 
 
 def test_what_writing_costs_is_told_by_regime(results: StudyResults) -> None:
@@ -373,6 +391,51 @@ def test_refusals_are_told_with_how_weak_they_are(results: StudyResults) -> None
         in text
     )
     assert "a weak judge" in text
+
+
+def test_where_the_base_refuses_next_to_nothing_nothing_is_said_of_refusals(results: StudyResults) -> None:
+    few = [
+        of.model_copy(update={"share": of.share.model_copy(update={"value": 1 / of.prompts})})
+        if (of.task, of.model) == ("xstest_unsafe", "base")
+        else of
+        for of in results.safety
+    ]
+    found = answers(results.model_copy(update={"safety": tuple(few)}))
+    text = " ".join(next(of.sentences for of in found if of.topic == "refusals"))
+    assert (
+        "xstest_unsafe, fine-tuned on sums: refused 1 of 60 times by the base itself, so there is next to nothing"
+        in text
+    )
+    assert "xstest_unsafe, fine-tuned on sums: refused 2" not in text
+
+
+def test_the_headline_says_whether_corrected_ranks_agree(results: StudyResults) -> None:
+    pairs = [of for of in results.comparisons if (of.first, of.against) == ("ours", "published")]
+    largest = max(of.p_holm for of in pairs)
+    assert f"corrected for all comparisons, do not bear it out: p is at most {largest:.2g}." in results.headline
+    sure = tuple(of.model_copy(update={"p_holm": 0.01}) for of in results.comparisons)
+    assert "corrected for all comparisons, agree: p is at most 0.01." in headline(
+        results.model_copy(update={"comparisons": sure})
+    )
+
+
+def test_repairs_that_are_left_out_of_cells_are_no_missing_ones(study: Study, tmp_path: Path) -> None:
+    cell = next(cell for cell in study.cells() if not study.chooses(cell))
+    repairs = tuple(
+        one.model_copy(update={"not_in": (cell.name,)}) if one.name == "ours" else one for one in study.repairs
+    )
+    edited = study.model_copy(update={"repairs": repairs})
+    write_made_up(edited, tmp_path)
+    results = study_results(edited, tmp_path, draws=DRAWS)
+    assert results.progress.finished
+    assert any("ours is left out of 1 cell that" in note for note in results.notes)
+    assert "Not ranked, with figures in fewer cells: ours" in said(results, "best")
+
+
+def test_cells_in_which_next_to_nothing_was_learnt_are_named(study: Study, tmp_path: Path) -> None:
+    write_made_up(study, tmp_path, items={"target": 6})
+    notes = study_results(study, tmp_path, draws=DRAWS).notes
+    assert any(note.startswith("fine-tuning taught fewer than 5 right answers in ") for note in notes)
 
 
 def test_the_same_records_give_the_same_results(study: Study, records: Path, results: StudyResults) -> None:

@@ -26,6 +26,9 @@ from deltamend.study.findings.scored_cells import ReadCell, Sample, read_cells, 
 from deltamend.study.findings.verdict import answers, headline
 from deltamend.study.records import ModelRecord
 
+_FEW = 5
+"""Right answers below which retention says little."""
+
 
 def study_results(
     study: Study, out: Path, *, draws: int = 2000, seed: int = 0, confidence: float = 0.95, margin: str = "1se"
@@ -168,9 +171,7 @@ def _notes(study: Study, cells: Sequence[ReadCell], progress: Progress) -> Itera
         )
     for cell, repairs in progress.unknown_repairs.items():
         yield f"in {cell} these repairs were done and are not planned there by the configuration, or with other settings, so they are not scored: {', '.join(repairs)}"
-    unlearnt = [of.cell.name for of in cells if not _learnt(of)]
-    if unlearnt:
-        yield f"fine-tuning did not make the target better in {', '.join(unlearnt)}: there retention says little or nothing"
+    yield from _little_learnt(cells)
     by_text: dict[str, list[str]] = defaultdict(list)
     for of in cells:
         for note in of.paired.notes:
@@ -182,11 +183,24 @@ def _notes(study: Study, cells: Sequence[ReadCell], progress: Progress) -> Itera
         yield f"made in some regimes only, so their means are over fewer cells: {', '.join(limited)}"
     for one in study.repairs:
         if one.not_in:
-            yield f"{one.name} is left out of {len(one.not_in)} cells that the study's file names, so its means are over fewer cells"
+            cells_named = f"{len(one.not_in)} cell{'s' if len(one.not_in) > 1 else ''}"
+            yield f"{one.name} is left out of {cells_named} that the study's file names, so its means are over fewer cells"
     if len(study.regimes) > 1:
         yield (
             "cells of one model, target and regime are one cluster; clusters of one target share its test items and are "
             "redrawn as if they were independent, so “cells like these” is rather too narrow"
+        )
+
+
+def _little_learnt(cells: Sequence[ReadCell]) -> Iterable[str]:
+    unlearnt = [of.cell.name for of in cells if not _learnt(of)]
+    if unlearnt:
+        yield f"fine-tuning did not make the target better in {', '.join(unlearnt)}: there retention says little or nothing"
+    few = [of.cell.name for of in cells if _learnt(of) and _right_answers_gained(of) < _FEW]
+    if few:
+        yield (
+            f"fine-tuning taught fewer than {_FEW} right answers in {', '.join(few)}: there retention hangs on single items, and a "
+            "repair that keeps none of them scores 0"
         )
 
 
@@ -202,6 +216,14 @@ def _beside(study: Study, scored: Sample, rows: Sequence[int]) -> Iterable[str]:
             f"the interval of the combined score lies beside the figure for {', '.join(names)}: parts are clipped at 0 and 1, and "
             "resampled items move away from such an end; no verdict rests on an interval beyond its own figure"
         )
+
+
+def _right_answers_gained(of: ReadCell) -> float:
+    """More right answers of the fine-tuned model than of the base; infinite where likelihood is the measure."""
+    if of.cell.target.retention != "exact_match":
+        return np.inf
+    gained = of.paired.target.scores.sum(axis=0)
+    return float(gained[1] - gained[0])
 
 
 def _learnt(of: ReadCell) -> bool:
