@@ -13,8 +13,10 @@ import pytest
 import torch
 
 import deltamend
+from deltamend.checkpoint.safetensors_header import read_header
 from deltamend.errors import CheckpointError
 from deltamend.language_model import load
+from deltamend.methods.null_space import VERSION
 from tests.conftest import Pair, gpt2
 from tests.evaluation.conftest import save_tokenizer, tiny_model
 
@@ -46,6 +48,20 @@ def test_auto_is_null_space_by_what_the_base_wrote_and_says_why(
     deltamend.repair(pair.base, pair.finetuned, tmp_path / "again", method=advice.method, parameters=advice.parameters)
     name = "model.safetensors"
     assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_a_damaged_file_is_made_again(pair: Pair) -> None:
+    file = Path(str(deltamend.recommend(pair.base).parameters["activations"]))
+    whole = file.read_bytes()
+    stale = whole.replace(f'"activations":"{VERSION}"'.encode(), f'"activations":"{"0" * len(VERSION)}"'.encode())
+    assert stale != whole
+    for damaged in (whole[:-1], stale):
+        file.write_bytes(damaged)
+        advice = deltamend.recommend(pair.base)
+        assert "read in 48 texts" in advice.reason
+        assert read_header(file).metadata["activations"] == VERSION
+    assert "read before" in deltamend.recommend(pair.base).reason
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_where_the_base_cannot_be_run_it_is_wise_ft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import deltamend
 from tests.conftest import Pair, Printed, save_pair
+from tests.reference import load
 from tests.test_repair import without_seconds
 
 PARTIAL = ".out.deltamend-partial"
@@ -113,6 +116,30 @@ def test_resume_of_a_finished_run_changes_nothing(llama_pair: Pair, tmp_path: Pa
     assert report.tensors
     with pytest.raises(deltamend.OutputError, match="not empty"):
         deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "out", resume=True, method="wise-ft")
+
+
+@pytest.mark.parametrize("by", ["steps", "rule", "steps of a rule"])
+def test_resume_refuses_another_file_of_a_step_or_rule_and_records_no_path(
+    llama_pair: Pair, tmp_path: Path, by: str
+) -> None:
+    squares = tmp_path / "squares"
+    save_file({name: torch.ones_like(t, dtype=torch.float32) for name, t in load(llama_pair.base).items()}, squares)
+    step: dict[str, Any] = {"method": "fisher", "fisher": str(squares)}
+    given: dict[str, Any] = {"method": "hybrid", "parameters": {"steps": [step, {"method": "wise-ft"}]}}
+    if by == "rule":
+        listed = [{"filter": "down", "value": str(squares)}, {"value": squares}]
+        given = {"rules": [{"filter": "mlp", "method": "fisher", "parameters": {"fisher": listed}}]}
+    elif by == "steps of a rule":
+        given = {"rules": [{"filter": "mlp", **given}]}
+    deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "out", **given)
+    assert str(tmp_path) not in (tmp_path / "out" / "deltamend.json").read_text()
+    again = deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "out", resume=True, **given)
+    assert not again.written
+    save_file({name: 2 * tensor for name, tensor in load_file(squares).items()}, squares)
+    with pytest.raises(deltamend.OutputError, match="not empty"):
+        deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "out", resume=True, **given)
+    with pytest.raises(deltamend.OutputError, match="holds the input"):
+        deltamend.repair(llama_pair.base, llama_pair.finetuned, squares, overwrite=True, **given)
 
 
 def test_two_runs_do_not_write_the_same_out(llama_pair: Pair, tmp_path: Path) -> None:

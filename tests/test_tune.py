@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
+from deltamend.cli.repair import parameters_of
 from deltamend.errors import EvaluationError, UsageError
 from deltamend.evaluation.record import Evaluation
+from deltamend.methods.hybrid import Hybrid
 from deltamend.methods.registry import get_method
 from deltamend.score.scoring import Settings
-from deltamend.tune import Evaluate, halves, tune
+from deltamend.tune import Evaluate, _Search, halves, tune
 from tests.conftest import Pair, Printed
 from tests.score.records import made_up_cell, record, task
 
@@ -115,6 +118,55 @@ def test_the_command_makes_the_model_that_was_chosen(
     again = weights(tmp_path / "out")
     difference = torch.linalg.vector_norm(again - made[str(chosen)]) / torch.linalg.vector_norm(again)
     assert difference < 1e-5
+
+
+def test_the_command_names_files_by_their_paths(float_pair: Pair, tmp_path: Path) -> None:
+    file = tmp_path / "a file"
+    masks = {name: torch.ones(1, dtype=torch.uint8) for name in ("a", "b")}
+    save_file(masks, file)
+    graft = get_method("graft", {"mask": file, "scope": "tensor"})
+    null_space = get_method("null-space", {"activations": file, "share": 0.5})
+    search = _Search(float_pair.base, float_pair.finetuned, evaluator(float_pair), "sums", SETTINGS)
+    for method in (graft, null_space, get_method("della", {"density": 0.3})):
+        for strength in (1.0, 0.5):
+            first, *second = search._command(method, strength).split(" && ")
+            words = shlex.split(first)
+            name = words[words.index("--method") + 1]
+            parameters = parameters_of([words[at + 1] for at, word in enumerate(words) if word == "--set"])
+            made = get_method(name, parameters)
+            assert (name == "hybrid") == (method is graft and strength != 1.0)
+            assert (made.methods[0] if isinstance(made, Hybrid) else made) == method
+            assert bool(second) == (strength != 1.0 and name != "hybrid")
+            if second:
+                assert words[4:5] == ["FILTERED"]
+                assert second[0].endswith("--set weight=0.5 --out-dtype fp32")
+
+
+def test_the_two_commands_make_the_model_that_was_chosen(
+    float_pair: Pair, tmp_path: Path, deltamend_cli: Callable[..., Printed]
+) -> None:
+    made: list[torch.Tensor] = []
+    judge = evaluator(float_pair)
+
+    def evaluate(folder: Path) -> Evaluation:
+        made.append(weights(folder))
+        return judge(folder)
+
+    found = tune(
+        float_pair.base,
+        float_pair.finetuned,
+        evaluate,
+        target="sums",
+        methods=[get_method("della", {"density": 0.3, "epsilon": 0.05})],
+        strengths=(0.5,),
+        settings=SETTINGS,
+    )
+    command = found.command.replace("FILTERED", str(tmp_path / "filtered")).replace("OUT", str(tmp_path / "out"))
+    for one in command.split(" && "):
+        printed = deltamend_cli(*shlex.split(one)[1:])
+        assert printed.code == 0, printed.err
+    again = weights(tmp_path / "out")
+    assert torch.linalg.vector_norm(again - made[2]) / torch.linalg.vector_norm(again) < 1e-6
 
 
 def test_a_target_that_is_not_evaluated_stops_it_after_the_base(float_pair: Pair) -> None:

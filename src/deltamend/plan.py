@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
@@ -35,6 +35,7 @@ from deltamend.delta import BLOCK_ELEMENTS
 from deltamend.errors import CheckpointError, UsageError
 from deltamend.inputs.load import open_pair
 from deltamend.inputs.pairing import Pairing, TensorPair
+from deltamend.methods.hybrid import Hybrid, portable
 from deltamend.methods.method import Method
 from deltamend.rounding import Rounding
 from deltamend.rules import MethodChoice, Rule, Vectors
@@ -121,8 +122,8 @@ class RepairPlan:
     @cached_property
     def method_files(self) -> dict[Path, tuple[int, int]]:
         """Files that parameters of methods name, with their size and time as of now."""
-        values = (value for method in (self.method, *self.methods.values()) for _, value in method)
-        return {path: _size_and_time(path) for path in values if isinstance(path, Path)}
+        methods = (self.method, *self.methods.values())
+        return {path: _size_and_time(path) for method in methods for path in _files_of(method)}
 
     def check_method_files(self) -> None:
         """Raise CheckpointError when one of them was written to since the plan was made."""
@@ -144,7 +145,7 @@ class RepairPlan:
             "exclude": self.options.exclude,
             "out_dtype": self.options.out_dtype,
             "max_shard_size": None if size is None else str(size),
-            "rules": json.dumps([rule.model_dump(exclude_defaults=True) for rule in self.options.rules]),
+            "rules": json.dumps([_described_rule(rule, self.method.name) for rule in self.options.rules]),
             "vectors": str(self.options.vectors),
             "rename": self.options.rename,
             "split_fused": str(self.options.split_fused),
@@ -241,6 +242,22 @@ def plan_repair(
         check_output(plan.out, plan.inputs, overwrite=overwrite)
         opened.pop_all()
     return plan
+
+
+def _files_of(method: Method) -> Iterator[Path]:
+    """The files that its parameters name, and those of its steps."""
+    yield from (value for _, value in method if isinstance(value, Path))
+    if isinstance(method, Hybrid):
+        for step in method.methods:
+            yield from _files_of(step)
+
+
+def _described_rule(rule: Rule, default: str) -> dict[str, Any]:
+    """A rule for the manifest, which holds no path of anybody's machine; without a method it is of the default one."""
+    described = rule.model_dump(exclude_defaults=True)
+    if rule.parameters:
+        described["parameters"] = portable(rule.method or default, rule.parameters)
+    return described
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from deltamend.cache import default_cache_dir, fingerprint
 from deltamend.checkpoint.hashing import hash_folder
-from deltamend.errors import OutputError
+from deltamend.checkpoint.safetensors_header import read_header
+from deltamend.errors import CheckpointError, OutputError
 from deltamend.inputs.load import model_and_adapter, model_folder
 from deltamend.methods.null_space import VERSION
 
@@ -49,7 +50,7 @@ def recommend(
     That is `null-space` (docs/results). In the cells that chose nothing it is ahead of every published method, of WiSE-FT not
     beyond doubt in other cells like them (benchmarks/study_lead.txt). It needs the base to write a few texts: it is loaded with
     transformers, in float32, and what its layers are given is kept in the cache for the next fine-tuned model of the same
-    base. Where this is not possible it is WiSE-FT at 0.5, norms and biases too.
+    base; a damaged file is made again. Where this is not possible it is WiSE-FT at 0.5, norms and biases too.
 
     The file's last bits, and so a sampled word, may depend on how many threads torch has. Once it is there it does not change.
 
@@ -78,6 +79,12 @@ def recommend(
     }
     file = (cache or default_cache_dir()) / f"activations-{fingerprint(asked)}.safetensors"
     known = file.exists()
+    if known and not _is_whole(file):  # `null-space` would stop at it, now and in every later run
+        known = False
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"{file}: is damaged and cannot be removed ({error.strerror}); remove it") from error
     if not known:
         from deltamend.calibration.activations import write_activations  # torch
 
@@ -101,6 +108,13 @@ def recommend(
         "finetuned",
         f"null-space keeps what the update does to inputs that are not the base's own; the base was {read}",
     )
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        return read_header(file).metadata.get("activations") == VERSION
+    except CheckpointError:
+        return False
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -256,12 +257,15 @@ class _Search:
 
     def _command(self, method: Method, strength: float) -> str:
         """How to make a candidate in one pass over the weights."""
-        parameters = method.model_dump(mode="json", exclude_defaults=True)
+        # The values themselves: what the method writes of a file, its name and content, is no path.
+        given = {key: getattr(method, key) for key in method.model_dump(exclude_defaults=True)}
+        parameters: dict[str, Any] = json.loads(json.dumps(given, default=str))
+        settings: list[str] = []
+        for key, value in parameters.items():
+            settings += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
         words = ["deltamend", "repair", str(self._base), str(self._finetuned), "OUT", "--method"]
         if strength == 1:
-            words += [method.name]
-            for key, value in parameters.items():
-                words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+            words += [method.name, *settings]
         else:
             steps = [{"method": method.name, **parameters}, {"method": "task-arithmetic", "weight": strength}]
             try:
@@ -270,8 +274,9 @@ class _Search:
                 # Methods that look at the whole model cannot be a step; the factor is then applied to what they wrote.
                 words[4] = "FILTERED"
                 second = ["deltamend", "repair", str(self._base), "FILTERED", "OUT", "--method", "task-arithmetic"]
-                second += ["--set", f"weight={strength:g}"]
-                return f"{shlex.join([*words, method.name, '--out-dtype', 'fp32'])} && {shlex.join(second)}"
+                second += ["--set", f"weight={strength:g}", "--out-dtype", _dtype_of(self._finetuned)]
+                words += [method.name, *settings, "--out-dtype", "fp32"]
+                return f"{shlex.join(words)} && {shlex.join(second)}"
             words += ["hybrid", "--set", f"steps={json.dumps(steps)}"]
         return shlex.join(words)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -164,11 +165,28 @@ def test_a_dry_run_can_be_read_by_a_script(llama_pair: Pair, tmp_path: Path, del
 def test_a_lossy_cast_names_the_remedies(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
     small = ("--method", "task-arithmetic", "--set", "weight=1e-4")
     printed = deltamend_cli("repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", *small)
-    assert "write them with --out-dtype fp32 or --as adapter" in printed.out
+    assert printed.out.count("write them with --out-dtype fp32\n") == 1
     printed = deltamend_cli(
         "repair", llama_pair.base, llama_pair.finetuned, tmp_path / "exact", *small, "--out-dtype", "fp32"
     )
     assert "warning" not in printed.out
+
+
+def test_an_adapter_is_offered_where_one_can_be_written(tmp_path: Path, deltamend_cli: Cli) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    weight, left, right = (torch.randn(*shape, generator=drawn) for shape in ((64, 64), (64, 1), (1, 64)))
+    for side, tensor in (("base", weight), ("finetuned", weight + 1e-3 * left @ right)):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "config.json").write_text("{}")
+        save_file({"weight": tensor, "lm_head.weight": tensor.clone()}, tmp_path / side / "model.safetensors")
+    command = ("repair", tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", "--overwrite")
+    low_rank = (*command, "--method", "rank", "--set", "rank=1")
+    (tmp_path / "rule.yaml").write_text("rules: [{kind: head, method: wise-ft}]")
+    for options, offered in ((low_rank, True), ((*low_rank, "--config", tmp_path / "rule.yaml"), False)):
+        printed = deltamend_cli(*options, "--out-dtype", "bf16")
+        assert "write them with --out-dtype fp32" in printed.out
+        assert ("--as adapter" in printed.out) == offered
+        assert (deltamend_cli(*options, "--as", "adapter").code == 0) == offered
 
 
 @pytest.mark.usefixtures("few_draws")
@@ -178,3 +196,101 @@ def test_the_page_of_the_diagnosis_comes_with_the_repair(llama_pair: Pair, tmp_p
     assert (printed.code, printed.out) == (0, "")
     assert "model.layers.0.self_attn.q_proj.weight" in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert (tmp_path / "out" / "deltamend.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("page", "options", "code", "says"),
+    [
+        ("nodir/p.html", (), 1, "there is no folder"),
+        ("out/p.html", (), 1, "lies inside"),
+        ("base/p.html", (), 1, "lies inside"),
+        ("finetuned", (), 1, "lies inside"),
+        ("folder", (), 1, "is a folder"),
+        ("p.html", ("--include", "zzz"), 2, "no matrix is left to diagnose"),
+        ("p.html", ("--include", "zzz", "--vectors", "0.5", "--dry-run"), 2, "no matrix is left to diagnose"),
+    ],
+)
+def test_a_page_that_cannot_be_made_is_refused_before_the_repair(
+    own_pair: Pair, tmp_path: Path, deltamend_cli: Cli, page: str, options: tuple[str, ...], code: int, says: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    given = ("repair", own_pair.base, own_pair.finetuned, tmp_path / "out", "--html", tmp_path / page)
+    printed = deltamend_cli(*given, *options)
+    assert (printed.code, printed.err.count("\n")) == (code, 1)
+    assert says in printed.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_page_that_needs_rename_is_refused_before_the_repair(
+    own_pair: Pair, tmp_path: Path, deltamend_cli: Cli
+) -> None:
+    weights = load_file(own_pair.base / "model.safetensors")
+    odd = {name.replace("model.", "odd."): tensor for name, tensor in weights.items() if name.startswith("model.")}
+    save_file(odd, own_pair.base / "model.safetensors")
+    given = ("repair", own_pair.base, own_pair.finetuned, tmp_path / "out", "--rename", "odd.=model.")
+    printed = deltamend_cli(*given, "--html", tmp_path / "page.html")
+    assert (printed.code, printed.err.count("\n")) == (2, 1)
+    assert "--html: the diagnosis takes no --rename" in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_page_that_fails_all_the_same_says_that_out_is_whole(
+    llama_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deltamend_cli: Cli
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise deltamend.OutputError("the disk is full")
+
+    monkeypatch.setattr(deltamend, "diagnose", failing)
+    given = ("repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", "--html", tmp_path / "page.html")
+    printed = deltamend_cli(*given)
+    assert (printed.code, printed.err.count("\n")) == (1, 1)
+    assert f"the page is missing, {tmp_path / 'out'} is whole (the disk is full)" in printed.err
+    assert "16 filtered, 5 kept" in printed.out
+    assert deltamend.verify(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (("--as", "adapter"), 2, "--method auto is null-space, or wise-ft"),
+        (("--include", "("), 2, "is not a regular expression"),
+        (("--vectors", "half"), 2, "vectors: 'half'"),
+        (("--rounding", "up"), 2, "--rounding"),
+        (("--html", "nodir/p.html"), 1, "there is no folder"),
+    ],
+)
+def test_auto_refuses_what_it_can_before_it_reads_the_base(
+    llama_pair: Pair,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    deltamend_cli: Cli,
+    options: tuple[str, ...],
+    code: int,
+    says: str,
+) -> None:
+    monkeypatch.setattr(importlib.import_module("deltamend.cli.repair"), "recommend", _never)
+    auto = ("--method", "auto")
+    printed = deltamend_cli("repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", *auto, *options)
+    assert (printed.code, printed.err.count("\n")) == (code, 1)
+    assert says in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_looks_at_folders_before_it_reads_the_base(
+    llama_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deltamend_cli: Cli
+) -> None:
+    monkeypatch.setattr(importlib.import_module("deltamend.cli.repair"), "recommend", _never)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    for folders, says in (
+        ((llama_pair.finetuned, tmp_path / "out"), "exists and is not empty"),
+        ((tmp_path / "gone", tmp_path / "new"), "gone: no such folder"),
+    ):
+        printed = deltamend_cli("repair", llama_pair.base, *folders, "--method", "auto")
+        assert (printed.code, printed.err.count("\n")) == (1, 1)
+        assert says in printed.err
+
+
+def _never(*_: object, **__: object) -> None:
+    raise AssertionError("BASE was read")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,21 @@ def test_what_is_recorded_of_a_fisher_file_is_its_name_and_content(tmp_path: Pat
     text = deltamend.get_method("fisher", {"fisher": tmp_path / "squares.safetensors"}).described()
     assert text.startswith("fisher fisher=squares.safetensors sha256:")
     assert str(tmp_path) not in text
+
+
+def test_what_a_hybrid_records_is_as_given_but_for_files(tmp_path: Path) -> None:
+    given = [{"weight": "0.6", "method": "task_arithmetic"}, {"method": "dg-hard"}]
+    assert deltamend.get_method("hybrid", {"steps": given}).model_dump_json() == json.dumps(
+        {"steps": given}, separators=(",", ":")
+    )
+    save_file({NAME: torch.ones(3, 3)}, tmp_path / "squares.safetensors")
+    for path in (tmp_path / "squares.safetensors", str(tmp_path / "squares.safetensors")):
+        first = {"method": "fisher", "fisher": path, "base_fisher": path, "alpha": 0.3}
+        made = deltamend.get_method("hybrid", {"steps": [first, given[0]]})
+        alone = deltamend.get_method("fisher", {"fisher": path}).model_dump(mode="json")["fisher"]
+        written = {"method": "fisher", "fisher": alone, "base_fisher": alone, "alpha": 0.3}
+        assert made.model_dump(mode="json")["steps"] == [written, given[0]]
+        assert str(tmp_path) not in made.described()
 
 
 def test_intruders_are_found_whatever_scratch_memory_held(monkeypatch: pytest.MonkeyPatch) -> None:

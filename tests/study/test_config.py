@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from deltamend.errors import UsageError
-from deltamend.study.config import Study, read_study
+from deltamend.study.config import Repair, Study, read_study
 from tests.study.conftest import tiny_config
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -30,6 +31,16 @@ def test_a_repair_may_be_for_some_regimes_or_for_choosing_only() -> None:
     assert "laser" not in named["smollm2/sums/fp32/1"]
     assert "null-space-half" in named["smollm2/gsm8k/fp32/1"]
     assert "null-space-half" not in named["smollm2/gsm8k/fp32/0"]
+
+
+def test_a_rule_may_change_what_goes_by_the_own_activations() -> None:
+    rules = [{"filter": "mlp", "parameters": {"share": 0.5}}]
+    given: dict[str, Any] = {"name": "x", "method": "null-space", "parameters": {"activations": "own"}}
+    decides = Repair.model_validate({**given, "rules": rules}).what_decides()
+    assert decides[1] == {"effect": 0.001, "share": 1.0, "ridge": None}
+    assert decides[2] == [[{"filter": "mlp", "layers": None, "kind": None}, None, {**decides[1], "share": 0.5}]]
+    with pytest.raises(ValidationError, match="does not point to a file"):
+        Repair.model_validate({**given, "rules": [{"method": "null-space", "parameters": {"activations": "gone"}}]})
 
 
 def test_the_fresh_study_asks_what_the_small_one_asked_of_other_targets() -> None:

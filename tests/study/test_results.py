@@ -364,13 +364,14 @@ def test_dg_hard_heals_where_it_removes_something(results: StudyResults) -> None
 def test_what_only_tells_the_dtypes_apart_is_said_to_tell_little_else(results: StudyResults) -> None:
     assert results.dg_hard is not None
     first, *others = results.dg_hard.correlations
-    update = {"over_clusters": 0.8, "clusters": 16, "p": 0.001, "within": {"bfloat16": 0.6, "float32": -0.7}}
-    told = {}
-    for within in ({"bfloat16": 0.6, "float32": -0.7}, {"bfloat16": 0.6, "float32": 0.7}, {}):
-        mixed = first.model_copy(update={**update, "within": within})
+    told: list[str] = []
+    two: tuple[dict[str, float], ...] = ({"bfloat16": 0.6, "float32": -0.7}, {"bfloat16": 0.6, "float32": 0.7}, {})
+    for within in two:
+        seen = {"over_clusters": 0.8, "clusters": 16, "p": 0.001, "within": within}
+        mixed = first.model_copy(update=seen)
         dg_hard = results.dg_hard.model_copy(update={"correlations": (mixed, *others)})
         answer = answers(results.model_copy(update={"dg_hard": dg_hard}))
-        told[len(told)] = " ".join(next(of.sentences for of in answer if of.topic == "dg-hard"))
+        told.append(" ".join(next(of.sentences for of in answer if of.topic == "dg-hard")))
     apart = "it tells the dtypes apart, and little else (ρ = +0.80 over 16 clusters, p = 0.001; within bfloat16 +0.60; within float32 −0.70)"
     assert apart in told[0]
     assert "goes with more healing (ρ = +0.80 over 16 clusters, p = 0.001; within bfloat16 +0.60" in told[1]

@@ -46,10 +46,9 @@ def compare(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Compare methods on one update, in one pass over the weights, without writing checkpoints."""
-    wanted = [method for method in _methods(write) if isinstance(method, Method)]
+    wanted, not_written = choose_methods(_methods(write))
     if bool(wanted) != (out is not None):
         raise UsageError("--write and --out belong together: --write dg-hard,ties --out FOLDER")
-    choose_methods(wanted)
     with progress_bar(quiet, "comparing") as progress:
         found = compare_methods(
             base,
@@ -69,6 +68,9 @@ def compare(
     for path, text in ((csv, compare_csv), (html, compare_page)):
         if path is not None:
             write_whole(path, text(found))
+    if not quiet:
+        for name, reason in not_written.items():
+            typer.echo(f"not written: {name}, which {reason}", err=True)
     for method in wanted:
         folder = method.described().replace(" ", ",").replace("/", "_")
         with progress_bar(quiet, f"writing {method.name}") as progress:

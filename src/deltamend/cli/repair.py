@@ -7,8 +7,8 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import fields
+from contextlib import closing, contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,10 +19,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Column, Table
 
 import deltamend
+from deltamend.checkpoint.manifest import Manifest
 from deltamend.checkpoint.sidecars import ADAPTER_FILE
 from deltamend.checkpoint.work_folder import check_output
 from deltamend.config import RepairConfig, read_config
-from deltamend.errors import UsageError
+from deltamend.errors import DeltamendError, OutputError, PairingError, UsageError
+from deltamend.inputs.load import open_pair
+from deltamend.methods.registry import all_methods, method_class
 from deltamend.plan import RepairOptions, RepairPlan, plan_repair
 from deltamend.recommend import AUTO, recommend
 from deltamend.repair import Progress as ProgressCallback
@@ -96,32 +99,36 @@ def repair(
     folders = _folders(given, [folder for folder in (base, finetuned, out) if folder is not None], config)
     console = Console(stderr=as_json, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
     chosen, parameters = _method(given, method, parameters_of(set_ or []))
-    follow: str | float = vectors or given.vectors
-    if chosen == AUTO:
-        if parameters or given.rules:
-            raise UsageError(
-                f"--method {AUTO}: chooses method and parameters; leave out --set and rules, or name a method"
-            )
-        with progress_bar(quiet, "reading BASE") as progress:
-            advice = recommend(folders[0], progress=progress)
-        chosen, parameters = advice.method, advice.parameters
-        if vectors is None and "vectors" not in given.model_fields_set:
-            follow = advice.vectors
-        if advice.fallback and quiet:  # another method than was asked for is no news to be quiet about
-            typer.echo(f"auto: {advice.reason}", err=True)
-        console.print(f"auto: {advice.reason}")
     options = RepairOptions(
         include=include or given.include,
         exclude=exclude or given.exclude,
         out_dtype=out_dtype or given.out_dtype or given.dtype,
         max_shard_size=max_shard_size or given.max_shard_size,
         rules=given.rules,
-        vectors=follow,
+        vectors=vectors or given.vectors,
         rename=rename or given.rename,
         split_fused=split_fused or given.split_fused,
         output=as_ or given.output,  # type: ignore[arg-type]  # checked with the plan, in one line
         rounding=rounding or given.rounding,  # type: ignore[arg-type]
     )
+    if chosen == AUTO:
+        _refuse_auto(parameters, options)
+    if chosen == AUTO or html is not None:
+        # Before BASE is run for minutes and OUT is written. Until BASE is read, any method stands for that of auto.
+        known, its = ("none", {}) if chosen == AUTO else (chosen, parameters)
+        plan = plan_repair(*folders, method=known, parameters=its, options=options, overwrite=overwrite or resume)
+        with closing(plan):
+            if html is not None:
+                _check_page(html, folders, plan)
+    if chosen == AUTO:
+        with progress_bar(quiet, "reading BASE") as progress:
+            advice = recommend(folders[0], progress=progress)
+        chosen, parameters = advice.method, advice.parameters
+        if vectors is None and "vectors" not in given.model_fields_set:
+            options = replace(options, vectors=advice.vectors)
+        if advice.fallback and quiet:  # another method than was asked for is no news to be quiet about
+            typer.echo(f"auto: {advice.reason}", err=True)
+        console.print(f"auto: {advice.reason}")
     if dry_run:
         plan = plan_repair(
             *folders, method=chosen, parameters=parameters, options=options, overwrite=overwrite or resume
@@ -150,20 +157,12 @@ def repair(
             resume=resume,
             progress=progress,
         )
-    if html is not None:
-        with progress_bar(quiet, "diagnosing") as progress:
-            diagnosis = deltamend.diagnose(
-                *folders[:2],
-                include=options.include,
-                exclude=options.exclude,
-                out_dtype=options.out_dtype,
-                workers=workers,
-                progress=progress,
-            )
-        write_whole(html, diagnosis_page(diagnosis))
     _print_report(console, report, verbose)
     if as_json:
         sys.stdout.write(report.manifest.model_dump_json(indent=1) + "\n")
+    if html is not None:
+        with progress_bar(quiet, "diagnosing") as progress:
+            _write_page(html, folders, options, workers, progress)
 
 
 def _folders(given: RepairConfig, named: list[str], config: Path | None) -> tuple[str, str, str]:
@@ -184,6 +183,70 @@ def _method(given: RepairConfig, method: str | None, parameters: dict[str, objec
     if method is not None:
         return method, parameters
     return given.method, {**given.method_parameters, **parameters}
+
+
+def _refuse_auto(parameters: dict[str, object], options: RepairOptions) -> None:
+    """Raise UsageError for what cannot be asked for together with `auto`."""
+    if parameters or options.rules:
+        raise UsageError(f"--method {AUTO}: chooses method and parameters; leave out --set and rules, or name a method")
+    if options.output == "adapter":
+        able = ", ".join(name for name, kind in all_methods().items() if kind.low_rank)
+        raise UsageError(
+            f"--as adapter: --method {AUTO} is null-space, or wise-ft where the base cannot be run, and what they keep is "
+            f"not low-rank; use one of {able}, or write --as checkpoint"
+        )
+
+
+def _check_page(page: Path, folders: tuple[str, str, str], plan: RepairPlan) -> None:
+    """Refuse a page that cannot be made or written, while OUT is as it was.
+
+    Raises:
+        OutputError: its folder is not there or cannot be written to, or it lies in OUT or an input.
+        UsageError: the diagnosis has no matrix, or cannot pair the tensors.
+    """
+    folder = Path(os.path.realpath(page.parent))
+    for other in (plan.out, *plan.inputs):
+        if (folder / page.name).is_relative_to(os.path.realpath(other)):
+            raise OutputError(f"{page}: lies inside {other}; give --html a place outside OUT and the inputs")
+    if not folder.is_dir() or page.is_dir():
+        wrong = "is a folder" if page.is_dir() else f"there is no folder {page.parent}"
+        raise OutputError(f"{page}: cannot be written ({wrong}); give --html a file in a folder that is there")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{page}: cannot be written (no permission in {folder}); give --html another folder")
+    options = plan.options
+    try:
+        # As `diagnose` opens them: it takes no --rename.
+        with open_pair(*folders[:2], include=options.include, exclude=options.exclude) as pair:
+            if not any(one.action == "filter" for one in pair.pairing.pairs):
+                raise UsageError("--html: no matrix is left to diagnose; widen --include or --exclude, or leave it out")
+    except PairingError as error:
+        raise UsageError(f"--html: the diagnosis takes no --rename; leave one of them out ({error})") from error
+
+
+def _write_page(
+    page: Path,
+    folders: tuple[str, str, str],
+    options: RepairOptions,
+    workers: int | None,
+    progress: ProgressCallback,
+) -> None:
+    """Write the page of the diagnosis, once OUT is there.
+
+    Raises:
+        OutputError: it cannot be made, whatever the reason; it says that OUT is whole.
+    """
+    try:
+        diagnosis = deltamend.diagnose(
+            *folders[:2],
+            include=options.include,
+            exclude=options.exclude,
+            out_dtype=options.out_dtype,
+            workers=workers,
+            progress=progress,
+        )
+        write_whole(page, diagnosis_page(diagnosis))
+    except DeltamendError as error:
+        raise OutputError(f"{page}: the page is missing, {folders[2]} is whole ({error})") from error
 
 
 def parameters_of(settings: list[str], option: str = "--set") -> dict[str, object]:
@@ -270,7 +333,7 @@ def _print_report(console: Console, report: RepairReport, verbose: int) -> None:
     console.print(
         f"kept {_percent(report.kept_energy)} of the update's energy; rounding to the stored dtype changed {_percent(report.realised_error)} of it"
     )
-    instead = "write them with --out-dtype fp32" + ("" if manifest.is_adapter else " or --as adapter")
+    instead = "write them with --out-dtype fp32" + (" or --as adapter" if _fits_an_adapter(manifest) else "")
     if report.realised_error > _LOSS_WORTH_A_WARNING:
         console.print(f"warning: the written weights hold much less than the filter kept; {instead}")
     elif (report.undone_by_rounding or 0.0) > _LOSS_WORTH_A_WARNING:
@@ -291,6 +354,13 @@ def _print_report(console: Console, report: RepairReport, verbose: int) -> None:
         f"wrote {report.out} in {manifest.run.seconds:.1f} s" if report.written else f"{report.out} was whole already"
     )
     console.print(done)
+
+
+def _fits_an_adapter(manifest: Manifest) -> bool:
+    """Whether what a checkpoint holds could be written as an adapter in its place; see `adapter.plan_adapter`."""
+    used = {tensor.method.split()[0] for tensor in manifest.tensors if tensor.method and len(tensor.shape) == 2}
+    in_parts = any(tensor.parts for tensor in manifest.tensors)
+    return not manifest.is_adapter and not in_parts and all(method_class(name).low_rank for name in used)
 
 
 def _percent(share: float | None) -> str:

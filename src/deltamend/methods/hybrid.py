@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_serializer, field_validator
+from pydantic.fields import FieldInfo
 
 from deltamend.errors import MethodError
+from deltamend.methods.entry_file import name_and_content
 from deltamend.methods.method import KeptDelta, Method, TensorContext
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 from deltamend.spectrum.eigen import Workspace
@@ -36,7 +40,8 @@ class Hybrid(Method):
     )
 
     def __hash__(self) -> int:
-        return hash(self.model_dump_json())
+        # Not of what is written: that hashes files, and this is asked for with every tensor.
+        return hash(json.dumps(self.steps, default=str))
 
     @field_validator("steps")
     @classmethod
@@ -45,18 +50,56 @@ class Hybrid(Method):
             _made(step)
         return steps
 
+    @field_serializer("steps")
+    def _names_and_contents(self, steps: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        return tuple(portable(step["method"], step) for step in steps)
+
     @cached_property
-    def _methods(self) -> tuple[Method, ...]:
+    def methods(self) -> tuple[Method, ...]:
+        """The methods of the steps, made."""
         return tuple(_made(step) for step in self.steps)
 
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
         """Run the steps on one delta; see `Method.apply`."""
-        kept = self._methods[0].apply(delta, context)
-        for method in self._methods[1:]:
+        kept = self.methods[0].apply(delta, context)
+        for method in self.methods[1:]:
             if kept.outcome == "reverted":
                 break
             kept = _chained(kept, method, delta, context)
         return kept
+
+
+def portable(method: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as they were given, but files by name and content, as the method itself writes them.
+
+    Args:
+        method: name of the method they belong to.
+        parameters: its own and others; also lists of {filter, value}, as `MethodChoice` takes them.
+
+    Raises:
+        MethodError: there is no such method, or no such file.
+    """
+    from deltamend.methods.registry import method_class  # late, as below
+
+    kind = method_class(method)
+    return {key: _portable_value(kind, key, value) for key, value in parameters.items()}
+
+
+def _portable_value(kind: type[Method], key: str, value: Any) -> Any:
+    if isinstance(value, list | tuple) and value and all(isinstance(one, dict) for one in value):
+        if all("value" in one for one in value):
+            return [{**one, "value": _portable_value(kind, key, one["value"])} for one in value]
+        if kind is Hybrid and key == "steps":
+            return [portable(str(step.get("method")), step) for step in value]
+    field = kind.model_fields.get(key)
+    is_file = field is not None and _is_path(field) and isinstance(value, str | Path)
+    return name_and_content(Path(value), kind.name) if is_file else value
+
+
+def _is_path(field: FieldInfo) -> bool:
+    """Whether it is a path, or a path or something else."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return any(getattr(kind, "__origin__", kind) is Path for kind in kinds)  # of what is annotated, too
 
 
 def _made(step: dict[str, Any]) -> Method:

@@ -138,8 +138,7 @@ class Repair(_Strict):
         Raises:
             MethodError: there is no such method, or a parameter is wrong.
         """
-        # The file of activations is made when the study runs; any other stands for it until then.
-        made_later = {"activations": __file__} if self.needs_activations else {}
+        made_later = self._made_later
         method = get_method(self.method, {**self.parameters, **made_later}).model_dump(mode="json")
         return [
             self.method,
@@ -154,8 +153,16 @@ class Repair(_Strict):
         ]
 
     def _of_rule(self, rule: Rule) -> dict[str, Any]:
-        given = rule.parameters if rule.method is not None else {**self.parameters, **rule.parameters}
-        return get_method(rule.method or self.method, given).model_dump(mode="json")
+        made_later = {} if rule.method is not None else self._made_later
+        inherited = {} if rule.method is not None else {**self.parameters, **made_later}
+        method = get_method(rule.method or self.method, {**inherited, **rule.parameters}).model_dump(mode="json")
+        standins = made_later.keys() - rule.parameters.keys()
+        return {name: value for name, value in method.items() if name not in standins}
+
+    @property
+    def _made_later(self) -> dict[str, str]:
+        """The file of activations is made when the study runs; any other stands for it until then."""
+        return {"activations": __file__} if self.needs_activations else {}
 
     @property
     def needs_activations(self) -> bool:
