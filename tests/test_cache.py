@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 
 from deltamend.cache import default_cache_dir, fingerprint, publish, remove
 from deltamend.demo import base
-from deltamend.errors import DeltamendError
+from deltamend.errors import DeltamendError, OutputError
 
 
 def test_a_published_folder_appears_whole(tmp_path: Path) -> None:
@@ -34,6 +36,31 @@ def test_a_failed_run_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> 
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (tmp_path / "model" / "weights").read_text() == "old"
+
+
+def test_a_cache_that_cannot_be_made_is_said_with_the_variable_that_moves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("DELTAMEND_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(OutputError, match=r"cannot be written \(Not a directory\); .* or set DELTAMEND_CACHE"):
+        publish(default_cache_dir() / "model").__enter__()
+    with pytest.raises(OutputError) as elsewhere:
+        publish(tmp_path / "file" / "results").__enter__()
+    assert "DELTAMEND_CACHE" not in str(elsewhere.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        RuntimeError("I/O error: No space left on device (os error 28)"),  # safetensors' kind
+    ],
+)
+def test_a_full_disk_is_an_error_of_the_output(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(OutputError, match=r"model: cannot be written .*No space left"), publish(tmp_path / "model"):
+        raise error
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_another_process_made_of_the_same_is_kept(tmp_path: Path) -> None:

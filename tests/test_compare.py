@@ -84,6 +84,21 @@ def test_checkpoints_are_written_for_the_methods_that_are_wanted(
     assert deltamend.verify(tmp_path / "out" / "dare") == []
 
 
+def test_all_may_be_written_but_for_methods_that_need_parameters(
+    llama_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deltamend_cli: Cli
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(deltamend, "repair", lambda *_, method, **__: written.append(method.name))
+    given = ["compare", llama_pair.base, llama_pair.finetuned, "--methods", "none", "--out", tmp_path / "out"]
+    printed = deltamend_cli(*given, "--write", "all")
+    assert printed.code == 0, printed.err
+    assert written == [name for name in all_methods() if name not in ("fisher", "null-space")]
+    assert "not written: fisher, which needs fisher" in printed.err
+    printed = deltamend_cli(*given, "--write", "all,magnitude")
+    assert (printed.code, printed.err.count("\n")) == (2, 1)
+    assert "'magnitude' is given twice" in printed.err
+
+
 def test_a_method_is_compared_with_its_parameters(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
     wanted = "wise-ft:alpha=0.3,wise-ft,ties:density=0.1:weight=0.5"
     given = ["compare", llama_pair.base, llama_pair.finetuned, "--methods", wanted, "--json"]
@@ -106,6 +121,7 @@ def test_a_method_is_compared_with_its_parameters(llama_pair: Pair, tmp_path: Pa
         (["--methods", "ties:density=2"], "parameter 'density'"),
         (["--methods", "fisher"], "parameter 'fisher': Field required"),
         (["--write", "ties"], "--write and --out belong together"),
+        (["--include", "zzz"], "no matrix is left to compare; widen --include or --exclude"),
         (["--write", "tise", "--out", "somewhere"], "did you mean 'ties'?"),
     ],
 )

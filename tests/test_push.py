@@ -10,6 +10,8 @@ import huggingface_hub
 import pytest
 
 import deltamend
+import deltamend.push
+from deltamend.checkpoint.sidecars import ADAPTER_CONFIG_FILE
 from tests.conftest import Pair, Printed
 
 Cli = Callable[..., Printed]
@@ -104,3 +106,16 @@ def test_a_base_on_this_machine_is_said(llama_pair: Pair, tmp_path: Path, hub: H
     assert printed.code == 0
     assert hub.calls == []
     assert f"names {llama_pair.base} as its base" in printed.err
+
+
+def test_an_adapters_config_that_is_none_is_one_line(
+    out: Path, hub: Hub, deltamend_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deltamend.push, "verify", lambda _folder: [])  # as if OUT had been written so
+    (out / ADAPTER_CONFIG_FILE).write_text("[]")
+    printed = deltamend_cli("push", out, "me/model", "--yes")
+    assert (printed.code, printed.err) == (
+        1,
+        f"deltamend: {out / ADAPTER_CONFIG_FILE}: not a JSON object; download it again\n",
+    )
+    assert hub.calls == []

@@ -6,10 +6,15 @@ import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from deltamend.errors import OutputError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def default_cache_dir() -> Path:
@@ -37,21 +42,41 @@ def publish(folder: Path, *, keep: bool = False) -> Iterator[Path]:
         folder: what appears, whole.
         keep: where `folder` is there by then, let it stay and drop what was written, as another process that made the
             same may be at work in it; otherwise it is replaced.
+
+    Raises:
+        OutputError: the folder cannot be made or put in place, or the disk is full; any other error of the caller's own is
+            raised as it is.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _output_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with _beside(folder) as aside:
         part = aside / "new"
-        part.mkdir()
-        yield part
-        if not keep and folder.is_dir():
-            with suppress(FileNotFoundError):  # another process is replacing it too
-                folder.rename(aside / "replaced")
+        with _output_errors(folder):
+            part.mkdir()
         try:
-            part.rename(folder)
-        except OSError as error:
-            # Another process has published the same: before this one, or in the moment between the two renames.
-            if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
-                raise
+            yield part
+        except Exception as error:
+            if disk_is_full(error):
+                raise _unwritten(folder, error) from error
+            raise
+        with _output_errors(folder):
+            if not keep and folder.is_dir():
+                with suppress(FileNotFoundError):  # another process is replacing it too
+                    folder.rename(aside / "replaced")
+            try:
+                part.rename(folder)
+            except OSError as error:
+                # Another process has published the same: before this one, or in the moment between the two renames.
+                if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+                    raise
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether `error` says that a file may not grow: an OSError, or safetensors' own, which has the number in its text."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return found is not None and int(found[1]) in _FULL
 
 
 def remove(folder: Path) -> None:
@@ -62,5 +87,22 @@ def remove(folder: Path) -> None:
 
 @contextmanager
 def _beside(folder: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", suffix=".part", dir=folder.parent) as aside:
+    with _output_errors(folder):
+        made = tempfile.TemporaryDirectory(prefix=f".{folder.name}-", suffix=".part", dir=folder.parent)
+    with made as aside:
         yield Path(aside)
+
+
+@contextmanager
+def _output_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _unwritten(folder, error) from error
+
+
+def _unwritten(folder: Path, error: Exception) -> OutputError:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    # Results of a study are published too; the variable says nothing of where those go.
+    elsewhere = ", or set DELTAMEND_CACHE to another" if folder.is_relative_to(default_cache_dir()) else ""
+    return OutputError(f"{folder}: cannot be written ({reason}); check the disk and {folder.parent}{elsewhere}")

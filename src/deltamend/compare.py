@@ -105,12 +105,14 @@ def compare(
     Raises:
         CheckpointError: an input cannot be read, or is quantised.
         PairingError: the inputs do not belong together.
-        UsageError: unknown method, or a method twice.
+        UsageError: unknown method, or a method twice; or no matrix is left.
         FilterError: NaN or Inf in a tensor, or a filter failed.
     """
     chosen, left_out = choose_methods(methods)
     with open_pair(base, finetuned, include=include, exclude=exclude) as pair:
         items = [(one, part) for one in pair.pairing.pairs if one.action == "filter" for part in one.parts or (None,)]
+        if not items:
+            raise UsageError("no matrix is left to compare; widen --include or --exclude")
         run = _Comparing(pair.base, pair.finetuned, chosen, device, progress)
         with one_thread_each(), ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as executor:
             tensors = run.compare(items, executor)

@@ -5,10 +5,23 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from deltamend.errors import CheckpointError, DeltamendError
+
+TODAY = date(2024, 7, 26)
+"""The day that chat templates are told, whichever it is: the same inputs, the same tokens."""
+_CLOCK = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(
+        f" | replace('%{code}', '{TODAY.strftime('%' + code)}')"
+        for code in [*"aAbBcCdDeFgGhHIjklmMprRSTuUVwWxXyYzZ", "f", "-d", "-m", "-H", "-I", "-M", "-S", "-j", "%"]
+    )
+    + " }}{% endmacro %}\n"
+)
+"""Jinja that shadows transformers' function of this name, which would read the clock; the newline goes with the block."""
 
 
 class LoadedModel(NamedTuple):
@@ -49,7 +62,7 @@ def load(folder: Path, *, dtype: str = "float32") -> LoadedModel:
     """The causal language model in `folder`, in `dtype` and in evaluation mode, with its tokenizer. Not thread-safe.
 
     Raises:
-        CheckpointError: there is no such folder, or transformers cannot load it.
+        CheckpointError: there is no such folder, transformers cannot load it, or its weights are not those of its config.
         DeltamendError: transformers is not installed.
     """
     if not folder.is_dir():
@@ -58,12 +71,34 @@ def load(folder: Path, *, dtype: str = "float32") -> LoadedModel:
     # Without a plain no, transformers asks on the terminal whether to run the checkpoint's own Python.
     where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
-        return LoadedModel(model.eval(), transformers.AutoTokenizer.from_pretrained(folder, **where))
-    except (OSError, ValueError) as error:
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **where
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **where)
+    except Exception as error:  # transformers, safetensors and tokenizers raise of all kinds on a damaged file
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:300]})"
+            f"{folder}: transformers cannot load it ({kind}{reason}); check its files and the free memory"
         ) from error
+    # transformers would make up what it misses, anew each time, and says no name where a shape is another.
+    strange = [f"no {name!r}" for name in sorted(found["missing_keys"])]
+    strange += [f"{name!r} in another shape" for name, *_ in sorted(found["mismatched_keys"])]
+    if strange:
+        raise CheckpointError(
+            f"{folder}: its weights hold {strange[0]}, against config.json; check both, or download it again"
+        )
+    return LoadedModel(model.eval(), tokenizer)
+
+
+def clockless_template(tokenizer: Any) -> str | None:
+    """The tokenizer's chat template with the clock it reads stopped at `TODAY`; None where it reads none, for as it is.
+
+    Raises:
+        ValueError: there is no template, as of `apply_chat_template`.
+    """
+    template = tokenizer.get_chat_template()
+    return _CLOCK + template if "strftime_now" in template else None
 
 
 def chat_prompt(tokenizer: Any, question: str) -> list[int]:
@@ -73,7 +108,9 @@ def chat_prompt(tokenizer: Any, question: str) -> list[int]:
     short prompt, and with it the time of everything the demo does.
     """
     messages = [{"role": "system", "content": ""}, {"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, chat_template=clockless_template(tokenizer)
+    )
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

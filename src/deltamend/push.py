@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltamend.checkpoint.manifest import FileRecord, decode_manifest
+from deltamend.checkpoint.open import read_json
 from deltamend.checkpoint.sidecars import ADAPTER_CONFIG_FILE, MANIFEST_FILE
 from deltamend.checkpoint.verify import verify
 from deltamend.errors import OutputError, UsageError
@@ -47,7 +47,7 @@ def plan_upload(folder: str | os.PathLike[str], repo: str, *, private: bool = Tr
 
     Raises:
         UsageError: `repo` is no `org/name`.
-        CheckpointError: OUT has no manifest of deltamend's that can be read.
+        CheckpointError: OUT has no manifest of deltamend's that can be read, or an adapter_config.json that cannot be.
         OutputError: OUT is not as it was written.
     """
     from huggingface_hub.errors import HFValidationError
@@ -104,8 +104,8 @@ def upload(plan: Upload, api: HfApi | None = None) -> str:
 
 
 def _local_base(folder: Path) -> str | None:
-    try:
-        base = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except FileNotFoundError:
+    config = folder / ADAPTER_CONFIG_FILE
+    if not config.exists():
         return None
+    base = read_json(config).get("base_model_name_or_path")
     return base if isinstance(base, str) and (Path(base).is_absolute() or Path(base).exists()) else None

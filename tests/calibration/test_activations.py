@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import deltamend
 from deltamend.calibration.activations import opening_of_a_message, own_texts, write_activations
 from deltamend.errors import CheckpointError, UsageError
-from deltamend.language_model import load
+from deltamend.language_model import _CLOCK, chat_prompt, clockless_template, load
 from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT
 from tests.calibration.conftest import Task
 from tests.conftest import gpt2
@@ -86,6 +87,29 @@ def test_a_template_that_writes_the_day_writes_the_same_one_every_day(tiny_model
     assert tokenizer.decode(opening_of_a_message(tokenizer)) == "Today: 26 Jul 2024 "
 
 
+def test_a_template_that_looks_at_the_clock_is_always_told_the_same(tiny_model: Path) -> None:
+    tokenizer = load(tiny_model).tokenizer
+    tokenizer.chat_template = (
+        "  {% for message in messages %}\n"
+        "{% if message['content'] %}{{ strftime_now('%-d %B %Y, %H:%M:%S.%f') }} {{ message['content'] }}{% endif %}"
+        "{% endfor %}"
+    )
+    assert tokenizer.decode(opening_of_a_message(tokenizer)) == "26 July 2024, 00:00:00.000000 "
+    assert tokenizer.decode(chat_prompt(tokenizer, "a")) == "26 July 2024, 00:00:00.000000 a"
+
+
+def test_other_templates_write_what_they_did(tiny_model: Path) -> None:
+    tokenizer = load(tiny_model).tokenizer
+    assert clockless_template(tokenizer) is None
+    asked = [{"role": "user", "content": "a"}]
+    for template in ("\n\n {{ 1 }}", "  {% if true %}\n x{% endif %}", "  {%- if true %}y{% endif %}", " {{- 2 }}"):
+        plain, told = (
+            tokenizer.apply_chat_template(asked, tokenize=False, chat_template=before + template)
+            for before in ("", _CLOCK)
+        )
+        assert told == plain
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -128,10 +152,54 @@ def test_what_it_wrote_repairs_a_pair(tiny_model: Path, tmp_path: Path, deltamen
 
 
 def test_weights_that_are_stored_transposed_are_refused(tmp_path: Path) -> None:
-    save_tokenizer(tmp_path)
+    save_tokenizer(tmp_path / "m")
     model = gpt2()
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path / "m")
     (tmp_path / "texts.jsonl").write_text('{"text": "ab"}\n')
     with pytest.raises(CheckpointError, match="stores its weights transposed"):
-        write_activations(tmp_path, tmp_path / "c", texts=tmp_path / "texts.jsonl")
+        write_activations(tmp_path / "m", tmp_path / "c", texts=tmp_path / "texts.jsonl")
+    assert not (tmp_path / "c").exists()
+
+
+def test_weights_that_are_cut_off_or_of_another_shape_are_an_error_in_a_line(
+    tiny_model: Path, tmp_path: Path, deltamend_cli: Callable[..., Any]
+) -> None:
+    config = json.loads((tiny_model / "config.json").read_text())
+    whole = (tiny_model / "model.safetensors").read_bytes()
+    damages: list[tuple[dict[str, int], bytes, str]] = [
+        ({}, whole[:-9], "transformers cannot load it (SafetensorError: "),
+        ({"intermediate_size": 32}, whole, "its weights hold 'model.layers.0.mlp.down_proj.weight' in another shape"),
+        ({"num_hidden_layers": 3}, whole, "its weights hold no 'model.layers.2."),
+    ]
+    shutil.copytree(tiny_model, tmp_path / "m")
+    for settings, weights, said in damages:
+        (tmp_path / "m" / "config.json").write_text(json.dumps(config | settings))
+        (tmp_path / "m" / "model.safetensors").write_bytes(weights)
+        printed = deltamend_cli("calibrate", "activations", tmp_path / "m", tmp_path / "c", "-q")
+        assert (printed.code, printed.err.count("\n")) == (1, 1), printed.err
+        assert f"{tmp_path / 'm'}: {said}" in printed.err
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "own", "said"),
+    [
+        (float("nan"), True, "the weights of 'model.norm.weight' hold NaN or Inf"),
+        (float("inf"), False, "the weights of 'model.norm.weight' hold NaN or Inf"),
+        (3e38, True, "cannot write texts (probability tensor contains"),
+        (3e38, False, "the inputs of 'lm_head.weight' hold NaN or Inf"),
+    ],
+)
+def test_a_model_that_makes_no_numbers_is_an_error_in_a_line(
+    tiny_model: Path, tmp_path: Path, value: float, own: bool, said: str, deltamend_cli: Callable[..., Any]
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "m")
+    weights = load_file(tiny_model / "model.safetensors")
+    weights["model.norm.weight"].fill_(value)
+    save_file(weights, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "texts").write_text('{"text": "abc"}\n')
+    texts = [] if own else ["--texts", tmp_path / "texts"]
+    printed = deltamend_cli("calibrate", "activations", tmp_path / "m", tmp_path / "c", *texts, "-q")
+    assert (printed.code, printed.err.count("\n")) == (1, 1), printed.err
+    assert f"{tmp_path / 'm'}: {said}" in printed.err
     assert not (tmp_path / "c").exists()

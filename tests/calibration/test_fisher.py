@@ -76,12 +76,19 @@ def test_texts_that_mean_nothing_are_refused(task: Task, tmp_path: Path, content
     assert [path.name for path in tmp_path.iterdir()] == ["texts"]
 
 
+def test_a_line_ends_only_where_a_file_of_json_lines_ends_it(tmp_path: Path) -> None:
+    texts = ["a\u2028b", "c\u0085\u2029d"]
+    (tmp_path / "texts").write_bytes("\r\n".join(f'{{"text": "{text}"}}' for text in texts).encode())
+    assert [line.text for line in read_texts(tmp_path / "texts")] == texts
+
+
 def test_a_checkpoint_with_other_names_is_refused(task: Task, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
     for path in task.finetuned.iterdir():
         if path.suffix != ".safetensors":
-            (tmp_path / path.name).write_bytes(path.read_bytes())
+            (tmp_path / "m" / path.name).write_bytes(path.read_bytes())
     weights = load_file(task.finetuned / "model.safetensors")
     renamed = {name.removeprefix("model."): value for name, value in weights.items()}
-    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_file(renamed, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"'model\.embed_tokens\.weight' that the checkpoint does not"):
-        write_fisher(tmp_path, task.texts, tmp_path / "f")
+        write_fisher(tmp_path / "m", task.texts, tmp_path / "f")

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import deltamend
+from deltamend.errors import OutputError
+from deltamend.inputs import gguf_file
 from tests.conftest import Printed, fine_tune, llama
 from tests.reference import load
 
@@ -82,4 +84,17 @@ def test_a_gguf_file_that_cannot_be_read_is_said_in_one_line(
     assert printed.code == 1
     assert "bad.gguf: transformers cannot read it" in printed.err
     assert printed.err.count("\n") == 1
+    assert not any((tmp_path / "cache").iterdir())
+
+
+def test_a_full_disk_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DELTAMEND_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "good.gguf").write_bytes(b"GGUF")
+
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gguf_file, "unpack_gguf", full)
+    with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\); .*DELTAMEND_CACHE"):
+        gguf_file.unpacked(tmp_path / "good.gguf")
     assert not any((tmp_path / "cache").iterdir())

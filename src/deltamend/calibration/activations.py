@@ -8,10 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltamend.calibration.checks import check_file, refuse_not_finite
 from deltamend.calibration.texts import as_examples, read_texts
-from deltamend.errors import CheckpointError, OutputError, UsageError
+from deltamend.errors import CheckpointError, UsageError
 from deltamend.inputs.load import open_checkpoint
-from deltamend.language_model import LoadedModel, load, plain_tokens, quiet_transformers, transformers_module
+from deltamend.language_model import (
+    TODAY,
+    LoadedModel,
+    clockless_template,
+    load,
+    plain_tokens,
+    quiet_transformers,
+    transformers_module,
+)
 from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT, VERSION
 from deltamend.whole_file import whole_file
 
@@ -22,8 +31,8 @@ _AT_ONCE = 8
 """Texts in one forward pass."""
 _MARK = "\u2063message\u2063"
 """Stands for a message while the template around it is looked at."""
-_DATE = "26 Jul 2024"
-"""For templates that write the day of today otherwise, as Llama 3's: the same base, the same texts."""
+_DATE = TODAY.strftime("%d %b %Y")
+"""For templates that are told the day, as Llama 3's: the same base, the same texts."""
 _TOP_P = 0.95
 _NOTHING = 1e-7
 """An eigenvalue below so much of the largest is float32's rounding."""
@@ -40,6 +49,7 @@ def write_activations(
     samples: int = 48,
     tokens: int = 96,
     seed: int = 0,
+    overwrite: bool = False,
     progress: Callable[[str, float], None] | None = None,
 ) -> int:
     """Write the eigenvectors and eigenvalues of C = mean of xxᵀ/‖x‖² over every linear layer's inputs x, for `null-space`.
@@ -58,6 +68,7 @@ def write_activations(
         samples: texts the model writes.
         tokens: of each text, at most.
         seed: of what the model writes.
+        overwrite: whether a file that is there may be replaced.
         progress: called after each pass.
 
     Returns:
@@ -65,20 +76,25 @@ def write_activations(
 
     Raises:
         UsageError: a text or an option means nothing.
-        CheckpointError: the model stores linear layers transposed, as GPT-2, or under other names than transformers.
-        OutputError: `out` cannot be written.
+        CheckpointError: the model cannot be loaded, holds or makes NaN or Inf, or stores linear layers transposed, as
+            GPT-2, or under other names than transformers.
+        OutputError: `out` exists, belongs to an input or cannot be written.
     """
     told = progress or (lambda _what, _share: None)
-    if not out.absolute().parent.is_dir():
-        raise OutputError(f"{out}: its folder does not exist; make it, or give another name")
+    check_file(out, [model], texts, overwrite=overwrite)
     read = None if texts is None else read_texts(texts)
     with quiet_transformers():
         loaded = load(model)
     if any(type(layer).__name__ == _TRANSPOSED for layer in loaded.model.modules()):
         raise CheckpointError(f"{model}: stores its weights transposed, as GPT-2; null-space does not read such models")
+    refuse_not_finite(loaded.model.named_parameters(), f"{model}: the weights of")
     if read is None:
         told("writing texts", 0.0)
-        sequences = own_texts(loaded, samples=samples, tokens=tokens, seed=seed)
+        try:
+            sequences = own_texts(loaded, samples=samples, tokens=tokens, seed=seed)
+        except RuntimeError as error:  # torch cannot sample from what overflowed
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{model}: cannot write texts ({reason}); give --texts") from error
     else:
         examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=tokens)
         sequences = [[*example.prompt, *example.answer] for example in examples]
@@ -86,6 +102,7 @@ def write_activations(
     del loaded
     if not moments:
         raise CheckpointError(f"{model}: has no linear layer; null-space has nothing to go by")
+    refuse_not_finite(moments.items(), f"{model}: the inputs of")
     from safetensors.torch import save_file
 
     stored = stored_names([*moments, *same], model)
@@ -175,7 +192,8 @@ def opening_of_a_message(tokenizer: Any) -> list[int]:
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": _MARK}]
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, date_string=_DATE)
+            template = clockless_template(tokenizer)
+            text = tokenizer.apply_chat_template(messages, tokenize=False, chat_template=template, date_string=_DATE)
         except Exception as error:  # a template is a program, and may raise what it likes
             raise UsageError(f"the chat template fails ({' '.join(str(error).split())[:200]}); give --texts") from error
         before, found, _ = text.partition(_MARK)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from deltamend.calibration.checks import check_file, refuse_not_finite
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import CheckpointError
 from deltamend.finetuning import Example
@@ -27,6 +28,7 @@ def write_fisher(
     chat: bool = False,
     max_tokens: int = 512,
     seed: int = 0,
+    overwrite: bool = False,
     progress: Callable[[str, float], None] | None = None,
 ) -> int:
     """Write F = mean over texts of (∇ log p(ŷ | x))², entry by entry (Matena & Raffel 2022, equation 2).
@@ -43,6 +45,7 @@ def write_fisher(
         chat: whether prompts go through the chat template.
         max_tokens: of a text.
         seed: of the sampled tokens, together with the number of the text.
+        overwrite: whether a file that is there may be replaced.
         progress: called after each text.
 
     Returns:
@@ -50,15 +53,19 @@ def write_fisher(
 
     Raises:
         UsageError: a text or an option means nothing.
-        CheckpointError: transformers calls a matrix by a name that the checkpoint does not hold.
-        OutputError: `out` cannot be written.
+        CheckpointError: the model cannot be loaded, holds or makes NaN or Inf, or transformers calls a matrix by a name
+            that the checkpoint does not hold.
+        OutputError: `out` exists, belongs to an input or cannot be written.
     """
+    check_file(out, [model], texts, overwrite=overwrite)
     read = read_texts(texts)
     with quiet_transformers():
         loaded = load(model)
     refuse_other_names(loaded, model)
+    refuse_not_finite(loaded.model.named_parameters(), f"{model}: the weights of")
     examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=max_tokens)
     squares = squared_gradients(loaded, examples, labels=labels, seed=seed, progress=progress)
+    refuse_not_finite(squares.items(), f"{model}: the squared gradients of")
     from safetensors.torch import save_file
 
     with whole_file(out) as temporary:

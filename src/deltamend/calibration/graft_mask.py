@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deltamend.calibration.checks import check_file, refuse_not_finite
 from deltamend.calibration.fisher import refuse_other_names
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import PairingError
@@ -36,6 +37,7 @@ def write_graft_mask(
     rate: float = 1.0,
     chat: bool = False,
     max_tokens: int = 512,
+    overwrite: bool = False,
     progress: Callable[[str, float], None] | None = None,
 ) -> tuple[float, float]:
     """Learn a mask γ for W = W_base + γ ⊙ Δ that lowers the loss on the texts (Panigrahi et al. 2023, section 2).
@@ -57,6 +59,7 @@ def write_graft_mask(
         rate: units of S a step.
         chat: whether prompts go through the chat template.
         max_tokens: of a text.
+        overwrite: whether a file that is there may be replaced.
         progress: called after each step.
 
     Returns:
@@ -64,14 +67,18 @@ def write_graft_mask(
 
     Raises:
         UsageError: a text means nothing.
-        CheckpointError: transformers calls a matrix by a name that the checkpoint does not hold.
+        CheckpointError: a model cannot be loaded or holds NaN or Inf, or transformers calls a matrix by a name that the
+            checkpoint does not hold.
         PairingError: the two models have other matrices.
-        OutputError: `out` cannot be written.
+        OutputError: `out` exists, belongs to an input or cannot be written.
     """
+    check_file(out, [base, finetuned], texts, overwrite=overwrite)
     read = read_texts(texts)
     with quiet_transformers():
         loaded, tuned = load(base), load(finetuned).model
     refuse_other_names(LoadedModel(tuned, None), finetuned)
+    for folder, model in ((base, loaded.model), (finetuned, tuned)):
+        refuse_not_finite(model.named_parameters(), f"{folder}: the weights of")
     examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=max_tokens)
     graft = _Graft(loaded.model, tuned, density)
     before = graft.loss(examples, batch)

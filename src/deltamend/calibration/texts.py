@@ -35,7 +35,8 @@ def read_texts(path: Path) -> tuple[CalibrationText, ...]:
         UsageError: the file cannot be read, holds nothing, or a line is neither of the two.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a text may hold U+2028 or another line end of Unicode, which JSON leaves as they are.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); give a JSONL file of texts") from error
     texts = []

@@ -18,6 +18,7 @@ _TEXTS = typer.Argument(help='JSONL: {"text": …}, or {"prompt": …, "response
 _OUT = typer.Argument(help="Safetensors file to write.")
 _CHAT = typer.Option("--chat", help="Prompts are messages: put them through the model's chat template.")
 _MAX_TOKENS = typer.Option(min=2, help="Longer texts are cut.")
+_OVERWRITE = typer.Option("--overwrite", help="Replace OUT.")
 _QUIET = typer.Option("-q", "--quiet", help="Print errors only.")
 
 
@@ -32,6 +33,7 @@ def activations(
     samples: Annotated[int, typer.Option(min=1, help="Texts that the model writes.")] = 48,
     tokens: Annotated[int, typer.Option(min=2, help="Of each text, at most.")] = 96,
     seed: Annotated[int, typer.Option(min=0, help="Of what the model writes.")] = 0,
+    overwrite: Annotated[bool, _OVERWRITE] = False,
     quiet: Annotated[bool, _QUIET] = False,
 ) -> None:
     """What MODEL's layers are given in its own texts, for `--method null-space`; no data are needed."""
@@ -39,7 +41,15 @@ def activations(
 
     with progress_bar(quiet, "reading") as progress:
         count = write_activations(
-            model, out, texts=texts, chat=chat, samples=samples, tokens=tokens, seed=seed, progress=progress
+            model,
+            out,
+            texts=texts,
+            chat=chat,
+            samples=samples,
+            tokens=tokens,
+            seed=seed,
+            overwrite=overwrite,
+            progress=progress,
         )
     if not quiet:
         next_ = f"deltamend repair … --method null-space --set activations={out}"
@@ -57,6 +67,7 @@ def fisher(
     chat: Annotated[bool, _CHAT] = False,
     max_tokens: Annotated[int, _MAX_TOKENS] = 512,
     seed: Annotated[int, typer.Option(min=0, help="Of the sampled tokens.")] = 0,
+    overwrite: Annotated[bool, _OVERWRITE] = False,
     quiet: Annotated[bool, _QUIET] = False,
 ) -> None:
     """Mean squared gradients of MODEL, for `--method fisher`."""
@@ -71,6 +82,7 @@ def fisher(
             chat=chat,
             max_tokens=max_tokens,
             seed=seed,
+            overwrite=overwrite,
             progress=progress,
         )
     if not quiet:
@@ -89,6 +101,7 @@ def graft(
     rate: Annotated[float, typer.Option(min=0.0, help="How far a step goes.")] = 1.0,
     chat: Annotated[bool, _CHAT] = False,
     max_tokens: Annotated[int, _MAX_TOKENS] = 512,
+    overwrite: Annotated[bool, _OVERWRITE] = False,
     quiet: Annotated[bool, _QUIET] = False,
 ) -> None:
     """A mask of the entries the task needs, for `--method graft`."""
@@ -106,6 +119,7 @@ def graft(
             rate=rate,
             chat=chat,
             max_tokens=max_tokens,
+            overwrite=overwrite,
             progress=progress,
         )
     if not quiet:

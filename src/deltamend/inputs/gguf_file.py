@@ -8,7 +8,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from deltamend.cache import default_cache_dir, fingerprint, publish
+from deltamend.cache import default_cache_dir, disk_is_full, fingerprint, publish
 from deltamend.errors import CheckpointError
 from deltamend.language_model import quiet_transformers, transformers_module
 
@@ -20,6 +20,7 @@ def unpacked(gguf: Path) -> Path:
 
     Raises:
         CheckpointError: transformers cannot read the file.
+        OutputError: the cache cannot be written.
     """
     stat = gguf.stat()
     with gguf.open("rb") as file:
@@ -33,6 +34,8 @@ def unpacked(gguf: Path) -> Path:
             try:
                 unpack_gguf(gguf, part, dtype="float32")
             except Exception as error:  # transformers and tokenizers raise of all kinds on a file they do not know
+                if disk_is_full(error):  # which says nothing of the file; `publish` says where
+                    raise
                 reason = " ".join(str(error).split())[:200]
                 raise CheckpointError(
                     f"{gguf}: transformers cannot read it ({reason}); give a safetensors folder"

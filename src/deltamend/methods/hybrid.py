@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
-from pydantic import Field, field_serializer, field_validator
+from pydantic import Field, PlainSerializer, field_validator
 from pydantic.fields import FieldInfo
 
 from deltamend.errors import MethodError
@@ -19,6 +19,14 @@ from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 from deltamend.spectrum.eigen import Workspace
 
 _DEFAULT_STEPS: tuple[dict[str, Any], ...] = ({"method": "dg-hard"}, {"method": "wise-ft"})
+
+
+def _names_and_contents(step: dict[str, Any]) -> dict[str, Any]:
+    return portable(step["method"], step)
+
+
+# On the step and not on the field, of which pydantic would forget that it is at its default.
+_Step = Annotated[dict[str, Any], PlainSerializer(_names_and_contents)]
 
 
 class Hybrid(Method):
@@ -32,7 +40,7 @@ class Hybrid(Method):
     source: ClassVar[str] = "ours"
     summary: ClassVar[str] = "A spectral filter followed by interpolation or trimming."
 
-    steps: tuple[dict[str, Any], ...] = Field(
+    steps: tuple[_Step, ...] = Field(
         _DEFAULT_STEPS,
         min_length=1,
         max_length=8,
@@ -49,10 +57,6 @@ class Hybrid(Method):
         for step in steps:
             _made(step)
         return steps
-
-    @field_serializer("steps")
-    def _names_and_contents(self, steps: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
-        return tuple(portable(step["method"], step) for step in steps)
 
     @cached_property
     def methods(self) -> tuple[Method, ...]:
