@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -16,6 +17,18 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").g
 COMMAND = re.compile(
     r"^    (deltamend (?:repair|verify|methods|compare|diagnose|inspect|diff|push) .*|deltamend methods)$", re.MULTILINE
 )
+
+_README = (ROOT / "README.md").read_text(encoding="utf-8")
+_LEAD = (ROOT / "benchmarks/study_lead.txt").read_text(encoding="utf-8")
+_AS_WRITTEN = ("null-space-0.001", "wise-ft-0.5", "dg-hard")
+_ROWS = {
+    "all 40": ("in the dtype of the fine-tuned model", "confirmation"),
+    "fp32": ("the same in fp32$", "confirmation, fp32"),
+    "fp32, low learning rate": ("the same in fp32-low", "confirmation, fp32-low"),
+    "bf16": ("the same in bf16$", "confirmation, bf16"),
+    "bf16, low learning rate": ("the same in bf16-low", "confirmation, bf16-low"),
+}
+"""Label of a row of README's table to the line above its figures in study_lead.txt, and its group of cells."""
 
 
 def commands() -> list[tuple[str, str]]:
@@ -69,3 +82,17 @@ def test_the_python_of_the_readme_runs(llama_pair: Pair, tmp_path: Path, monkeyp
     fine_tune(model)
     exec(code, {"base_model": base_model, "model": model})  # noqa: S102 - our own page
     assert (tmp_path / "out" / "deltamend.json").exists()
+
+
+def test_the_figures_of_the_readme_are_those_of_the_records() -> None:
+    rows = re.findall(r"^\| ([^|]+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", _README, re.MULTILINE)
+    assert [label for label, *_ in rows] == list(_ROWS)
+    results = json.loads((ROOT / "docs/results/smollm2/results/results.json").read_text(encoding="utf-8"))
+    groups = {one["name"]: one["groups"] for one in results["repairs"]}
+    for label, *told in rows:
+        header, group = _ROWS[label]
+        (block,) = re.findall(rf"^{header}.*\n((?:  .*\n)+)", _LEAD, re.MULTILINE)
+        written = [re.findall(rf"^  {name}: ([\d.]+) in", block, re.MULTILINE) for name in _AS_WRITTEN]
+        figures = [float(value) for (value,) in written]
+        figures += [groups[name][group]["combined"]["these_cells"]["value"] for name in ("fapm", "ties")]
+        assert told == [str(round(figure)) for figure in figures], label
