@@ -188,9 +188,7 @@ def test_inputs_go_by_the_names_of_the_base(tied: bool, tmp_path: Path) -> None:
     deltamend.repair(pair.base, pair.finetuned, tmp_path / "wrapped", method="null-space", parameters=given)
     plain, found = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "wrapped"))
     assert len(found) == len(plain)
-    assert all(
-        torch.equal(found[name.replace("model.", "model.language_model.")], one) for name, one in plain.items()
-    )
+    assert all(torch.equal(found[name.replace("model.", "model.language_model.")], one) for name, one in plain.items())
 
 
 def test_a_tied_matrix_is_repaired_in_memory_as_in_files(tmp_path: Path) -> None:
@@ -199,9 +197,7 @@ def test_a_tied_matrix_is_repaired_in_memory_as_in_files(tmp_path: Path) -> None
     for model, name in ((base, "base"), (finetuned, "finetuned")):
         model.save_pretrained(tmp_path / name)
     given = {"activations": moments_of_all(tmp_path / "base", tmp_path / "c"), "ridge": 1.0}
-    deltamend.repair(
-        tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", method="null-space", parameters=given
-    )
+    deltamend.repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", method="null-space", parameters=given)
     in_files = load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"]
     repaired, records = deltamend.repair_module(base, finetuned, method="null-space", parameters=given)
     state = repaired.state_dict()
