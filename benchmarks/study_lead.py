@@ -1,12 +1,12 @@
 """How far the default of null-space leads in a study, and what the lead hangs on.
 
 python benchmarks/study_lead.py studies/smollm2.yaml docs/results/smollm2 --record benchmarks/study_lead.txt
-python benchmarks/study_lead.py studies/fresh.yaml docs/results/fresh --record benchmarks/study_lead_fresh.txt
+python benchmarks/study_lead.py studies/fresh.yaml docs/results/fresh --with studies/smollm2.yaml docs/results/smollm2 --record benchmarks/study_lead_fresh.txt
 
 All of it is over confirmation cells: in float32, and as `deltamend repair` writes it, in the fine-tuned model's dtype; by regime
 and by target; against WiSE-FT at the alpha that was best in the choosing cells of a regime; with retention measured otherwise;
 without the cluster in which the lead is largest; and over the cells that ran after the default was set. Their seeds, that is the
-fine-tuned models, are new, while targets, regimes and the items of the exam had all been seen.
+fine-tuned models, are new, while targets, regimes and the items of the exam had all been seen. With another study, over both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deltamend.score.cells import OverCells, cluster_means
+from deltamend.score.cells import OverCells, cluster_means, over_cells
 from deltamend.score.metric import FloatArray
 from deltamend.score.result import Estimate
 from deltamend.score.scoring import make_settings
@@ -36,6 +36,8 @@ OTHERS = (
     "dg-hard",
     "dg-hard-bf16",
 )
+HALF = "null-space-half"
+PUBLISHED = (CURVE, PAPER, "ties", "dare", "fapm", "intruder")
 ALPHAS = (0.2, 0.35, 0.5, 0.65, 0.8)
 CHOSEN = {"fp32": 0.35, "bf16": 0.65, "fp32-low": 0.35, "bf16-low": 0.8}
 """Regime to WiSE-FT's best alpha in the choosing cells of studies/smollm2.yaml; checked where these cells are there."""
@@ -123,6 +125,54 @@ def as_written(of: Lead, rows: Sequence[int]) -> Iterator[str]:
         yield f"  {DEFAULT} − {name}: {told(of.mean(gap, rows))}"
 
 
+def over_both(
+    first: Lead, second: Lead, figures: tuple[Figures, Figures], rows: tuple[list[int], list[int]]
+) -> OverCells:
+    """Mean over the clusters of two studies, whose items were drawn independently."""
+    return over_cells(
+        np.concatenate([values for values, _ in figures]),
+        np.concatenate([draws for _, draws in figures], axis=1),
+        [*first.clusters(rows[0]), *second.clusters(rows[1])],
+        first.sample.settings,
+    )
+
+
+def pooled(first: Lead, second: Lead) -> Iterator[str]:
+    """Scores and leads over the confirmation cells of two studies."""
+    studies = (first, second)
+
+    def lines_of(rows: tuple[list[int], list[int]], written: bool, names: Sequence[str]) -> Iterator[str]:
+        def of(name: str) -> tuple[Figures, Figures]:
+            found = [
+                one.written(name, own) if written else one.of(name, own) for one, own in zip(studies, rows, strict=True)
+            ]
+            return found[0], found[1]
+
+        for name in names:
+            yield f"  {name}: {told(over_both(first, second, of(name), rows))}"
+        for name in names[1:]:
+            gaps = [minus(ours, theirs) for ours, theirs in zip(of(DEFAULT), of(name), strict=True)]
+            yield f"  {DEFAULT} − {name}: {told(over_both(first, second, (gaps[0], gaps[1]), rows))}"
+
+    rows = (first.confirming, second.confirming)
+    clusters = len({*first.clusters(rows[0]), *second.clusters(rows[1])})
+    yield f"all {len(rows[0]) + len(rows[1])} confirmation cells of both studies, of {clusters} clusters, in float32"
+    yield from lines_of(rows, False, (DEFAULT, CURVE, "wise-ft-0.65", PAPER, "ties", "fapm"))
+    half = [
+        [minus(one.of(HALF, own), one.of(name, own)) for one, own in zip(studies, rows, strict=True)]
+        for name in PUBLISHED
+    ]
+    yield f"{HALF}, over the cells that had not been seen when it was picked, in float32"
+    for name, (ours, theirs) in zip(PUBLISHED, half, strict=True):
+        yield f"  {HALF} − {name}: {told(over_both(first, second, (ours, theirs), rows))}"
+    yield "the same in the dtype of the fine-tuned model"
+    yield from lines_of(rows, True, (DEFAULT, CURVE, PAPER, "ties", "fapm"))
+    for regime in first.regimes():
+        own = [[row for row in one.confirming if one.cells[row].cell.regime.name == regime] for one in studies]
+        yield f"in both studies in {regime}, in the dtype of the fine-tuned model"
+        yield from lines_of((own[0], own[1]), True, (DEFAULT, CURVE, PAPER, "ties", "fapm"))
+
+
 def best_alphas(of: Lead) -> dict[str, float]:
     """Regime to the alpha with the highest mean combined score over its choosing cells.
 
@@ -159,9 +209,8 @@ def without_largest(of: Lead, rows: Sequence[int]) -> Iterator[str]:
     yield from leads(of, others, [CURVE])
 
 
-def lines(study: Study, out: Path, draws: int) -> Iterator[str]:
-    """What the script prints."""
-    of = Lead(study, out, draws)
+def lines(of: Lead) -> Iterator[str]:
+    """What the script prints of one study."""
     rows = of.confirming
     there = [name for name in OTHERS if name in of.sample.names]
     gap = minus(of.of(DEFAULT, rows), of.of(CURVE, rows))
@@ -211,9 +260,17 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="its YAML file")
     parser.add_argument("out", type=Path, help="its folder")
     parser.add_argument("--draws", type=int, default=10_000, help="of the bootstrap")
+    parser.add_argument(
+        "--with", dest="other", nargs=2, type=Path, help="another study's file and folder, to pool with"
+    )
     parser.add_argument("--record", type=Path, required=True, help="where to write")
     arguments = parser.parse_args()
-    text = "\n".join(lines(read_study(arguments.study), arguments.out, arguments.draws)) + "\n"
+    of = Lead(read_study(arguments.study), arguments.out, arguments.draws)
+    told_of = list(lines(of))
+    if arguments.other is not None:
+        file, folder = arguments.other
+        told_of += pooled(Lead(read_study(file), folder, arguments.draws), of)
+    text = "\n".join(told_of) + "\n"
     print(text, end="")
     arguments.record.write_text(text, encoding="utf-8")
 
