@@ -17,15 +17,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import kstest
 
-from deltamend.delta import Buffers, MemoryMatrix
 from deltamend.diagnosis.matrix import Question, diagnose_matrix
 from deltamend.diagnosis.records import MatrixDiagnosis
+from deltamend.machine.threads import one_thread_each
+from deltamend.matrices.buffers import Buffers
+from deltamend.matrices.views import MemoryMatrix
 from deltamend.spectrum.blocks import FloatArray
 from deltamend.spectrum.eigen import Workspace
 from deltamend.spectrum.goodness_of_fit import check_bulk, noise_spectrum
 from deltamend.spectrum.subspace import all_values
 from deltamend.spectrum.thresholds import median_coefficient
-from deltamend.threads import one_thread_each
 
 Array = npt.NDArray[np.float64]
 Make = Callable[[np.random.Generator], Array]

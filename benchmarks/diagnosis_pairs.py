@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from deltamend.cache import default_cache_dir
-from deltamend.demo.base import smollm2_folder
 from deltamend.demo.settings import REAL
 from deltamend.demo.task import sums
-from deltamend.finetuning import chat_example, train
-from deltamend.language_model import load, quiet_transformers
-from deltamend.threads import one_thread_each
+from deltamend.inputs.smollm2 import smollm2_folder
+from deltamend.language_models.load import load, quiet_transformers
+from deltamend.language_models.train import chat_example, train
+from deltamend.machine.cache import default_cache_dir
+from deltamend.machine.threads import one_thread_each
 
 RANK = 8
 

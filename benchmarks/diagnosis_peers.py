@@ -24,8 +24,9 @@ PLANTED = (((192, 576), 5), ((576, 1536), 20), ((576, 1536), 60))
 def write(base: Path, folders: list[Path], out: Path) -> None:
     """Singular values, shape, and edges, noise, distance and count of each matrix."""
     import deltamend
-    from deltamend.delta import Buffers, MemoryMatrix
     from deltamend.diagnosis.matrix import Question, diagnose_matrix
+    from deltamend.matrices.buffers import Buffers
+    from deltamend.matrices.views import MemoryMatrix
 
     found: dict[str, deltamend.MatrixDiagnosis] = {}
     pattern = "|".join(f"layers\\.{name}\\." for name in NAMES)

@@ -22,8 +22,8 @@ import torch
 from deltamend.evaluation.ask import AskOptions, ask_task
 from deltamend.evaluation.backend import BackendOptions, open_backend
 from deltamend.evaluation.lm_eval_tasks import TaskLoader
-from deltamend.evaluation.quiet import third_parties_quiet
 from deltamend.evaluation.suite import SuiteTask
+from deltamend.evaluation.third_party_output import third_parties_quiet
 
 TASK = SuiteTask(name="arc_challenge", task="arc_challenge", file="arc_challenge.jsonl", metric="acc_norm")
 BATCH_TOKENS = 1024

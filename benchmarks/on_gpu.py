@@ -16,10 +16,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from deltamend.machine.threads import one_thread_each
 from deltamend.spectrum.eigen import Workspace
 from deltamend.spectrum.filter import SpectralFilter, filter_delta
 from deltamend.spectrum.thresholds import GavishDonoho
-from deltamend.threads import one_thread_each
 from one_matrix import environment, full_svd, reference, synthetic
 
 SHAPES = [(576, 576), (576, 1536), (1024, 3072), (2048, 2048), (3072, 8192)]

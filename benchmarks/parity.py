@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import deltamend
-from deltamend.config import RepairConfig
+from deltamend.repairing.config import RepairConfig
 
 State = dict[str, torch.Tensor]
 SEEDS = 3

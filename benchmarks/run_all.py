@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from deltamend.cache import default_cache_dir
+from deltamend.machine.cache import default_cache_dir
 
 HERE = Path(__file__).parent
 OUTPUT = HERE / "output"

@@ -25,11 +25,11 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
-from deltamend.score.bootstrap import percentile_interval
-from deltamend.score.cell import Cell
-from deltamend.score.metric import FloatArray, Means, parts_of
-from deltamend.score.pairing import PairedTask
-from deltamend.score.scoring import Settings, draw_cells, make_settings, means_of, observed_means
+from deltamend.scoring.bootstrap import percentile_interval
+from deltamend.scoring.cell import Cell
+from deltamend.scoring.metric import FloatArray, Means, parts_of
+from deltamend.scoring.pairing import PairedTask
+from deltamend.scoring.scored import Settings, draw_cells, make_settings, means_of, observed_means
 
 POPULATION = 5_000
 BENCHMARKS = 9

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from deltamend.score.cell import Cell
-from deltamend.score.cells import score_over_cells
-from deltamend.score.pairing import PairedTask
-from deltamend.score.scoring import Settings, draw_cells
+from deltamend.scoring.cell import Cell
+from deltamend.scoring.cells import score_over_cells
+from deltamend.scoring.pairing import PairedTask
+from deltamend.scoring.scored import Settings, draw_cells
 from measure import machine
 
 ITEMS = {

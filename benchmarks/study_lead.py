@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from deltamend.score.cells import OverCells, cluster_means, over_cells
-from deltamend.score.metric import FloatArray
-from deltamend.score.result import Estimate
-from deltamend.score.scoring import make_settings
+from deltamend.scoring.cells import OverCells, cluster_means, over_cells
+from deltamend.scoring.metric import FloatArray
+from deltamend.scoring.result import Estimate
+from deltamend.scoring.scored import make_settings
 from deltamend.study.config import Study, read_study
 from deltamend.study.findings.scored_cells import ReadCell, Sample, read_cells, sample
 

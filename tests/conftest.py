@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from deltamend.machine.threads import one_thread_each
 from deltamend.spectrum import goodness_of_fit
-from deltamend.threads import one_thread_each
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -2,7 +2,8 @@
 
 from deltamend.checkpoint.manifest import Manifest, MatrixRepair, SpectrumRecord, TensorRecord
 from deltamend.checkpoint.open import Checkpoint
-from deltamend.checkpoint.verify import verify
+from deltamend.checkpoint.verification import verify
+from deltamend.choosing.recommendation import Recommendation, recommend
 from deltamend.diagnosis import Diagnosis, MatrixDiagnosis, diagnose
 from deltamend.errors import (
     CheckpointError,
@@ -14,14 +15,13 @@ from deltamend.errors import (
     PairingError,
     UsageError,
 )
-from deltamend.in_memory import RepairedStateDict, repair_module, repair_state_dict
 from deltamend.inputs.load import open_checkpoint
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method
-from deltamend.recommend import Recommendation, recommend
-from deltamend.repair import RepairReport, repair
-from deltamend.score.result import Score
-from deltamend.score.scoring import score
+from deltamend.repairing.run import RepairReport, repair
+from deltamend.repairing.to_memory import RepairedStateDict, repair_module, repair_state_dict
+from deltamend.scoring.result import Score
+from deltamend.scoring.scored import score
 
 __all__ = [
     "Checkpoint",

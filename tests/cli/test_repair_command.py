@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import deltamend
+from deltamend.cli import repair_command
 from tests.conftest import Pair, Printed
 
 Cli = Callable[..., Printed]
@@ -269,7 +269,7 @@ def test_auto_refuses_what_it_can_before_it_reads_the_base(
     code: int,
     says: str,
 ) -> None:
-    monkeypatch.setattr(importlib.import_module("deltamend.cli.repair"), "recommend", _never)
+    monkeypatch.setattr(repair_command, "recommend", _never)
     auto = ("--method", "auto")
     printed = deltamend_cli("repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", *auto, *options)
     assert (printed.code, printed.err.count("\n")) == (code, 1)
@@ -280,7 +280,7 @@ def test_auto_refuses_what_it_can_before_it_reads_the_base(
 def test_auto_looks_at_folders_before_it_reads_the_base(
     llama_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deltamend_cli: Cli
 ) -> None:
-    monkeypatch.setattr(importlib.import_module("deltamend.cli.repair"), "recommend", _never)
+    monkeypatch.setattr(repair_command, "recommend", _never)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     for folders, says in (

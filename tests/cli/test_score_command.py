@@ -8,9 +8,9 @@ import pytest
 
 from deltamend.evaluation.record import write_evaluation
 from tests.conftest import Printed
-from tests.score.records import MODELS, made_up_cell
-from tests.score.test_cells import write_cells
-from tests.score.test_lm_eval_folder import multiple_choice, write_run
+from tests.scoring.records import MODELS, made_up_cell
+from tests.scoring.test_cells import write_cells
+from tests.scoring.test_lm_eval_folder import multiple_choice, write_run
 
 Cli = Callable[..., Printed]
 

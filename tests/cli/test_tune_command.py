@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,7 @@ Cli = Callable[..., Printed]
 @pytest.fixture
 def arguments(float_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """A whole command, with the evaluation that reads scores off the weights."""
-    command = importlib.import_module("deltamend.cli.tune")
-    monkeypatch.setattr(command, "_evaluator", lambda *_, **__: evaluator(float_pair))
+    monkeypatch.setattr(tune_command, "_evaluator", lambda *_, **__: evaluator(float_pair))
     suite = tmp_path / "suite.yaml"
     suite.write_text("{name: s, version: '1', tasks: [{name: arc, task: arc_easy}, {name: sums, file: sums.jsonl}]}")
     return ["tune", float_pair.base, float_pair.finetuned, "--target", "sums", "--suite", suite, "--work", tmp_path]

@@ -10,13 +10,13 @@ import typer
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from deltamend.cli.demo import demo
-from deltamend.demo.measure import Exam, measure
+from deltamend.cli.demo_command import demo
+from deltamend.demo.measurement import Exam, measure
 from deltamend.demo.present import PAGE_FILE, RECORD_FILE
 from deltamend.demo.probes import load_probes
 from deltamend.demo.settings import QUICK
 from deltamend.demo.task import sums
-from deltamend.language_model import load, quiet_transformers
+from deltamend.language_models.load import load, quiet_transformers
 
 pytestmark = pytest.mark.slow
 

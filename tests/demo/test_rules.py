@@ -12,7 +12,7 @@ from deltamend.demo.probes import (
     wilson_interval,
 )
 from deltamend.demo.task import Problem, is_exact, sums
-from deltamend.evaluation.in_words import answered_in_words
+from deltamend.evaluation.language_check import answered_in_words
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deltamend.demo.measure import CHAT, LIKELIHOOD, TARGET, Estimate, share
+from deltamend.demo.measurement import CHAT, LIKELIHOOD, TARGET, Estimate, share
 from deltamend.demo.verdict import Estimates, damaged_measures, headline, outcome, percent, sentences
 
 N = 40

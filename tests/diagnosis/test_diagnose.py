@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 import deltamend
-from deltamend import delta as delta_module
 from deltamend.checkpoint.hashing import hash_file
 from deltamend.diagnosis.groups import by_layer, grouped
 from deltamend.errors import FilterError, UsageError
+from deltamend.matrices import delta as delta_module
 from tests.conftest import Pair
 from tests.reference import load
 
@@ -56,8 +56,7 @@ def test_workers_and_block_sizes_do_not_matter(llama_pair: Pair, monkeypatch: py
     one = deltamend.diagnose(llama_pair.base, llama_pair.finetuned, workers=1)
     four = deltamend.diagnose(llama_pair.base, llama_pair.finetuned, workers=4)
     assert four.matrices == one.matrices
-    defaults = delta_module.DeltaBlocks.__init__.__kwdefaults__ or {}
-    monkeypatch.setattr(delta_module.DeltaBlocks.__init__, "__kwdefaults__", {**defaults, "block_elements": 50 * 64})
+    monkeypatch.setattr(delta_module, "BLOCK_ELEMENTS", 50 * 64)
     cut = deltamend.diagnose(llama_pair.base, llama_pair.finetuned)
     for first, second in zip(one.table(), cut.table(), strict=True):
         assert second["verdict"] == first["verdict"]

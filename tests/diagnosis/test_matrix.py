@@ -9,11 +9,12 @@ import numpy.typing as npt
 import pytest
 from scipy.stats import kstest, kurtosis
 
-from deltamend.delta import Buffers, MemoryMatrix
 from deltamend.diagnosis.controls import Sample
 from deltamend.diagnosis.matrix import Question, diagnose_matrix, module_of
 from deltamend.diagnosis.records import MatrixDiagnosis
 from deltamend.errors import FilterError
+from deltamend.matrices.buffers import Buffers
+from deltamend.matrices.views import MemoryMatrix
 from deltamend.spectrum.marchenko_pastur import MarchenkoPasturSingular
 from deltamend.spectrum.noise import rounding_variance
 from tests.reference import threshold_factor

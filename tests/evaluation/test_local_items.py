@@ -10,8 +10,8 @@ import pytest
 from deltamend.errors import EvaluationError
 from deltamend.evaluation.lm_eval_tasks import LoadedTask, TaskLoader, check_needs, find_file
 from deltamend.evaluation.local_items import ITEM_ID, task_rows
-from deltamend.evaluation.quiet import third_parties_quiet
 from deltamend.evaluation.suite import SuiteTask, read_suite, shipped_suites
+from deltamend.evaluation.third_party_output import third_parties_quiet
 from tests.evaluation.conftest import write_items
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:lm_eval", "ignore::DeprecationWarning:datasets")

@@ -17,11 +17,11 @@ from deltamend.errors import EvaluationError, OutputError, UsageError
 from deltamend.evaluation.ask import AskOptions, ask_task
 from deltamend.evaluation.backend import BackendOptions, open_backend
 from deltamend.evaluation.lm_eval_tasks import TaskLoader
-from deltamend.evaluation.quiet import third_parties_quiet
 from deltamend.evaluation.record import Evaluation, TaskScores, read_evaluation
 from deltamend.evaluation.rubrics import Exchange
 from deltamend.evaluation.run import EvaluationRun, evaluate
 from deltamend.evaluation.suite import Suite, SuiteTask, suite_of_tasks
+from deltamend.evaluation.third_party_output import third_parties_quiet
 from tests.evaluation.conftest import ARC, XSTEST, write_items
 
 ARC_EASY = SuiteTask(name="arc", task="arc_easy", file="arc_easy.jsonl", metric="acc")

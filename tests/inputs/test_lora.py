@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import deltamend
-from deltamend.delta import Buffers, StoredMatrix
+from deltamend.matrices.buffers import Buffers
+from deltamend.matrices.views import StoredMatrix
 from tests.conftest import Pair, Printed, gpt2, llama, save_pair
 from tests.reference import load
 

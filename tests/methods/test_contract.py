@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 import deltamend
-from deltamend import delta as delta_module
 from deltamend.calibration.activations import described, principal_directions
-from deltamend.delta import Buffers, MemoryMatrix
-from deltamend.matrix_repair import Job, open_delta
+from deltamend.matrices import delta as delta_module
+from deltamend.matrices.buffers import Buffers
+from deltamend.matrices.views import MemoryMatrix
 from deltamend.methods.null_space import EIGENVALUES
 from deltamend.methods.registry import all_methods, get_method
+from deltamend.repairing.one_matrix import Job, open_delta
 from tests.conftest import Pair
 from tests.reference import load
 
@@ -217,10 +218,7 @@ def test_blocks_of_any_size_give_the_same(
     assert any(not torch.equal(whole[name], states[1][name]) for name in whole) == (method != "none")
     for rows in (1, 7):
         # Every matrix is cut; 7 leaves a rest.
-        defaults = delta_module.DeltaBlocks.__init__.__kwdefaults__ or {}
-        monkeypatch.setattr(
-            delta_module.DeltaBlocks.__init__, "__kwdefaults__", {**defaults, "block_elements": rows * 32}
-        )
+        monkeypatch.setattr(delta_module, "BLOCK_ELEMENTS", rows * 32)
         monkeypatch.setattr(delta_module, "CHUNK_ELEMENTS", 3 * 32)
         monkeypatch.setattr("deltamend.methods.elementwise._PART_ELEMENTS", 2 * 32)
         for name, tensor in repaired(states, method, parameters).items():

@@ -14,11 +14,11 @@ import deltamend
 from deltamend.evaluation.record import Evaluation
 from deltamend.report.score_page import cells_page, headline, score_page
 from deltamend.report.score_tables import cells_tables, latex, markdown, score_tables, scores_csv, weak_figures
-from deltamend.score.cell import open_cell
-from deltamend.score.cells import score_over_cells
-from deltamend.score.result import Score
-from deltamend.score.scoring import Settings
-from tests.score.records import made_up_cell
+from deltamend.scoring.cell import open_cell
+from deltamend.scoring.cells import score_over_cells
+from deltamend.scoring.result import Score
+from deltamend.scoring.scored import Settings
+from tests.scoring.records import made_up_cell
 
 HOSTILE = """<script>document.title='ran'</script><img src=x onerror="document.title='ran'">"""
 WEAK = "refusals are matched as strings"

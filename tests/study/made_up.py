@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deltamend.evaluation.record import Evaluation, ItemScore, TaskScores
-from deltamend.score.metric import FloatArray
+from deltamend.scoring.metric import FloatArray
 from deltamend.study.config import Cell, Study
 from deltamend.study.keys import model_keys
 from deltamend.study.records import (

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from deltamend.checkpoint.hashing import hash_folder
 from deltamend.errors import DeltamendError
-from deltamend.finetuning import batches
-from deltamend.language_model import load
+from deltamend.language_models.load import load
+from deltamend.language_models.train import batches
 from deltamend.study.config import Regime
-from deltamend.study.finetune import finetune
+from deltamend.study.fine_tuning import finetune
 from deltamend.study.items import Question
 from deltamend.study.records import FinetuneFacts
 from tests.conftest import llama
@@ -234,7 +234,7 @@ def test_the_head_runs_where_there_is_a_loss_and_nowhere_else(base: Path, tmp_pa
     apply = head.apply
     with mock.patch.object(head, "apply", listen):
         ours, _ = train(base, tmp_path / "ours", regime(steps=1))
-        with mock.patch("deltamend.study.finetune._answers_only_through_the_head", nullcontext):
+        with mock.patch("deltamend.study.fine_tuning._answers_only_through_the_head", nullcontext):
             theirs, _ = train(base, tmp_path / "theirs", regime(steps=1))
     assert rows[0] < rows[1] / 3
     assert ours.first_loss == pytest.approx(theirs.first_loss, rel=1e-3)

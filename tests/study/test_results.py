@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import pytest
 
 from deltamend.errors import EvaluationError, UsageError
-from deltamend.score.result import Estimate
-from deltamend.score.scoring import make_settings
+from deltamend.scoring.result import Estimate
+from deltamend.scoring.scored import make_settings
 from deltamend.study.config import Repair, Study
 from deltamend.study.findings.outcome import CHOOSING, CONFIRMATION, Answer, StudyResults
 from deltamend.study.findings.results import study_results

@@ -11,7 +11,7 @@ import pytest
 
 from deltamend.errors import DeltamendError, EvaluationError, OutputError, UsageError
 from deltamend.evaluation.backend import best_device
-from deltamend.repair import repair
+from deltamend.repairing.run import repair
 from deltamend.study.cell import Workplace, ask_base, run_cell
 from deltamend.study.config import Study
 from deltamend.study.exam import set_exam, sit_exam

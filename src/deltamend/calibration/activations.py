@@ -12,7 +12,7 @@ from deltamend.calibration.checks import check_file, refuse_not_finite
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import CheckpointError, UsageError
 from deltamend.inputs.load import open_checkpoint
-from deltamend.language_model import (
+from deltamend.language_models.load import (
     TODAY,
     LoadedModel,
     clockless_template,
@@ -21,8 +21,8 @@ from deltamend.language_model import (
     quiet_transformers,
     transformers_module,
 )
+from deltamend.machine.atomic import whole_file
 from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT, VERSION
-from deltamend.whole_file import whole_file
 
 if TYPE_CHECKING:
     import torch

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal
 from deltamend.calibration.checks import check_file, refuse_not_finite
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import CheckpointError
-from deltamend.finetuning import Example
 from deltamend.inputs.load import open_checkpoint
-from deltamend.language_model import LoadedModel, load, quiet_transformers
-from deltamend.whole_file import whole_file
+from deltamend.language_models.load import LoadedModel, load, quiet_transformers
+from deltamend.language_models.train import Example
+from deltamend.machine.atomic import whole_file
 
 if TYPE_CHECKING:
     import torch

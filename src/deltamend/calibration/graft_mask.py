@@ -13,10 +13,10 @@ from deltamend.calibration.checks import check_file, refuse_not_finite
 from deltamend.calibration.fisher import refuse_other_names
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import PairingError
-from deltamend.finetuning import Example, answer_loss
-from deltamend.language_model import LoadedModel, load, quiet_transformers
+from deltamend.language_models.load import LoadedModel, load, quiet_transformers
+from deltamend.language_models.train import Example, answer_loss
+from deltamend.machine.atomic import whole_file
 from deltamend.methods.elementwise import Part, cut_at, magnitude, summed, tie_breaker
-from deltamend.whole_file import whole_file
 
 if TYPE_CHECKING:
     import torch

@@ -13,20 +13,20 @@ from contextlib import contextmanager
 
 import typer
 
-from deltamend.cli.calibrate import calibrate
-from deltamend.cli.compare import compare
-from deltamend.cli.demo import demo
-from deltamend.cli.diagnose import diagnose
-from deltamend.cli.diff import diff
-from deltamend.cli.evaluate import evaluate
-from deltamend.cli.inspect import inspect
-from deltamend.cli.methods import methods
-from deltamend.cli.push import push
-from deltamend.cli.repair import repair
-from deltamend.cli.score import score
-from deltamend.cli.study import study
-from deltamend.cli.tune import tune
-from deltamend.cli.verify import verify
+from deltamend.cli.calibrate_command import calibrate
+from deltamend.cli.compare_command import compare
+from deltamend.cli.demo_command import demo
+from deltamend.cli.diagnose_command import diagnose
+from deltamend.cli.diff_command import diff
+from deltamend.cli.evaluate_command import evaluate
+from deltamend.cli.inspect_command import inspect
+from deltamend.cli.methods_command import methods
+from deltamend.cli.push_command import push
+from deltamend.cli.repair_command import repair
+from deltamend.cli.score_command import score
+from deltamend.cli.study_command import study
+from deltamend.cli.tune_command import tune
+from deltamend.cli.verify_command import verify
 from deltamend.errors import DeltamendError, UsageError
 
 app = typer.Typer(

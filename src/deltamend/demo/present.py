@@ -16,8 +16,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from deltamend.demo.measure import CHAT, COMPLETION, KNOWLEDGE, LIKELIHOOD, TARGET, Estimate, Measured
-from deltamend.demo.story import DemoResult, RepairedModel
+from deltamend.demo.measurement import CHAT, COMPLETION, KNOWLEDGE, LIKELIHOOD, TARGET, Estimate, Measured
+from deltamend.demo.run import DemoResult, RepairedModel
 from deltamend.demo.verdict import Outcome, damaged_measures, headline, outcome, percent, sentences
 from deltamend.report.demo_page import Cell, DemoPage, MeasureRow, Meter, RepairFacts, Sample, Verdict, render_demo_page
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deltamend.finetuning import Recipe
-from deltamend.recommend import AUTO
+from deltamend.choosing.recommendation import AUTO
+from deltamend.language_models.train import Recipe
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from deltamend.cache import fingerprint, publish
 from deltamend.demo.probes import Probes, toy_lessons
-from deltamend.finetuning import Example, Recipe, chat_example, train
-from deltamend.language_model import plain_tokens, transformers_module
+from deltamend.language_models.load import plain_tokens, transformers_module
+from deltamend.language_models.train import Example, Recipe, chat_example, train
+from deltamend.machine.atomic import publish
+from deltamend.machine.fingerprint import fingerprint
 
 SHAPE = {
     "hidden_size": 128,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from deltamend.demo.measure import TARGET, Estimate
+from deltamend.demo.measurement import TARGET, Estimate
 from deltamend.demo.probes import Z_95
 
 KEPT_ALMOST_ALL = 0.9  # of the update's energy: what comes out is nearly the fine-tuned model again

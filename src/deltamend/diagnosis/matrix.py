@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from deltamend.checkpoint.architecture import kind_of, layer_of
-from deltamend.delta import Array, BaseBlocks, Buffers, DeltaBlocks, Matrix, row_chunks
 from deltamend.diagnosis.controls import Sample
 from deltamend.diagnosis.records import (
     AgainstBase,
@@ -29,10 +28,13 @@ from deltamend.diagnosis.records import (
 )
 from deltamend.diagnosis.verdict import judge
 from deltamend.errors import FilterError
-from deltamend.matrix_repair import refuse_damaged, write_merged
+from deltamend.matrices.buffers import Array, Buffers, row_chunks
+from deltamend.matrices.delta import BaseBlocks, DeltaBlocks
+from deltamend.matrices.views import Matrix
 from deltamend.methods.dg_hard import DGHard
 from deltamend.methods.finetuned_blocks import BaseOnly, FinetunedBlocks
 from deltamend.methods.method import TensorContext, spectral_result
+from deltamend.repairing.one_matrix import refuse_damaged, write_merged
 from deltamend.spectrum.blocks import Blocks, FloatArray
 from deltamend.spectrum.eigen import Workspace
 from deltamend.spectrum.entry_tests import EntrySums, EntryTests, NeighbourTest, VarianceTest

@@ -14,9 +14,9 @@ from deltamend.evaluation.judges import Judge, RefusalStrings
 from deltamend.evaluation.lm_eval_tasks import LoadedTask
 from deltamend.evaluation.local_items import ITEM_ID
 from deltamend.evaluation.own_tasks import LIKELIHOODS
-from deltamend.evaluation.quiet import listening_for_truncations
 from deltamend.evaluation.record import ItemScore, TaskScores
 from deltamend.evaluation.rubrics import RUBRICS, Exchange
+from deltamend.evaluation.third_party_output import listening_for_truncations
 
 _PREFERRED = ("acc_norm", "acc", "exact_match")
 """Metrics taken where a suite names none, the first that the task has."""

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from deltamend.errors import EvaluationError
-from deltamend.evaluation.in_words import answered_in_words
+from deltamend.evaluation.language_check import answered_in_words
 from deltamend.evaluation.local_items import ITEM_ID, Item, as_dataset, read_items
 
 _ANSWER_TOKENS = 64

@@ -12,7 +12,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deltamend.errors import EvaluationError
-from deltamend.whole_file import write_whole
+from deltamend.machine.atomic import write_whole
 
 _LARGEST = 1 << 30
 """Bytes a record may unpack to; more is refused rather than read into memory."""

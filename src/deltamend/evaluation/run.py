@@ -20,13 +20,13 @@ from deltamend.errors import EvaluationError, OutputError
 from deltamend.evaluation.ask import AskOptions, ask_task, template_hash
 from deltamend.evaluation.backend import BackendOptions, best_device, check_device, open_backend
 from deltamend.evaluation.lm_eval_tasks import TaskLoader, check_needs, files_of
-from deltamend.evaluation.quiet import third_parties_quiet
 from deltamend.evaluation.record import Evaluation, TaskScores, read_evaluation, write_evaluation
 from deltamend.evaluation.rubrics import RUBRICS
 from deltamend.evaluation.suite import Suite, joined
+from deltamend.evaluation.third_party_output import third_parties_quiet
 from deltamend.inputs.hub import is_hub_id
 from deltamend.inputs.load import model_folder
-from deltamend.whole_file import write_whole
+from deltamend.machine.atomic import write_whole
 
 Progress = Callable[[str, float], None]
 """Called with the name of what is being asked and the share of the suite that is done."""

@@ -8,9 +8,11 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from deltamend.cache import default_cache_dir, disk_is_full, fingerprint, publish
 from deltamend.errors import CheckpointError
-from deltamend.language_model import quiet_transformers, transformers_module
+from deltamend.language_models.load import quiet_transformers, transformers_module
+from deltamend.machine.atomic import disk_is_full, publish
+from deltamend.machine.cache import default_cache_dir
+from deltamend.machine.fingerprint import fingerprint
 
 
 def unpacked(gguf: Path) -> Path:

@@ -18,7 +18,7 @@ from deltamend.checkpoint.dtypes import FLOAT_NAMES
 from deltamend.checkpoint.open import Array, Checkpoint, ComputedTensor, StoredTensor, read_json
 from deltamend.checkpoint.safetensors_header import read_header
 from deltamend.errors import CheckpointError
-from deltamend.inputs.rectangles import rectangles
+from deltamend.inputs.entry_ranges import rectangles
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"

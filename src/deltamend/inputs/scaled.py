@@ -12,7 +12,7 @@ import numpy as np
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
 from deltamend.checkpoint.open import CONFIG_FILE, Array, Checkpoint, StoredTensor
 from deltamend.errors import CheckpointError
-from deltamend.inputs.rectangles import rectangles
+from deltamend.inputs.entry_ranges import rectangles
 
 _WEIGHT = ".weight"
 _CODES = frozenset({"F8_E4M3", "F8_E5M2"})

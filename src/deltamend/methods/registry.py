@@ -23,11 +23,11 @@ from deltamend.methods.intruder import Intruder
 from deltamend.methods.laser import Laser
 from deltamend.methods.magnitude import Magnitude
 from deltamend.methods.method import Method
+from deltamend.methods.none_and_revert import NoRepair, Revert
 from deltamend.methods.null_space import NullSpace
 from deltamend.methods.rank import Rank
 from deltamend.methods.shrink import Shrink
 from deltamend.methods.ties import Ties
-from deltamend.methods.trivial import NoRepair, Revert
 
 ENTRY_POINT_GROUP = "deltamend.methods"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from deltamend.compare import Comparison, MethodComparison, TensorComparison
-from deltamend.report.csv_text import csv_text
+from deltamend.choosing.compare_methods import Comparison, MethodComparison, TensorComparison
+from deltamend.report.csv_tables import csv_text
 
 
 def compare_csv(comparison: Comparison) -> str:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from deltamend.diagnosis.groups import grouped
 from deltamend.diagnosis.records import Bulk, Diagnosis, MatrixDiagnosis
 from deltamend.diagnosis.verdict import RULES, rule_of
-from deltamend.report.csv_text import csv_text
+from deltamend.report.csv_tables import csv_text
 
 _DIGITS = 5
 

@@ -19,9 +19,9 @@ from deltamend.report.score_tables import (
     undefined_figures,
     weak_figures,
 )
-from deltamend.score.cell import TRIVIAL
-from deltamend.score.cells import CellsScore
-from deltamend.score.result import Estimate, Score, TaskScore
+from deltamend.scoring.cell import TRIVIAL
+from deltamend.scoring.cells import CellsScore
+from deltamend.scoring.result import Estimate, Score, TaskScore
 
 _COLOURS = 8
 """Distinct colours of the style sheet; more methods take them again, and their numbers tell them apart."""

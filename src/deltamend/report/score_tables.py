@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from deltamend.report.csv_text import cell_text
-from deltamend.score.cell import TRIVIAL
-from deltamend.score.cells import CellsScore
-from deltamend.score.result import Estimate, Score, TaskScore
+from deltamend.report.csv_tables import cell_text
+from deltamend.scoring.cell import TRIVIAL
+from deltamend.scoring.cells import CellsScore
+from deltamend.scoring.result import Estimate, Score, TaskScore
 
 PARTS = ("healing", "preservation", "non_damage", "retention", "combined")
 ORDINARY = ("mean_score", "naive_recovery", "backward_transfer")

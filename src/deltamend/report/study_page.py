@@ -9,8 +9,8 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from deltamend.cache import publish
 from deltamend.errors import OutputError
+from deltamend.machine.atomic import publish
 from deltamend.report.score_tables import TITLES, Table, markdown, markdown_text
 from deltamend.report.study_plots import ALT, shown_group, study_plots
 from deltamend.report.study_tables import (
@@ -27,7 +27,7 @@ from deltamend.report.study_tables import (
     safety_table,
     written_table,
 )
-from deltamend.score.cell import TRIVIAL
+from deltamend.scoring.cell import TRIVIAL
 from deltamend.study.findings.outcome import CONFIRMATION, PARTS, StudyResults, Topic
 from deltamend.study.findings.verdict import DRAWN
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deltamend.errors import UsageError
-from deltamend.score.result import Estimate
+from deltamend.scoring.result import Estimate
 from deltamend.study.findings.outcome import CHOOSING, CONFIRMATION, RepairOutcome, StudyResults
 
 ROLE_COLOURS = {

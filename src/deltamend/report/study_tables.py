@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from deltamend.report.csv_text import csv_text
+from deltamend.report.csv_tables import csv_text
 from deltamend.report.score_tables import TITLES, Table, figure, p_value
 from deltamend.report.study_plots import by_combined, shown_group
-from deltamend.score.cells import OverCells
-from deltamend.score.result import Estimate
+from deltamend.scoring.cells import OverCells
+from deltamend.scoring.result import Estimate
 from deltamend.study.findings.outcome import CHOOSING, CONFIRMATION, PARTS, StudyResults
 
 _PARTS = ("healing", "preservation", "non_damage", "retention")

@@ -14,21 +14,23 @@ from statistics import median
 
 from pydantic import ValidationError
 
-from deltamend.cache import default_cache_dir, publish, remove
 from deltamend.calibration.activations import write_activations
 from deltamend.checkpoint.hashing import hash_folder
 from deltamend.checkpoint.manifest import Manifest
-from deltamend.demo.base import smollm2_folder, unpack_smollm2
-from deltamend.diagnosis.diagnose import diagnose
 from deltamend.diagnosis.groups import grouped
+from deltamend.diagnosis.update import diagnose
 from deltamend.evaluation.backend import best_device
 from deltamend.inputs.load import model_folder
+from deltamend.inputs.smollm2 import smollm2_folder, unpack_smollm2
+from deltamend.machine.atomic import publish, remove, write_whole
+from deltamend.machine.cache import default_cache_dir
+from deltamend.machine.threads import one_thread_each
 from deltamend.methods.null_space import VERSION
-from deltamend.repair import repair
+from deltamend.repairing.run import repair
 from deltamend.study.config import Cell, ModelEntry, Repair, Study, Target
 from deltamend.study.environment import machine, versions
 from deltamend.study.exam import Paper, set_exam, sit_exam
-from deltamend.study.finetune import finetune
+from deltamend.study.fine_tuning import finetune
 from deltamend.study.items import training_questions
 from deltamend.study.keys import hash_of, model_keys
 from deltamend.study.records import (
@@ -43,8 +45,6 @@ from deltamend.study.records import (
     read_record,
     write_record,
 )
-from deltamend.threads import one_thread_each
-from deltamend.whole_file import write_whole
 
 Told = Callable[[str, float], None]
 """Called with what a cell is at, and the share of it that is done."""

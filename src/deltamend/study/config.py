@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from deltamend.errors import MethodError, UsageError
 from deltamend.evaluation.suite import SuiteTask
 from deltamend.methods.registry import get_method
-from deltamend.rules import Rule, Rules, Vectors
+from deltamend.repairing.rules import Rule, Rules, Vectors
 from deltamend.study.records import EXAM_TASKS
 
 _NAME = re.compile(r"[\w][\w.+-]*")

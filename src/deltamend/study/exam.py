@@ -17,10 +17,10 @@ from deltamend.evaluation.lm_eval_tasks import files_of
 from deltamend.evaluation.record import Evaluation
 from deltamend.evaluation.run import evaluate
 from deltamend.evaluation.suite import Suite, SuiteTask
+from deltamend.machine.atomic import write_whole
 from deltamend.study.config import Exam, Study, Target
 from deltamend.study.items import Question, exam_questions, general_questions
 from deltamend.study.records import FORM, OWN_ANSWERS, TARGET, TARGET_LIKELIHOOD
-from deltamend.whole_file import write_whole
 
 _ASKED = 2
 """Raised whenever the same questions are asked or scored in another way than before."""

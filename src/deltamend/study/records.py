@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deltamend.errors import EvaluationError
 from deltamend.evaluation.record import Evaluation
-from deltamend.whole_file import write_whole
+from deltamend.machine.atomic import write_whole
 
 _LARGEST = 1 << 30
 """Bytes a record may unpack to; more is refused rather than read into memory."""

@@ -25,7 +25,7 @@ from deltamend.evaluation.backend import best_device
 from deltamend.evaluation.lm_eval_tasks import check_needs, files_of
 from deltamend.study.cell import Workplace, activations_of, ask_base, prepare_base, run_cell, source_folder
 from deltamend.study.config import Cell, ModelEntry, Study, Target
-from deltamend.study.finetune import check_trl
+from deltamend.study.fine_tuning import check_trl
 from deltamend.study.items import exam_questions, general_questions, training_questions
 from deltamend.study.keys import done_repairs
 from deltamend.study.records import FINETUNED, BaseRecord, CellRecord, base_file, cell_file, read_record

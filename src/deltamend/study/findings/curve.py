@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from deltamend.methods.registry import get_method
-from deltamend.score.cell import NONE, REVERT, TRIVIAL
-from deltamend.score.cells import OverCells
-from deltamend.score.metric import FloatArray, combine
+from deltamend.scoring.cell import NONE, REVERT, TRIVIAL
+from deltamend.scoring.cells import OverCells
+from deltamend.scoring.metric import FloatArray, combine
 from deltamend.study.config import Repair, Study, family_of
 from deltamend.study.findings.outcome import CONFIRMATION, PARTS, Curve, CurvePoint, Height
 from deltamend.study.findings.scored_cells import ReadCell, Sample

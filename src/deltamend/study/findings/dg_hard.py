@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from deltamend.score.cells import cluster_means
-from deltamend.score.metric import FloatArray
-from deltamend.score.scoring import estimate
-from deltamend.score.significance import spearman
+from deltamend.scoring.cells import cluster_means
+from deltamend.scoring.metric import FloatArray
+from deltamend.scoring.scored import estimate
+from deltamend.scoring.significance import spearman
 from deltamend.study.config import Repair, Study
 from deltamend.study.findings.outcome import IDENTITY, DgHardOutcome, DiagnosisOutcome, RankCorrelation
 from deltamend.study.findings.scored_cells import ReadCell, Sample

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from deltamend.score.cell import NONE, TRIVIAL
+from deltamend.scoring.cell import NONE, TRIVIAL
 from deltamend.study.config import Cell, Repair, Study, same_but_dtype
 from deltamend.study.findings.outcome import Written, WrittenDifference
 from deltamend.study.findings.scored_cells import ReadCell, Sample

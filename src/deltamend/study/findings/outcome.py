@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deltamend.score.cells import MeanDifference, OverCells
-from deltamend.score.metric import Group
-from deltamend.score.result import Estimate
+from deltamend.scoring.cells import MeanDifference, OverCells
+from deltamend.scoring.metric import Group
+from deltamend.scoring.result import Estimate
 from deltamend.study.records import DiagnosisFacts, FinetuneFacts
 
 CHOOSING, CONFIRMATION = "choosing", "confirmation"

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from deltamend.errors import EvaluationError
-from deltamend.score.cell import TRIVIAL
-from deltamend.score.metric import Group, partition
-from deltamend.score.scoring import Settings, make_settings, observed_means
+from deltamend.scoring.cell import TRIVIAL
+from deltamend.scoring.metric import Group, partition
+from deltamend.scoring.scored import Settings, make_settings, observed_means
 from deltamend.study.config import Study
-from deltamend.study.findings.comparisons import best_strengths, comparisons
 from deltamend.study.findings.curve import wise_ft_curve
 from deltamend.study.findings.dg_hard import dg_hard_outcome
 from deltamend.study.findings.dtypes import written, written_differences
 from deltamend.study.findings.outcome import CHOOSING, CONFIRMATION, CellOutcome, Progress, StudyResults
-from deltamend.study.findings.rankings import rankings
-from deltamend.study.findings.repair_outcomes import best_published, repair_outcomes
+from deltamend.study.findings.outcomes_of_repairs import best_published, repair_outcomes
+from deltamend.study.findings.paired_differences import best_strengths, comparisons
+from deltamend.study.findings.rank_correlations import rankings
 from deltamend.study.findings.safety import safety_outcomes
 from deltamend.study.findings.scored_cells import ReadCell, Sample, read_cells, sample
 from deltamend.study.findings.verdict import answers, headline

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from deltamend.errors import EvaluationError
-from deltamend.score.bootstrap import mean_scores, resampled_means
-from deltamend.score.metric import FloatArray
-from deltamend.score.pairing import PairedTask, pair_task
-from deltamend.score.result import Estimate
-from deltamend.score.scoring import Settings, estimate
+from deltamend.scoring.bootstrap import mean_scores, resampled_means
+from deltamend.scoring.metric import FloatArray
+from deltamend.scoring.pairing import PairedTask, pair_task
+from deltamend.scoring.result import Estimate
+from deltamend.scoring.scored import Settings, estimate
 from deltamend.study.config import Study
 from deltamend.study.findings.outcome import SafetyOutcome
 from deltamend.study.findings.scored_cells import ReadCell

@@ -10,12 +10,12 @@ import numpy as np
 
 from deltamend.errors import DeltamendError, EvaluationError
 from deltamend.evaluation.record import Evaluation
-from deltamend.score.cell import NONE, TRIVIAL, open_cell
-from deltamend.score.cell import Cell as PairedCell
-from deltamend.score.cells import OverCells, over_cells
-from deltamend.score.metric import FloatArray, Means, parts_of
-from deltamend.score.pairing import PairedTask
-from deltamend.score.scoring import Settings, draw_cells, observed_means
+from deltamend.scoring.cell import NONE, TRIVIAL, open_cell
+from deltamend.scoring.cell import Cell as PairedCell
+from deltamend.scoring.cells import OverCells, over_cells
+from deltamend.scoring.metric import FloatArray, Means, parts_of
+from deltamend.scoring.pairing import PairedTask
+from deltamend.scoring.scored import Settings, draw_cells, observed_means
 from deltamend.study.config import Cell, Study
 from deltamend.study.findings.outcome import PARTS, MissingCell, PartsOver, Progress
 from deltamend.study.keys import done_repairs

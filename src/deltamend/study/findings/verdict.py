@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deltamend.score.cells import OverCells
-from deltamend.score.result import Estimate
+from deltamend.scoring.cells import OverCells
+from deltamend.scoring.result import Estimate
 from deltamend.study.findings.outcome import (
     CHOOSING,
     CONFIRMATION,

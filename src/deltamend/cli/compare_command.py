@@ -1,0 +1,105 @@
+"""`deltamend compare`: what each method keeps of the same update."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+import deltamend
+from deltamend.choosing.compare_methods import Comparison, choose_methods
+from deltamend.choosing.compare_methods import compare as compare_methods
+from deltamend.cli.repair_command import parameters_of, progress_bar
+from deltamend.errors import UsageError
+from deltamend.machine.atomic import write_whole
+from deltamend.methods.method import Method
+from deltamend.methods.registry import get_method
+from deltamend.report.compare_page import COLUMNS, compare_csv, compare_page, method_row
+
+
+def compare(
+    base: Annotated[str, typer.Argument(help="Folder of the checkpoint fine-tuning started from.")],
+    finetuned: Annotated[str, typer.Argument(help="Folder of its fine-tuned descendant.")],
+    methods: Annotated[
+        str,
+        typer.Option(help="all, or names with commas between; parameters follow after colons, as in ties:density=0.1."),
+    ] = "all",
+    include: Annotated[
+        str | None, typer.Option("-i", "--include", metavar="REGEX", help="Only matrices it finds.")
+    ] = None,
+    exclude: Annotated[
+        str | None, typer.Option("-e", "--exclude", metavar="REGEX", help="No matrices it finds.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write a line for each method and matrix.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with both tables.")] = None,
+    write: Annotated[
+        str | None, typer.Option(help="Methods whose checkpoint to write, into --out; written like --methods.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for --write; each method gets one of its own in it.")] = None,
+    device: Annotated[str, typer.Option(help="Where filters run: cpu, or cuda.")] = "cpu",
+    workers: Annotated[int | None, typer.Option(min=1, help="Matrices at a time; default: one a core.")] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+) -> None:
+    """Compare methods on one update, in one pass over the weights, without writing checkpoints."""
+    wanted, not_written = choose_methods(_methods(write))
+    if bool(wanted) != (out is not None):
+        raise UsageError("--write and --out belong together: --write dg-hard,ties --out FOLDER")
+    with progress_bar(quiet, "comparing") as progress:
+        found = compare_methods(
+            base,
+            finetuned,
+            methods=_methods(methods),
+            include=include,
+            exclude=exclude,
+            device=device,
+            workers=workers,
+            progress=progress,
+        )
+    if as_json:
+        content = {"methods": [row.model_dump() for row in found.methods], **found.model_dump()}
+        typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
+    else:
+        _print(Console(quiet=quiet, highlight=False), found)
+    for path, text in ((csv, compare_csv), (html, compare_page)):
+        if path is not None:
+            write_whole(path, text(found))
+    if not quiet:
+        for name, reason in not_written.items():
+            typer.echo(f"not written: {name}, which {reason}", err=True)
+    for method in wanted:
+        folder = method.described().replace(" ", ",").replace("/", "_")
+        with progress_bar(quiet, f"writing {method.name}") as progress:
+            deltamend.repair(
+                base,
+                finetuned,
+                Path(str(out)) / folder,
+                method=method,
+                include=include,
+                exclude=exclude,
+                device=device,
+                workers=workers,
+                progress=progress,
+            )
+
+
+def _methods(text: str | None) -> list[str | Method]:
+    """`all`, or methods with commas between, each with its parameters after colons."""
+    chosen: list[str | Method] = []
+    for entry in filter(None, (part.strip() for part in (text or "").split(","))):
+        name, *settings = entry.split(":")
+        chosen.append(name if name == "all" else get_method(name, parameters_of(settings, "--methods")))
+    return chosen
+
+
+def _print(console: Console, found: Comparison) -> None:
+    table = Table(Column(COLUMNS[0], no_wrap=True), *(Column(name, justify="right") for name in COLUMNS[1:]))
+    for row in found.methods:
+        table.add_row(*method_row(row))
+    console.print(table, markup=False)
+    for name, reason in found.left_out.items():
+        console.print(f"not compared: {name}, which {reason}", markup=False)

@@ -1,0 +1,42 @@
+"""`deltamend demo`: the whole story on a small real model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def demo(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A two-layer toy instead of a real model: a minute, not ten.")
+    ] = False,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where models are kept; default: $DELTAMEND_CACHE, or the user's cache folder.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results go; default: demo-output/.")] = None,
+    seed: Annotated[int, typer.Option(help="Fixes the problems, their order and the toy's weights.")] = 0,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Train again, even where the cache holds this run's model.")
+    ] = False,
+) -> None:
+    """Damage a small real model by fine-tuning, repair it, and show what came back."""
+    # Late, because these import torch, and `deltamend --help` should not wait for it.
+    from deltamend.demo.present import headline_of, next_command, results_table, write_page, write_record
+    from deltamend.demo.run import run_demo
+    from deltamend.demo.settings import QUICK, REAL
+    from deltamend.machine.cache import default_cache_dir
+
+    settings = QUICK if quick else REAL
+    folder = out or Path("demo-output") / settings.name
+    console = Console()
+    result = run_demo(settings, cache=cache or default_cache_dir(), out=folder, seed=seed, fresh=fresh, console=console)
+    record, page = write_record(result), write_page(result)
+    console.print(results_table(result))
+    console.print(headline_of(result), style="bold")
+    console.print(f"numbers: {record}", soft_wrap=True, markup=False)
+    console.print(f"page:    {page}", soft_wrap=True, markup=False)
+    console.print("next, what a repair of this pair would do to every tensor, with nothing written:", markup=False)
+    console.print(f"    {next_command(result)}", soft_wrap=True, markup=False)

@@ -1,0 +1,115 @@
+"""`deltamend diagnose`: what the update looks like, before a threshold is trusted."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Column, Table
+
+from deltamend.cli.repair_command import progress_bar
+from deltamend.diagnosis import Diagnosis, MatrixDiagnosis
+from deltamend.diagnosis import diagnose as diagnose_update
+from deltamend.diagnosis.groups import by_layer, grouped
+from deltamend.diagnosis.records import Group
+from deltamend.machine.atomic import write_whole
+from deltamend.report.diagnosis_page import diagnosis_csv, diagnosis_page, percent
+
+_BARS = "▁▂▃▄▅▆▇█"
+_FULL_KS = 0.4
+
+
+def diagnose(
+    base: Annotated[str, typer.Argument(help="The model fine-tuning started from: a folder or hub id.")],
+    finetuned: Annotated[str, typer.Argument(help="Its fine-tuned descendant; MODEL+ADAPTER for a LoRA.")],
+    include: Annotated[
+        str | None, typer.Option("-i", "--include", metavar="REGEX", help="Only matrices it finds.")
+    ] = None,
+    exclude: Annotated[
+        str | None, typer.Option("-e", "--exclude", metavar="REGEX", help="No matrices it finds.")
+    ] = None,
+    out_dtype: Annotated[
+        str | None, typer.Option(help="bf16, fp16 or fp32: what writing would do; default: as FINETUNED.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every number; - prints it.")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a line for each matrix.")] = None,
+    values: Annotated[bool, typer.Option("--values", help="Put every singular value into the JSON.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Matrices at a time; default: one a core.")] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+) -> None:
+    """Say what the update looks like, and whether a spectral threshold can be trusted on it. Nothing is repaired."""
+    with progress_bar(quiet, "diagnosing") as progress:
+        found = diagnose_update(
+            base,
+            finetuned,
+            include=include,
+            exclude=exclude,
+            out_dtype=out_dtype,
+            values=values,
+            workers=workers,
+            progress=progress,
+        )
+    printed = json is not None and str(json) == "-"
+    if printed:
+        typer.echo(found.model_dump_json(indent=1))
+    elif json is not None:
+        write_whole(json, found.model_dump_json(indent=1) + "\n")
+    for path, text in ((csv, diagnosis_csv), (html, diagnosis_page)):
+        if path is not None:
+            write_whole(path, text(found))
+    _print(Console(quiet=quiet or printed, highlight=False, markup=False, emoji=False), found, (base, finetuned))
+
+
+def _print(console: Console, found: Diagnosis, folders: tuple[str, str]) -> None:
+    kinds = grouped(found.matrices, lambda matrix: matrix.kind)
+    console.print(_table("kind", kinds))
+    layers = by_layer(found.matrices)
+    if layers:
+        console.print(_table("layer", layers))
+        console.print(
+            f"KS, the distance to noise, from the first layer to the last: {_BARS[0]} 0, {_BARS[-1]} {_FULL_KS} or more"
+        )
+    for group, matrices in kinds:
+        if trend := "".join(_level(layer.ks) for layer, _ in by_layer(matrices)):
+            console.print(f"  {group.name:<9} {trend}")
+    console.print(f"\nverdict: {found.verdict}", style="bold")
+    for sentence in found.sentences:
+        console.print(f"  {sentence}", soft_wrap=True)
+    for note in found.notes:
+        console.print(f"  note: {note}", soft_wrap=True)
+    if found.commands:
+        console.print("next:")
+    names = {"BASE": shlex.quote(folders[0]), "FINETUNED": shlex.quote(folders[1])}
+    for command in found.commands:
+        console.print(f"  {' '.join(names.get(word, word) for word in command.split())}", soft_wrap=True)
+
+
+def _table(key: str, groups: Sequence[tuple[Group, list[MatrixDiagnosis]]]) -> Table:
+    heads = ("n", "rank", "energy", "round", "KS")
+    table = Table(
+        Column(key, no_wrap=True),
+        *(Column(head, justify="right") for head in heads),
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("", no_wrap=True)
+    table.add_column("verdict of most", no_wrap=True)
+    for group, _ in groups:
+        ks = "–" if group.ks is None else f"{group.ks:.3f}"
+        shares = [percent(share) for share in (group.rank, group.energy, group.rounding)]
+        table.add_row(group.name, str(group.matrices), *shares, ks, _bar(group.ks), group.verdict)
+    return table
+
+
+def _level(ks: float | None) -> str:
+    return " " if ks is None else _BARS[min(len(_BARS) - 1, int(ks / _FULL_KS * len(_BARS)))]
+
+
+def _bar(ks: float | None, width: int = 8) -> str:
+    return "" if ks is None else "█" * max(1, round(min(1.0, ks / _FULL_KS) * width))

@@ -1,0 +1,76 @@
+"""`deltamend diff`: how far two checkpoints are apart."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from deltamend.cli.repair_command import progress_bar
+from deltamend.machine.atomic import write_whole
+from deltamend.matrices.difference import Difference, difference
+
+_SHOWN = 20
+_FIELDS = ("norm", "distance", "relative", "largest", "differing")
+
+
+def diff(
+    a: Annotated[str, typer.Argument(help="Folder of a checkpoint.")],
+    b: Annotated[str, typer.Argument(help="Folder of another.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    table: Annotated[Path | None, typer.Option("--csv", help="Write a line for each tensor.")] = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Every tensor, not only the first 20.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+) -> None:
+    """Compare two checkpoints tensor by tensor, the furthest apart first."""
+    with progress_bar(quiet, "comparing") as progress:
+        found = difference(a, b, progress=progress)
+    if table is not None:
+        write_whole(table, _csv(found))
+    if as_json:
+        content = {"equal": found.equal, "relative": found.relative, **found.model_dump()}
+        typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
+        return
+    _print(Console(quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True), found, verbose)
+
+
+def _print(console: Console, found: Difference, verbose: bool) -> None:
+    for side, names in (("A", found.only_in_a), ("B", found.only_in_b)):
+        for name in names:
+            console.print(f"only in {side}: {name}")
+    for name, (ours, theirs) in found.other_shape.items():
+        console.print(f"other shape: {name}, {list(ours)} in A, {list(theirs)} in B")
+    apart = [tensor for tensor in found.tensors if tensor.differing]
+    if apart:
+        table = Table(Column("tensor", overflow="fold"), "‖A−B‖/‖A‖", "‖A−B‖", "max |A−B|", "entries that differ")
+        for tensor in apart if verbose else apart[:_SHOWN]:
+            figures = (_number(tensor.relative), _number(tensor.distance), _number(tensor.largest))
+            table.add_row(tensor.name, *figures, f"{100 * tensor.differing:.2f} %")
+        console.print(table)
+        if len(apart) > _SHOWN and not verbose:
+            console.print(f"and {len(apart) - _SHOWN} more; -v shows them")
+    console.print(
+        f"{len(apart)} of {len(found.tensors)} tensors differ, {found.relative:.3g} of ‖A‖ over all of them"
+        if not found.equal
+        else f"all {len(found.tensors)} tensors are equal"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _csv(found: Difference) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["tensor", "shape", "dtype_a", "dtype_b", *_FIELDS])
+    for tensor in found.tensors:
+        shape = "x".join(str(size) for size in tensor.shape)
+        writer.writerow([tensor.name, shape, *tensor.dtypes, *(getattr(tensor, field) for field in _FIELDS)])
+    return text.getvalue()

@@ -1,0 +1,105 @@
+"""`deltamend study`: fine-tune, repair with every method, evaluate and score, over a grid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from deltamend.errors import DeltamendError, EvaluationError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from deltamend.study.config import Study
+
+
+def study(
+    config: Annotated[Path, typer.Argument(help="The study's YAML file.")],
+    out: Annotated[Path, typer.Argument(help="The study's folder; a run goes on with what is there.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the JSONL files that the study reads.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Cells at a time; default: one a core.")] = None,
+    cells: Annotated[str | None, typer.Option(help="Regular expression: run only cells whose name it finds.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="Begin no cell after so long.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what is done and left, and what would fail.")
+    ] = False,
+    report: Annotated[bool, typer.Option("--report", help="Only score what is there and write the results.")] = False,
+    draws: Annotated[int, typer.Option(help="Of the bootstrap.")] = 2000,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+) -> None:
+    """Run a study, or what is left of it, and write its results to OUT/results."""
+    # Late, as the evaluator brings heavy libraries.
+    from deltamend.scoring.scored import make_settings
+    from deltamend.study.config import read_study
+
+    make_settings(draws=draws)  # refused now rather than after the run
+    found = read_study(config)
+    console = Console(quiet=quiet, highlight=False)
+    if dry_run:
+        _show_state(console, found, out, data)
+        return
+    if not report:
+        from deltamend.study.run import run_study
+
+        try:
+            with _bars(quiet) as told:
+                run_study(found, out, data=data, workers=workers, cells=_chooser(cells), minutes=minutes, told=told)
+        except (OutputError, UsageError):  # nothing was run
+            raise
+        except DeltamendError:
+            with suppress(EvaluationError):  # no cell is done yet
+                _write_results(console, found, out, draws)
+            raise
+    _write_results(console, found, out, draws)
+
+
+def _write_results(console: Console, found: Study, out: Path, draws: int) -> None:
+    from deltamend.report.study_page import write_results
+    from deltamend.study.findings.results import study_results
+
+    write_results(study_results(found, out, draws=draws), out / "results")
+    console.print(f"wrote {out / 'results' / 'README.md'} and index.html beside it", markup=False)
+
+
+def _show_state(console: Console, found: Study, out: Path, data: Path | None) -> None:
+    from deltamend.study.run import look
+
+    state = look(found, out, data)
+    table = Table("cell", "", "models asked", "of")
+    for cell in state.cells:
+        table.add_row(cell.cell, "chooses" if cell.chooses else "confirms", str(cell.done), str(cell.models))
+    console.print(table)
+    console.print(f"{state.left} models left to ask; of {state.bases} bases {state.bases_done} are done", markup=False)
+    for problem in state.problems:
+        console.print(f"would fail here: {problem}", markup=False)
+
+
+def _chooser(cells: str | None) -> Callable[[str], bool] | None:
+    if cells is None:
+        return None
+    try:
+        pattern = re.compile(cells)
+    except re.error as error:
+        raise UsageError(f"--cells {cells!r}: is not a regular expression ({error}); mend it") from error
+    return lambda name: pattern.search(name) is not None
+
+
+@contextmanager
+def _bars(quiet: bool) -> Iterator[Callable[[str, str, float], None]]:
+    """A bar for each cell that runs."""
+    columns = (TextColumn("{task.description:<64}"), BarColumn(bar_width=24), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def told(cell: str, what: str, share: float) -> None:
+            if cell not in bars:
+                bars[cell] = progress.add_task(cell, total=1.0)
+            progress.update(bars[cell], description=f"{cell}: {what}", completed=share)
+
+        yield told

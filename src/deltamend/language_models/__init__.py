@@ -1,0 +1,1 @@
+"""Load a language model with transformers, and fine-tune one."""

@@ -1,0 +1,1 @@
+"""What the program asks of the machine: files written whole or not at all, the cache folder, threads."""

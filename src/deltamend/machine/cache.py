@@ -1,0 +1,15 @@
+"""Where models and measurements that deltamend made are kept between runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def default_cache_dir() -> Path:
+    """DELTAMEND_CACHE where it is set, else `deltamend/` in the user's cache folder (XDG base directories)."""
+    chosen = os.environ.get("DELTAMEND_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    user_cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(user_cache).expanduser() if user_cache else Path.home() / ".cache") / "deltamend"

@@ -1,0 +1,133 @@
+"""Ways to read a matrix in part: from a checkpoint file, from memory, or as some rows and columns of a larger one."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from deltamend.checkpoint.dtypes import NUMPY_DTYPES
+from deltamend.checkpoint.open import Checkpoint, StoredTensor
+from deltamend.inputs.pairing import matrix_view
+from deltamend.inputs.row_spans import RowSpans
+from deltamend.matrices.buffers import Array, Buffers, bytes_of
+
+
+class Matrix(Protocol):
+    """A matrix that can be read in part, in its stored dtype."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The stored dtype, one of `dtypes.NUMPY_DTYPES`."""
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows start:stop, contiguous, shape (stop − start, columns). May be a buffer that the next call overwrites."""
+
+    def columns(self, start: int, stop: int, rows: tuple[int, int] | None = None) -> Array:
+        """Columns start:stop of all or some neighbouring rows, contiguous. May be a buffer that the next call overwrites."""
+
+
+class StoredMatrix:
+    """A matrix in a checkpoint file.
+
+    Args:
+        checkpoint: where it is.
+        tensor: which one, seen as `view_shape` says.
+        buffers: memory to read into.
+        use: the name of the buffer, so that two matrices do not share one.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, tensor: StoredTensor, buffers: Buffers, use: str) -> None:
+        self.shape = self.view_shape(tensor)
+        self.dtype = NUMPY_DTYPES[tensor.dtype]
+        self._checkpoint, self._tensor, self._buffers, self._use = checkpoint, tensor, buffers, use
+
+    @staticmethod
+    def view_shape(tensor: StoredTensor) -> tuple[int, int]:
+        """(rows, columns) a stored tensor is read as: see `matrix_view`; what is no matrix as one column."""
+        return matrix_view(tensor.name, tensor.shape) or (tensor.elements, 1)
+
+    def rows(self, start: int, stop: int) -> Array:
+        """See `Matrix.rows`."""
+        columns = self.shape[1]
+        out = self._buffers.get(self._use, (stop - start, columns), self.dtype)
+        self._read(start * columns, out)
+        return out
+
+    def columns(self, start: int, stop: int, rows: tuple[int, int] | None = None) -> Array:
+        """See `Matrix.columns`; one short read for each row."""
+        first, last = rows or (0, self.shape[0])
+        out = self._buffers.get(self._use, (last - first, stop - start), self.dtype)
+        for row in range(first, last):
+            self._read(row * self.shape[1] + start, out[row - first])
+        return out
+
+    def _read(self, element: int, out: Array) -> None:
+        self._checkpoint.read_into(self._tensor, element * self.dtype.itemsize, bytes_of(out))
+
+
+class MemoryMatrix:
+    """A matrix in memory; an array that is not two-dimensional is seen as one column."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array if array.ndim == 2 else array.reshape(-1, 1)
+        self.shape = (self._array.shape[0], self._array.shape[1])
+        self.dtype = array.dtype
+
+    def rows(self, start: int, stop: int) -> Array:
+        """See `Matrix.rows`."""
+        return np.ascontiguousarray(self._array[start:stop])
+
+    def columns(self, start: int, stop: int, rows: tuple[int, int] | None = None) -> Array:
+        """See `Matrix.columns`."""
+        first, last = rows or (0, self.shape[0])
+        return np.ascontiguousarray(self._array[first:last, start:stop])
+
+
+class SubMatrix:
+    """Some rows of a matrix, one span after another, and all or some neighbouring columns.
+
+    Args:
+        matrix: the whole.
+        spans: rows, half open.
+        columns: half open; None for all.
+        buffers: memory to gather in.
+        use: the name of the buffer.
+    """
+
+    def __init__(
+        self,
+        matrix: Matrix,
+        spans: tuple[tuple[int, int], ...],
+        columns: tuple[int, int] | None,
+        buffers: Buffers,
+        use: str,
+    ) -> None:
+        self._matrix, self._spans, self._buffers, self._use = matrix, RowSpans(spans), buffers, use
+        self._first, last = columns or (0, matrix.shape[1])
+        self._whole_rows = columns is None
+        self.shape = (self._spans.rows, last - self._first)
+        self.dtype = matrix.dtype
+
+    def rows(self, start: int, stop: int) -> Array:
+        """See `Matrix.rows`."""
+        pieces = list(self._spans.pieces(start, stop))
+        if len(pieces) == 1 and self._whole_rows:
+            return self._matrix.rows(*pieces[0].source)
+        out = self._buffers.get(self._use, (stop - start, self.shape[1]), self.dtype)
+        for piece in pieces:
+            values = self._matrix.rows(*piece.source)
+            out[piece.start : piece.stop] = values[:, self._first : self._first + self.shape[1]]
+        return out
+
+    def columns(self, start: int, stop: int, rows: tuple[int, int] | None = None) -> Array:
+        """See `Matrix.columns`."""
+        first, last = rows or (0, self.shape[0])
+        out = self._buffers.get(self._use, (last - first, stop - start), self.dtype)
+        for piece in self._spans.pieces(first, last):
+            out[piece.start : piece.stop] = self._matrix.columns(self._first + start, self._first + stop, piece.source)
+        return out

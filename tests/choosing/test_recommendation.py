@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import deltamend
+from deltamend.checkpoint.safetensors_header import read_header
+from deltamend.errors import CheckpointError
+from deltamend.language_models.load import load
+from deltamend.methods.null_space import VERSION
+from tests.conftest import Pair, gpt2
+from tests.evaluation.conftest import save_tokenizer, tiny_model
+
+__all__ = ["tiny_model"]
+
+
+@pytest.fixture
+def pair(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
+    """The tiny chat model, and the same with noise on every weight."""
+    monkeypatch.setenv("DELTAMEND_CACHE", str(tmp_path / "cache"))
+    model, tokenizer = load(tiny_model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "finetuned")
+    tokenizer.save_pretrained(tmp_path / "finetuned")
+    return Pair(tiny_model, tmp_path / "finetuned")
+
+
+def test_auto_is_null_space_by_what_the_base_wrote_and_says_why(
+    pair: Pair, tmp_path: Path, deltamend_cli: Callable[..., Any]
+) -> None:
+    printed = deltamend_cli("repair", pair.base, pair.finetuned, tmp_path / "out", "--method", "auto")
+    assert printed.code == 0, printed.err
+    assert "auto: null-space keeps what the update does" in printed.out
+    assert "read in 48 texts that it wrote itself" in printed.out
+    advice = deltamend.recommend(pair.base)
+    assert "read before" in advice.reason
+    deltamend.repair(pair.base, pair.finetuned, tmp_path / "again", method=advice.method, parameters=advice.parameters)
+    name = "model.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_a_damaged_file_is_made_again(pair: Pair) -> None:
+    file = Path(str(deltamend.recommend(pair.base).parameters["activations"]))
+    whole = file.read_bytes()
+    stale = whole.replace(f'"activations":"{VERSION}"'.encode(), f'"activations":"{"0" * len(VERSION)}"'.encode())
+    assert stale != whole
+    for damaged in (whole[:-1], stale):
+        file.write_bytes(damaged)
+        advice = deltamend.recommend(pair.base)
+        assert "read in 48 texts" in advice.reason
+        assert read_header(file).metadata["activations"] == VERSION
+    assert "read before" in deltamend.recommend(pair.base).reason
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_where_the_base_cannot_be_run_it_is_wise_ft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DELTAMEND_CACHE", str(tmp_path / "cache"))
+    save_tokenizer(tmp_path / "gpt2")
+    gpt2().save_pretrained(tmp_path / "gpt2")
+    advice = deltamend.recommend(tmp_path / "gpt2")
+    assert (advice.method, advice.parameters, advice.vectors) == ("wise-ft", {"alpha": 0.5}, 0.5)
+    assert "stores its weights transposed" in advice.reason
+    assert not any((tmp_path / "cache").iterdir())
+
+
+def test_another_chat_template_is_read_again(pair: Pair, tmp_path: Path) -> None:
+    first = deltamend.recommend(pair.base).parameters
+    shutil.copytree(pair.base, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert deltamend.recommend(tmp_path / "base").parameters != first
+
+
+def test_a_base_that_is_not_there_is_an_error_and_parameters_are_not_mixed_in(
+    pair: Pair, tmp_path: Path, deltamend_cli: Callable[..., Any]
+) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        deltamend.recommend(tmp_path / "gone")
+    printed = deltamend_cli("repair", pair.base, pair.finetuned, tmp_path / "o", "--method", "auto", "--set", "alpha=1")
+    assert printed.code == 2
+    assert "chooses method and parameters" in printed.err
+
+
+EVIL = """
+import pathlib
+pathlib.Path(__file__).with_name("ran").touch()
+from transformers import PretrainedConfig, PreTrainedModel
+class Evil(PretrainedConfig):
+    model_type = "evil"
+"""
+
+
+def test_code_of_the_base_does_not_run_even_if_somebody_says_yes(pair: Pair, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(pair.base, base)
+    config = json.loads((base / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}}
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "evil.py").write_text(EVIL)
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-c", f"import deltamend; print(deltamend.recommend({str(base)!r}).reason)"]
+    printed = subprocess.run(command, input="y\n" * 9, text=True, capture_output=True, env=environment, check=True)
+    assert "wise-ft at 0.5 in place of null-space, as the base cannot be read" in printed.stdout
+    assert "[y/N]" not in printed.stdout + printed.stderr
+    assert not list(tmp_path.rglob("ran"))
+
+
+def test_a_file_that_another_run_wrote_meanwhile_stays(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deltamend.calibration import activations
+
+    written = activations.write_activations
+
+    def second(folder: Path, out: Path, **options: Any) -> int:
+        count = written(folder, out, **options)
+        (out.parents[1] / out.name).write_bytes(b"the first one's, which is read already")
+        return count
+
+    monkeypatch.setattr(activations, "write_activations", second)
+    file = Path(str(deltamend.recommend(pair.base).parameters["activations"]))
+    assert file.read_bytes() == b"the first one's, which is read already"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_cache_that_is_full_is_an_error_and_no_reason_for_another_method(pair: Pair, tmp_path: Path) -> None:
+    limited = (
+        "import resource, sys, deltamend\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try:\n"
+        f"    print(deltamend.recommend({str(pair.base)!r}).reason)\n"
+        "except deltamend.errors.OutputError as error:\n"
+        "    print('OutputError', error)\n"
+    )
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    printed = subprocess.run(
+        [sys.executable, "-c", limited], text=True, capture_output=True, env=environment, check=True
+    )
+    assert printed.stdout.startswith("OutputError"), printed.stdout + printed.stderr
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_base_with_an_adapter_is_repaired_with_wise_ft_and_quiet_does_not_hide_it(
+    pair: Pair, tmp_path: Path, deltamend_cli: Callable[..., Any]
+) -> None:
+    advice = deltamend.recommend(f"{pair.base}+{tmp_path / 'adapter'}")
+    assert (advice.method, advice.fallback) == ("wise-ft", True)
+    assert "a model with an adapter" in advice.reason
+    shutil.copytree(pair.base, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    printed = deltamend_cli("repair", tmp_path / "base", pair.finetuned, tmp_path / "out", "--method", "auto", "-q")
+    assert printed.code == 0
+    assert printed.out == ""
+    assert printed.err.startswith("auto: wise-ft at 0.5 in place of null-space, as the base cannot be read")
+
+
+def test_what_a_config_says_of_vectors_holds_with_auto(
+    pair: Pair, tmp_path: Path, deltamend_cli: Callable[..., Any]
+) -> None:
+    (tmp_path / "repair.yaml").write_text("vectors: base\n")
+    out = tmp_path / "out"
+    printed = deltamend_cli(
+        "repair", pair.base, pair.finetuned, out, "--method", "auto", "--config", tmp_path / "repair.yaml"
+    )
+    assert printed.code == 0, printed.err
+    assert json.loads((out / "deltamend.json").read_text())["options"]["vectors"] == "base"
