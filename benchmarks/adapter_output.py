@@ -22,7 +22,7 @@ from peft import PeftModel
 import deltamend
 from deltamend.demo.ask import replies
 from deltamend.demo.probes import load_probes
-from deltamend.language_models.load import LoadedModel, chat_prompt, load, plain_tokens, quiet_transformers
+from deltamend.language_models.loading import LoadedModel, chat_prompt, load, plain_tokens, quiet_transformers
 from measure import machine
 
 PROMPTS = 20

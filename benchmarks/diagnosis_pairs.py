@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from deltamend.demo.settings import REAL
 from deltamend.demo.task import sums
 from deltamend.inputs.smollm2 import smollm2_folder
-from deltamend.language_models.load import load, quiet_transformers
-from deltamend.language_models.train import chat_example, train
+from deltamend.language_models.loading import load, quiet_transformers
+from deltamend.language_models.training import chat_example, train
 from deltamend.machine.cache import default_cache_dir
 from deltamend.machine.threads import one_thread_each
 

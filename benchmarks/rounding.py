@@ -19,7 +19,7 @@ from deltamend.demo.measurement import nats_per_token, share
 from deltamend.demo.probes import load_prose
 from deltamend.demo.settings import REAL
 from deltamend.demo.task import Problem, is_exact, sums
-from deltamend.language_models.load import chat_prompt, load, plain_tokens, quiet_transformers
+from deltamend.language_models.loading import chat_prompt, load, plain_tokens, quiet_transformers
 from measure import machine
 
 CASES: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from deltamend.language_models.train import Example, Recipe, train
+from deltamend.language_models.training import Example, Recipe, train
 
 WORDS = ["<s>", "</s>", "<unk>", *(str(number) for number in range(10)), *"abcdefgh"]
 

@@ -11,7 +11,7 @@ import deltamend
 from deltamend.calibration.fisher import squared_gradients, write_fisher
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import CheckpointError, UsageError
-from deltamend.language_models.load import load
+from deltamend.language_models.loading import load
 from tests.calibration.conftest import WORDS, Task
 
 

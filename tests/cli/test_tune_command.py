@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from deltamend.cli import tune_command
+from tests.choosing.test_search import evaluator
 from tests.conftest import Pair, Printed
-from tests.test_tune import evaluator
 
 Cli = Callable[..., Printed]
 

@@ -16,7 +16,7 @@ from deltamend.demo.present import PAGE_FILE, RECORD_FILE
 from deltamend.demo.probes import load_probes
 from deltamend.demo.settings import QUICK
 from deltamend.demo.task import sums
-from deltamend.language_models.load import load, quiet_transformers
+from deltamend.language_models.loading import load, quiet_transformers
 
 pytestmark = pytest.mark.slow
 

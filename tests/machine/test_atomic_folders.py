@@ -14,7 +14,7 @@ from deltamend.errors import DeltamendError, OutputError
 from deltamend.inputs import smollm2 as base
 from deltamend.machine.atomic import publish, remove
 from deltamend.machine.cache import default_cache_dir
-from deltamend.machine.fingerprint import fingerprint
+from deltamend.machine.digests import fingerprint
 
 
 def test_a_published_folder_appears_whole(tmp_path: Path) -> None:

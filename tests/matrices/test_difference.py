@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deltamend.matrices.difference import difference
+from deltamend.matrices.difference import diff
 from tests.conftest import Pair, Printed
 from tests.reference import load
 
@@ -24,7 +24,7 @@ def write(folder: Path, **tensors: torch.Tensor) -> Path:
 
 
 def test_distances_are_those_of_float64(llama_pair: Pair) -> None:
-    found = difference(llama_pair.base, llama_pair.finetuned)
+    found = diff(llama_pair.base, llama_pair.finetuned)
     base, finetuned = load(llama_pair.base), load(llama_pair.finetuned)
     assert {row.name for row in found.tensors} == set(base)
     for row in found.tensors:
@@ -39,7 +39,7 @@ def test_distances_are_those_of_float64(llama_pair: Pair) -> None:
 
 
 def test_a_checkpoint_is_equal_to_itself(llama_pair: Pair, deltamend_cli: Cli) -> None:
-    assert difference(llama_pair.base, llama_pair.base).equal
+    assert diff(llama_pair.base, llama_pair.base).equal
     printed = deltamend_cli("diff", llama_pair.base, llama_pair.base)
     assert printed.code == 0
     assert "all 21 tensors are equal" in printed.out
@@ -60,7 +60,7 @@ def test_numbers_that_are_none_and_dtypes_that_differ(tmp_path: Path) -> None:
     b = write(
         tmp_path / "b", x=torch.tensor([nan, 1.0, 3.0]), y=torch.tensor([inf, 1.0]).half(), z=torch.tensor([1, 3])
     )
-    rows = {row.name: row for row in difference(a, b).tensors}
+    rows = {row.name: row for row in diff(a, b).tensors}
     assert rows["x"].distance is None
     assert rows["x"].differing == pytest.approx(1 / 3)
     assert (rows["y"].dtypes, rows["y"].differing) == (("F32", "F16"), 0.0)

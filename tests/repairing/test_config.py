@@ -11,7 +11,7 @@ import yaml
 
 import deltamend
 from deltamend.checkpoint.architecture import kind_of, layer_of
-from deltamend.methods.pages import pages
+from deltamend.methods.pages import all_pages
 from deltamend.methods.registry import all_methods
 from deltamend.repairing.config import read_config
 from deltamend.repairing.rules import MethodChoice
@@ -222,7 +222,7 @@ def test_methods_are_listed_and_shown(deltamend_cli: Cli) -> None:
 
 
 def test_the_pages_of_the_documentation_are_up_to_date() -> None:
-    for file, text in pages().items():
+    for file, text in all_pages().items():
         assert (DOCS / file).read_text(encoding="utf-8") == text, "run python -m deltamend.methods.pages docs/methods"
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import deltamend
 from deltamend.checkpoint import work_folder
 from tests.conftest import Pair, Printed
-from tests.test_repair import without_seconds
+from tests.repairing.test_run import without_seconds
 
 PARTIAL = ".out.deltamend-partial"
 

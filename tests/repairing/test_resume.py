@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import deltamend
 from tests.conftest import Pair, Printed, save_pair
 from tests.reference import load
-from tests.test_repair import without_seconds
+from tests.repairing.test_run import without_seconds
 
 PARTIAL = ".out.deltamend-partial"
 

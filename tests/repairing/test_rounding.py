@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deltamend
+from deltamend.matrices import buffers
 from deltamend.matrices import delta as delta_module
 from deltamend.repairing.rounding import Rounding, round_for, rounding_bits
 from tests.conftest import Pair
@@ -81,7 +82,7 @@ def test_stochastic_output_does_not_depend_on_blocks_or_workers(
     options: dict[str, Any] = {"method": "wise-ft", "rounding": "stochastic"}
     deltamend.repair(*sides, tmp_path / "whole", workers=1, **options)
     monkeypatch.setattr(delta_module, "BLOCK_ELEMENTS", 50 * 64)
-    monkeypatch.setattr(delta_module, "CHUNK_ELEMENTS", 7 * 64)
+    monkeypatch.setattr(buffers, "CHUNK_ELEMENTS", 7 * 64)
     deltamend.repair(*sides, tmp_path / "blocks", workers=3, **options)
     whole, blocks = load(tmp_path / "whole"), load(tmp_path / "blocks")
     assert all(torch.equal(tensor, blocks[name]) for name, tensor in whole.items())

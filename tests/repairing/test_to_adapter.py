@@ -25,8 +25,8 @@ from transformers import (
 import deltamend
 from deltamend.matrices import delta as delta_module
 from tests.conftest import Pair, Printed, fine_tune, gpt2, llama, save_pair
-from tests.test_repair import without_seconds
-from tests.test_resume import interrupt_after
+from tests.repairing.test_resume import interrupt_after
+from tests.repairing.test_run import without_seconds
 
 TOKENS = torch.tensor([[1, 5, 9, 2, 7, 3]])
 

@@ -11,7 +11,7 @@ import pytest
 
 import deltamend
 from deltamend.diagnosis.records import Diagnosis
-from deltamend.report.diagnosis_page import diagnosis_csv, diagnosis_page
+from deltamend.report.diagnosis_page import diagnosis_csv, render_diagnosis_page
 from tests.conftest import Pair
 
 pytestmark = pytest.mark.usefixtures("few_draws")
@@ -35,7 +35,7 @@ def hostile(found: Diagnosis) -> Diagnosis:
 def opened(browser: Any, diagnosis: Diagnosis, folder: Path, **options: Any) -> tuple[Any, list[str]]:
     """The page, and what its console said."""
     file = folder / "page.html"
-    file.write_text(diagnosis_page(diagnosis), encoding="utf-8")
+    file.write_text(render_diagnosis_page(diagnosis), encoding="utf-8")
     page, said = browser.new_page(**options), []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -45,7 +45,7 @@ def opened(browser: Any, diagnosis: Diagnosis, folder: Path, **options: Any) -> 
 
 
 def test_names_stay_text_in_the_source(hostile: Diagnosis) -> None:
-    page = diagnosis_page(hostile)
+    page = render_diagnosis_page(hostile)
     assert page.count("<script") == 2
     assert "<img" not in page
     assert "&lt;img" in page
@@ -55,17 +55,17 @@ def test_names_stay_text_in_the_source(hostile: Diagnosis) -> None:
 
 
 def test_the_page_needs_nothing_from_outside(found: Diagnosis) -> None:
-    page = diagnosis_page(found).replace("http://www.w3.org/2000/svg", "")
+    page = render_diagnosis_page(found).replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"https?://|<link|@import|url\(", page)
 
 
 def test_three_hundred_matrices_stay_below_five_megabytes(found: Diagnosis) -> None:
     many = tuple(found.matrices[index % len(found.matrices)] for index in range(300))
-    assert len(diagnosis_page(found.model_copy(update={"matrices": many})).encode()) < 5e6
+    assert len(render_diagnosis_page(found.model_copy(update={"matrices": many})).encode()) < 5e6
 
 
 def test_a_diagnosis_without_a_spectrum_has_a_page(llama_pair: Pair) -> None:
-    assert "Almost unchanged" in diagnosis_page(deltamend.diagnose(llama_pair.base, llama_pair.base))
+    assert "Almost unchanged" in render_diagnosis_page(deltamend.diagnose(llama_pair.base, llama_pair.base))
 
 
 @pytest.mark.slow

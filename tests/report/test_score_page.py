@@ -12,8 +12,8 @@ import pytest
 
 import deltamend
 from deltamend.evaluation.record import Evaluation
-from deltamend.report.score_page import cells_page, headline, score_page
-from deltamend.report.score_tables import cells_tables, latex, markdown, score_tables, scores_csv, weak_figures
+from deltamend.report.score_page import cells_page, headline, render_score_page
+from deltamend.report.score_tables import cells_tables, latex, markdown, scores_csv, tables_of_score, weak_figures
 from deltamend.scoring.cell import open_cell
 from deltamend.scoring.cells import score_over_cells
 from deltamend.scoring.result import Score
@@ -39,7 +39,7 @@ def weak_and_hostile() -> Score:
 
 
 def test_hostile_names_stay_text() -> None:
-    html = score_page(weak_and_hostile())
+    html = render_score_page(weak_and_hostile())
     assert "<script" not in html
     assert "<img" not in html
     assert "&lt;script&gt;" in html
@@ -56,23 +56,23 @@ def test_an_interval_without_width_is_told_in_words_and_drawn_hollow() -> None:
         for name, of in records.items()
     }
     score = scored(changed)
-    (row,) = (row for row in score_tables(score)[1].rows if row[0] == "arc")
+    (row,) = (row for row in tables_of_score(score)[1].rows if row[0] == "arc")
     assert row[5] == "0.000 [no width]"
     assert not any("no width" in text for text in (row[4], *row[6:]))
-    html = score_page(score)
+    html = render_score_page(score)
     assert html.count('class="dot hollow"') == 1
     assert "an interval without width (arc)" in html
-    assert 'class="dot hollow"' not in score_page(scored(records))
+    assert 'class="dot hollow"' not in render_score_page(scored(records))
 
 
 def test_the_page_needs_nothing_from_outside() -> None:
-    assert not re.search(r"https?://|<link|@import|url\(|<script", score_page(scored(made_up_cell())))
+    assert not re.search(r"https?://|<link|@import|url\(|<script", render_score_page(scored(made_up_cell())))
 
 
 @pytest.mark.slow
 def test_a_browser_runs_nothing_fetches_nothing_and_draws_every_method(browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "score.html"
-    path.write_text(score_page(weak_and_hostile()), encoding="utf-8")
+    path.write_text(render_score_page(weak_and_hostile()), encoding="utf-8")
     for scheme in ("light", "dark"):
         page = browser.new_page(color_scheme=scheme)
         asked: list[str] = []
@@ -95,7 +95,7 @@ def test_a_browser_runs_nothing_fetches_nothing_and_draws_every_method(browser: 
 @pytest.mark.slow
 def test_a_narrow_screen_does_not_scroll_sideways(browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "score.html"
-    path.write_text(score_page(scored(made_up_cell())), encoding="utf-8")
+    path.write_text(render_score_page(scored(made_up_cell())), encoding="utf-8")
     page = browser.new_page(viewport={"width": 390, "height": 800})
     page.goto(path.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
@@ -103,18 +103,18 @@ def test_a_narrow_screen_does_not_scroll_sideways(browser: Any, tmp_path: Path) 
 
 def test_a_weak_figure_is_called_weak_wherever_it_is_shown() -> None:
     score = weak_and_hostile()
-    html = score_page(score)
+    html = render_score_page(score)
     assert html.count(WEAK) >= 3  # the notes, the slope, the heat map
     assert "(weak)" in html  # the table
-    assert WEAK in markdown(score_tables(score), weak_figures(score))
-    assert "(weak)" in latex(score_tables(score))
+    assert WEAK in markdown(tables_of_score(score), weak_figures(score))
+    assert "(weak)" in latex(tables_of_score(score))
     rows = list(csv.DictReader(io.StringIO(scores_csv([score]))))
     assert all(row["weak"] == WEAK for row in rows if row["task"].startswith("<script"))
 
 
 def test_what_is_undefined_is_named_on_the_page() -> None:
     records = made_up_cell()
-    html = score_page(scored({**records, "finetuned": records["base"]}))
+    html = render_score_page(scored({**records, "finetuned": records["base"]}))
     assert "healing is undefined: fine-tuning damaged no benchmark beyond the margin" in html
     assert "there is no trade-off to draw" in html
 
@@ -129,11 +129,11 @@ def test_a_repair_that_cannot_be_told_from_another_is_not_called_better() -> Non
 
 def test_markdown_and_latex_keep_names_as_text() -> None:
     score = weak_and_hostile()
-    assert "<script" not in markdown(score_tables(score), score.notes).replace("\\<script", "")
-    text = latex(score_tables(scored(made_up_cell(), ("a_b&c", "50%"))))
+    assert "<script" not in markdown(tables_of_score(score), score.notes).replace("\\<script", "")
+    text = latex(tables_of_score(scored(made_up_cell(), ("a_b&c", "50%"))))
     assert r"a\_b\&c" in text
     assert r"50\%" in text
-    assert text.count(r"\toprule") == len(score_tables(score))
+    assert text.count(r"\toprule") == len(tables_of_score(score))
 
 
 def test_csv_has_every_figure_and_no_formula() -> None:
@@ -168,7 +168,7 @@ def test_the_page_of_many_cells_has_the_tests_and_every_cell() -> None:
 @pytest.mark.slow
 def test_on_paper_it_is_light_whole_and_open(browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "score.html"
-    path.write_text(score_page(scored(made_up_cell())), encoding="utf-8")
+    path.write_text(render_score_page(scored(made_up_cell())), encoding="utf-8")
     page = browser.new_page(color_scheme="dark", viewport={"width": 700, "height": 1000})
     page.goto(path.as_uri())
     folded = page.locator("details p, details td, details li")

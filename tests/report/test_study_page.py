@@ -14,7 +14,7 @@ import pytest
 from deltamend.errors import OutputError
 from deltamend.report.score_tables import markdown_text
 from deltamend.report.study_page import results_html, results_markdown, write_results
-from deltamend.report.study_plots import ALT, study_plots
+from deltamend.report.study_plots import ALT, plots_of_study
 from deltamend.report.study_tables import csv_tables, main_table
 from deltamend.study.findings.outcome import CHOOSING, CONFIRMATION, StudyResults
 from deltamend.study.findings.results import study_results
@@ -140,7 +140,7 @@ def test_without_a_confirmation_cell_the_page_says_loudly_that_picks_are_optimis
         assert "All repairs, choosing cells" in text
         assert "All repairs, confirmation cells" not in text
     assert main_table(only_choosing).title == f"All repairs, {CHOOSING} cells"
-    assert "above-wise-ft.svg" in study_plots(only_choosing)
+    assert "above-wise-ft.svg" in plots_of_study(only_choosing)
 
 
 def test_a_finished_study_warns_of_nothing(written: Path) -> None:
@@ -161,14 +161,14 @@ def test_results_with_next_to_nothing_in_them_still_give_a_page(tmp_path: Path) 
 
 
 def test_the_same_results_give_the_same_bytes(results: StudyResults) -> None:
-    first, second = study_plots(results), study_plots(results)
+    first, second = plots_of_study(results), plots_of_study(results)
     assert first == second
     assert set(first) == set(ALT)
     assert all(b"<dc:date" not in drawn for drawn in first.values())
 
 
 def test_the_page_needs_nothing_from_outside(hostile: StudyResults) -> None:
-    page = results_html(hostile, study_plots(hostile))
+    page = results_html(hostile, plots_of_study(hostile))
     assert not re.search(r"https?://|<link|@import|url\(|<script|<img src=x", page)
     assert "&lt;script&gt;" in page
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from deltamend.checkpoint.hashing import hash_folder
 from deltamend.errors import DeltamendError
-from deltamend.language_models.load import load
-from deltamend.language_models.train import batches
+from deltamend.language_models.loading import load
+from deltamend.language_models.training import batches
 from deltamend.study.config import Regime
 from deltamend.study.fine_tuning import finetune
 from deltamend.study.items import Question

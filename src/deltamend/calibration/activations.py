@@ -12,7 +12,7 @@ from deltamend.calibration.checks import check_file, refuse_not_finite
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import CheckpointError, UsageError
 from deltamend.inputs.load import open_checkpoint
-from deltamend.language_models.load import (
+from deltamend.language_models.loading import (
     TODAY,
     LoadedModel,
     clockless_template,

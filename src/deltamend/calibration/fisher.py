@@ -11,8 +11,8 @@ from deltamend.calibration.checks import check_file, refuse_not_finite
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import CheckpointError
 from deltamend.inputs.load import open_checkpoint
-from deltamend.language_models.load import LoadedModel, load, quiet_transformers
-from deltamend.language_models.train import Example
+from deltamend.language_models.loading import LoadedModel, load, quiet_transformers
+from deltamend.language_models.training import Example
 from deltamend.machine.atomic import whole_file
 
 if TYPE_CHECKING:

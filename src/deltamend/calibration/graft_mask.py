@@ -13,10 +13,10 @@ from deltamend.calibration.checks import check_file, refuse_not_finite
 from deltamend.calibration.fisher import refuse_other_names
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import PairingError
-from deltamend.language_models.load import LoadedModel, load, quiet_transformers
-from deltamend.language_models.train import Example, answer_loss
+from deltamend.language_models.loading import LoadedModel, load, quiet_transformers
+from deltamend.language_models.training import Example, answer_loss
 from deltamend.machine.atomic import whole_file
-from deltamend.methods.elementwise import Part, cut_at, magnitude, summed, tie_breaker
+from deltamend.methods.elementwise import Part, cut_at, magnitudes, summed, tie_breaker
 
 if TYPE_CHECKING:
     import torch
@@ -187,4 +187,4 @@ class _Graft:
         return chosen
 
     def _cut(self, scores: dict[str, Any]) -> Any:
-        return cut_at(lambda count: summed(count(size) for size in map(magnitude, scores.values())), self._density)
+        return cut_at(lambda count: summed(count(size) for size in map(magnitudes, scores.values())), self._density)

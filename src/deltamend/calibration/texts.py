@@ -8,8 +8,8 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deltamend.errors import UsageError
-from deltamend.language_models.load import chat_prompt, plain_tokens
-from deltamend.language_models.train import Example
+from deltamend.language_models.loading import chat_prompt, plain_tokens
+from deltamend.language_models.training import Example
 
 
 class CalibrationText(BaseModel):

@@ -16,7 +16,7 @@ from deltamend.checkpoint.safetensors_header import read_header
 from deltamend.errors import CheckpointError, OutputError
 from deltamend.inputs.load import model_and_adapter, model_folder
 from deltamend.machine.cache import default_cache_dir
-from deltamend.machine.fingerprint import fingerprint
+from deltamend.machine.digests import fingerprint
 from deltamend.methods.null_space import VERSION
 
 AUTO = "auto"

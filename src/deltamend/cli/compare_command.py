@@ -18,7 +18,7 @@ from deltamend.errors import UsageError
 from deltamend.machine.atomic import write_whole
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method
-from deltamend.report.compare_page import COLUMNS, compare_csv, compare_page, method_row
+from deltamend.report.compare_page import COLUMNS, compare_csv, method_row, render_compare_page
 
 
 def compare(
@@ -65,7 +65,7 @@ def compare(
         typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
     else:
         _print(Console(quiet=quiet, highlight=False), found)
-    for path, text in ((csv, compare_csv), (html, compare_page)):
+    for path, text in ((csv, compare_csv), (html, render_compare_page)):
         if path is not None:
             write_whole(path, text(found))
     if not quiet:

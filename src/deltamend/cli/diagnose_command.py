@@ -18,7 +18,7 @@ from deltamend.diagnosis import diagnose as diagnose_update
 from deltamend.diagnosis.groups import by_layer, grouped
 from deltamend.diagnosis.records import Group
 from deltamend.machine.atomic import write_whole
-from deltamend.report.diagnosis_page import diagnosis_csv, diagnosis_page, percent
+from deltamend.report.diagnosis_page import diagnosis_csv, percent, render_diagnosis_page
 
 _BARS = "▁▂▃▄▅▆▇█"
 _FULL_KS = 0.4
@@ -60,7 +60,7 @@ def diagnose(
         typer.echo(found.model_dump_json(indent=1))
     elif json is not None:
         write_whole(json, found.model_dump_json(indent=1) + "\n")
-    for path, text in ((csv, diagnosis_csv), (html, diagnosis_page)):
+    for path, text in ((csv, diagnosis_csv), (html, render_diagnosis_page)):
         if path is not None:
             write_whole(path, text(found))
     _print(Console(quiet=quiet or printed, highlight=False, markup=False, emoji=False), found, (base, finetuned))

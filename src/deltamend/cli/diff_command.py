@@ -14,7 +14,8 @@ from rich.table import Column, Table
 
 from deltamend.cli.repair_command import progress_bar
 from deltamend.machine.atomic import write_whole
-from deltamend.matrices.difference import Difference, difference
+from deltamend.matrices.difference import Difference
+from deltamend.matrices.difference import diff as compare_checkpoints
 
 _SHOWN = 20
 _FIELDS = ("norm", "distance", "relative", "largest", "differing")
@@ -30,7 +31,7 @@ def diff(
 ) -> None:
     """Compare two checkpoints tensor by tensor, the furthest apart first."""
     with progress_bar(quiet, "comparing") as progress:
-        found = difference(a, b, progress=progress)
+        found = compare_checkpoints(a, b, progress=progress)
     if table is not None:
         write_whole(table, _csv(found))
     if as_json:

@@ -31,7 +31,7 @@ from deltamend.repairing.config import RepairConfig, read_config
 from deltamend.repairing.plan import RepairOptions, RepairPlan, plan_repair
 from deltamend.repairing.run import Progress as ProgressCallback
 from deltamend.repairing.run import RepairReport, published_manifest
-from deltamend.report.diagnosis_page import diagnosis_page
+from deltamend.report.diagnosis_page import render_diagnosis_page
 
 _LOSS_WORTH_A_WARNING = 0.1
 """Share of ‖Δ*‖ lost in the cast above which bf16 output was seen to undo a repair."""
@@ -244,7 +244,7 @@ def _write_page(
             workers=workers,
             progress=progress,
         )
-        write_whole(page, diagnosis_page(diagnosis))
+        write_whole(page, render_diagnosis_page(diagnosis))
     except DeltamendError as error:
         raise OutputError(f"{page}: the page is missing, {folders[2]} is whole ({error})") from error
 

@@ -15,14 +15,14 @@ from rich.text import Text
 
 from deltamend.errors import UsageError
 from deltamend.machine.atomic import write_whole
-from deltamend.report.score_page import cells_page, score_page
+from deltamend.report.score_page import cells_page, render_score_page
 from deltamend.report.score_tables import (
     Table,
     cells_tables,
     latex,
     markdown,
-    score_tables,
     scores_csv,
+    tables_of_score,
     undefined_figures,
     weak_figures,
 )
@@ -119,7 +119,12 @@ def score(
             common_items=common_items,
         )
         (one,) = score_cells([cell], settings)
-        scores, tables, page, content = (one,), score_tables(one), score_page(one), one.model_dump_json(indent=1)
+        scores, tables, page, content = (
+            (one,),
+            tables_of_score(one),
+            render_score_page(one),
+            one.model_dump_json(indent=1),
+        )
         notes = (*undefined_figures(one), *weak_figures(one), *one.notes)
     for path, text in (
         (html, page),

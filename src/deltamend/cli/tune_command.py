@@ -17,8 +17,8 @@ from deltamend.errors import UsageError
 from deltamend.evaluation.record import Evaluation
 from deltamend.evaluation.suite import Suite, joined, read_suite, suite_of_tasks
 from deltamend.machine.atomic import write_whole
-from deltamend.report.score_page import score_page
-from deltamend.report.score_tables import Table, score_tables, undefined_figures, weak_figures
+from deltamend.report.score_page import render_score_page
+from deltamend.report.score_tables import Table, tables_of_score, undefined_figures, weak_figures
 from deltamend.scoring.scored import make_settings
 
 _STRENGTHS = ",".join(f"{strength:g}" for strength in tuning.STRENGTHS)
@@ -71,13 +71,13 @@ def tune(
             progress=progress,
         )
     if html is not None:
-        write_whole(html, score_page(found.reporting))
+        write_whole(html, render_score_page(found.reporting))
     if as_json:
         typer.echo(found.model_dump_json(indent=1))
         return
     console = Console(quiet=quiet, highlight=False)
     notes = (*undefined_figures(found.reporting), *weak_figures(found.reporting), *found.reporting.notes)
-    print_tables(console, [_trials(found), *score_tables(found.reporting)], notes)
+    print_tables(console, [_trials(found), *tables_of_score(found.reporting)], notes)
     if found.stopped:
         console.print(f"not tried, as the score had fallen: {', '.join(found.stopped)}", markup=False)
     console.print(f"chosen: {found.chosen}; to make it:\n{found.command}", markup=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from deltamend.demo.ask import choose, log_likelihoods, replies
 from deltamend.demo.probes import Choice, Probes, mean_interval, wilson_interval
 from deltamend.demo.task import Problem, is_exact
 from deltamend.evaluation.language_check import answered_in_words
-from deltamend.language_models.load import LoadedModel, chat_prompt, plain_tokens
+from deltamend.language_models.loading import LoadedModel, chat_prompt, plain_tokens
 
 TARGET, CHAT, LIKELIHOOD, KNOWLEDGE, COMPLETION = "target", "chat", "likelihood", "knowledge", "completion"
 

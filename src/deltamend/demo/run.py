@@ -22,10 +22,10 @@ from deltamend.demo.task import Problem, sums
 from deltamend.demo.toy import PRETRAINING, build_toy, toy_folder
 from deltamend.errors import CheckpointError
 from deltamend.inputs.smollm2 import smollm2_folder, unpack_smollm2
-from deltamend.language_models.load import LoadedModel, load, quiet_transformers
-from deltamend.language_models.train import chat_example, train
+from deltamend.language_models.loading import LoadedModel, load, quiet_transformers
+from deltamend.language_models.training import chat_example, train
 from deltamend.machine.atomic import publish
-from deltamend.machine.fingerprint import fingerprint
+from deltamend.machine.digests import fingerprint
 from deltamend.machine.threads import one_thread_each
 from deltamend.repairing.run import RepairReport, repair
 

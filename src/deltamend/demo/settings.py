@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deltamend.choosing.recommendation import AUTO
-from deltamend.language_models.train import Recipe
+from deltamend.language_models.training import Recipe
 
 
 @dataclass(frozen=True)

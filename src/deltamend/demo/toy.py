@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from deltamend.demo.probes import Probes, toy_lessons
-from deltamend.language_models.load import plain_tokens, transformers_module
-from deltamend.language_models.train import Example, Recipe, chat_example, train
+from deltamend.language_models.loading import plain_tokens, transformers_module
+from deltamend.language_models.training import Example, Recipe, chat_example, train
 from deltamend.machine.atomic import publish
-from deltamend.machine.fingerprint import fingerprint
+from deltamend.machine.digests import fingerprint
 
 SHAPE = {
     "hidden_size": 128,

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from deltamend.errors import CheckpointError
-from deltamend.language_models.load import quiet_transformers, transformers_module
+from deltamend.language_models.loading import quiet_transformers, transformers_module
 from deltamend.machine.atomic import disk_is_full, publish
 from deltamend.machine.cache import default_cache_dir
-from deltamend.machine.fingerprint import fingerprint
+from deltamend.machine.digests import fingerprint
 
 
 def unpacked(gguf: Path) -> Path:

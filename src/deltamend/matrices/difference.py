@@ -59,7 +59,7 @@ class Difference(_Record):
         return math.sqrt(distance / norm) if norm else 0.0
 
 
-def difference(
+def diff(
     a: str | os.PathLike[str], b: str | os.PathLike[str], *, progress: Callable[[str, float], None] | None = None
 ) -> Difference:
     """Compare two checkpoints tensor by tensor; memory does not grow with the model.

@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from deltamend.methods.elementwise import Weighted, cut_at, magnitude, parts, scale, tie_breaker
+from deltamend.methods.elementwise import Weighted, cut_at, magnitudes, parts, scale, tie_breaker
 from deltamend.methods.method import KeptDelta, TensorContext
 from deltamend.methods.trimming import count_magnitudes
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
@@ -49,7 +49,7 @@ class Breadcrumbs(Weighted):
 
         def masked(block: Block) -> FloatArray:
             for part in parts(block, delta.shape):
-                size = magnitude(part.values)
+                size = magnitudes(part.values)
                 mask = kept.selects(size, part, breaker) & ~outliers.selects(size, part, breaker)
                 part.values[~mask] = 0.0
                 scale(part.values, self.weight)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from deltamend.methods.elementwise import RandomBits, Weighted, magnitude, parts
+from deltamend.methods.elementwise import RandomBits, Weighted, magnitudes, parts
 from deltamend.methods.method import KeptDelta, TensorContext
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
@@ -63,7 +63,7 @@ class Della(Weighted):
 
     def _probability(self, values: FloatArray) -> npt.NDArray[np.float64]:
         """With which probability each entry is kept, by its rank in its row; entries of equal size in the order of columns."""
-        order = np.argsort(magnitude(values), axis=1, kind="stable")
+        order = np.argsort(magnitudes(values), axis=1, kind="stable")
         ranks = np.empty(order.shape)
         columns = values.shape[1]
         steps = np.linspace(-1.0, 1.0, columns) if columns > 1 else np.zeros(1)

@@ -82,7 +82,7 @@ def scale(values: FloatArray, weight: float) -> None:
         values *= values.dtype.type(weight)
 
 
-def magnitude(values: FloatArray) -> FloatArray:
+def magnitudes(values: FloatArray) -> FloatArray:
     """|Δ| of a part.
 
     Raises:

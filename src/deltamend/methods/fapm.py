@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from deltamend.methods.elementwise import Weighted, cut_at, magnitude, parts_with, scale, summed, tie_breaker
+from deltamend.methods.elementwise import Weighted, cut_at, magnitudes, parts_with, scale, summed, tie_breaker
 from deltamend.methods.method import Counts, KeptDelta, TensorContext
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
@@ -61,7 +61,7 @@ def fapm_score(delta: FloatArray, base: FloatArray, mean: float) -> FloatArray:
         base: W, the same shape and dtype.
         mean: mean |W| over the tensor.
     """
-    size = magnitude(delta)
+    size = magnitudes(delta)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         score = size - size / np.abs(base) * base.dtype.type(mean)
     score[base == 0.0] = -np.inf

@@ -65,7 +65,7 @@ def index() -> str:
     return "\n".join([*lines, ""])
 
 
-def pages() -> dict[str, str]:
+def all_pages() -> dict[str, str]:
     """Every generated file of docs/methods by its name."""
     return {"README.md": index()} | {f"{method.name}.md": page(method) for method in BUILT_IN}
 
@@ -97,5 +97,5 @@ def _range(schema: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    for file, text in pages().items():
+    for file, text in all_pages().items():
         (folder / file).write_text(text, encoding="utf-8")

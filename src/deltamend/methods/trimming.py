@@ -9,14 +9,14 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from deltamend.methods.elementwise import Cut, Weighted, cut_at, magnitude, parts, scale, summed, tie_breaker
+from deltamend.methods.elementwise import Cut, Weighted, cut_at, magnitudes, parts, scale, summed, tie_breaker
 from deltamend.methods.method import Counts, Deltas, KeptDelta, TensorContext
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
 
 def count_magnitudes(delta: Blocks, count: Callable[[FloatArray], Counts]) -> Counts:
     """What `count` counts in the magnitudes of one delta."""
-    return summed(count(magnitude(part.values)) for block in delta for part in parts(block, delta.shape))
+    return summed(count(magnitudes(part.values)) for block in delta for part in parts(block, delta.shape))
 
 
 class Trimmed(Weighted):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from deltamend.choosing.compare_methods import Comparison, MethodComparison, TensorComparison
-from deltamend.report.csv_tables import csv_text
+from deltamend.report.csv_output import csv_text
 
 
 def compare_csv(comparison: Comparison) -> str:
@@ -13,7 +13,7 @@ def compare_csv(comparison: Comparison) -> str:
     return csv_text(list(TensorComparison.model_fields), (row.model_dump() for row in comparison.tensors))
 
 
-def compare_page(comparison: Comparison) -> str:
+def render_compare_page(comparison: Comparison) -> str:
     """Two tables: each method over all matrices, and the energy every method keeps of every matrix."""
     environment = Environment(
         loader=PackageLoader("deltamend.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from deltamend.diagnosis.groups import grouped
 from deltamend.diagnosis.records import Bulk, Diagnosis, MatrixDiagnosis
 from deltamend.diagnosis.verdict import RULES, rule_of
-from deltamend.report.csv_tables import csv_text
+from deltamend.report.csv_output import csv_text
 
 _DIGITS = 5
 
@@ -29,7 +29,7 @@ def diagnosis_csv(diagnosis: Diagnosis) -> str:
     return csv_text(list(rows[0]), rows)
 
 
-def diagnosis_page(diagnosis: Diagnosis) -> str:
+def render_diagnosis_page(diagnosis: Diagnosis) -> str:
     """The verdict, a layer × module heat map, the spectrum of the matrix that is clicked, and a table to sort and filter."""
     environment = Environment(
         loader=PackageLoader("deltamend.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,

@@ -14,7 +14,7 @@ from deltamend.report.score_tables import (
     figure,
     has_no_width,
     p_value,
-    score_tables,
+    tables_of_score,
     task_name,
     undefined_figures,
     weak_figures,
@@ -92,7 +92,7 @@ _SLOPE_X = (38.0, 118.0, 198.0)
 _SLOPE_Y = (16.0, 122.0)
 
 
-def score_page(score: Score) -> str:
+def render_score_page(score: Score) -> str:
     """One cell: who did what, the trade-off front, every benchmark, differences, and the ordinary measures."""
     return _template().render(title=f"Repairs of {score.name}", over=None, cells=[_cell(score)])
 
@@ -139,7 +139,7 @@ def _cell(score: Score) -> dict[str, object]:
         "slope_height": SLOPE_HEIGHT,
         "slopes": [_slope(task, numbers) for task in (*score.benchmarks, score.target)],
         "heat": _benchmark_heat(score),
-        "tables": score_tables(score)[1:],
+        "tables": tables_of_score(score)[1:],
         "tests": [
             (task_name(task), name, f"{on.change.value:+.3f}".replace("-", "−"), p_value(on.p), p_value(on.p_holm))
             for task in (*score.benchmarks, score.target)

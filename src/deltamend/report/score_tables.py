@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from deltamend.report.csv_tables import cell_text
+from deltamend.report.csv_output import cell_text
 from deltamend.scoring.cell import TRIVIAL
 from deltamend.scoring.cells import CellsScore
 from deltamend.scoring.result import Estimate, Score, TaskScore
@@ -36,7 +36,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def score_tables(score: Score) -> list[Table]:
+def tables_of_score(score: Score) -> list[Table]:
     """The parts, the benchmarks, paired differences, and the ordinary measures of one cell."""
     methods = score.methods.items()
     tables = [
@@ -129,7 +129,7 @@ def cells_tables(score: CellsScore) -> list[Table]:
                 ),
             )
         )
-    return [*tables, *(score_tables(cell)[0] for cell in score.cells)]
+    return [*tables, *(tables_of_score(cell)[0] for cell in score.cells)]
 
 
 def _own(score: Score) -> list[str]:

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from deltamend.errors import OutputError
 from deltamend.machine.atomic import publish
 from deltamend.report.score_tables import TITLES, Table, markdown, markdown_text
-from deltamend.report.study_plots import ALT, shown_group, study_plots
+from deltamend.report.study_plots import ALT, plots_of_study, shown_group
 from deltamend.report.study_tables import (
     best_strengths_table,
     cells_table,
@@ -70,7 +70,7 @@ def write_results(results: StudyResults, folder: Path) -> None:
         UsageError: matplotlib is not installed.
     """
     _refuse_what_is_not_results(folder)
-    plots = study_plots(results)
+    plots = plots_of_study(results)
     texts = {
         "README.md": results_markdown(results, list(plots)),
         "index.html": results_html(results, plots),

@@ -34,7 +34,7 @@ _MOST_LABELLED = 20
 """Columns of the heat map up to which every field has its number in it."""
 
 
-def study_plots(results: StudyResults) -> dict[str, bytes]:
+def plots_of_study(results: StudyResults) -> dict[str, bytes]:
     """File name to SVG; plots that would be empty are left out.
 
     Raises:

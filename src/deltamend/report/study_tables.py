@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from deltamend.report.csv_tables import csv_text
+from deltamend.report.csv_output import csv_text
 from deltamend.report.score_tables import TITLES, Table, figure, p_value
 from deltamend.report.study_plots import by_combined, shown_group
 from deltamend.scoring.cells import OverCells

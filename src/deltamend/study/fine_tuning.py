@@ -17,7 +17,7 @@ from unittest import mock
 from deltamend.checkpoint.hashing import hash_folder
 from deltamend.errors import DeltamendError
 from deltamend.evaluation.third_party_output import third_parties_quiet
-from deltamend.language_models.load import LoadedModel, load
+from deltamend.language_models.loading import LoadedModel, load
 from deltamend.machine.atomic import publish
 from deltamend.study.config import Regime
 from deltamend.study.items import Question
@@ -162,7 +162,7 @@ def _dataset(questions: Sequence[Question], regime: Regime, seed: int) -> Any:
     """The examples in the order in which they are learnt, `batch` for each step, as TRL's conversational prompts and completions."""
     import datasets
 
-    from deltamend.language_models.train import batches  # imports torch
+    from deltamend.language_models.training import batches  # imports torch
 
     drawn = chain.from_iterable(batches(questions, regime.steps, regime.batch, seed=seed))
     return datasets.Dataset.from_list(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from deltamend.language_models.load import chat_prompt, plain_tokens
+from deltamend.language_models.loading import chat_prompt, plain_tokens
 from deltamend.machine.threads import one_thread_each
 
 _Item = TypeVar("_Item")
