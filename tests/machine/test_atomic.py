@@ -58,7 +58,7 @@ def test_a_disk_that_is_full_for_safetensors_is_one_line(tmp_path: Path) -> None
     """In a process of its own, whose files may not grow beyond 100 kB."""
     program = (
         "import resource, sys\nimport numpy as np\nfrom pathlib import Path\nfrom safetensors.numpy import save_file\n"
-        "from deltamend.errors import OutputError\nfrom deltamend.whole_file import whole_file\n"
+        "from deltamend.errors import OutputError\nfrom deltamend.machine.atomic import whole_file\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try:\n"
         f"    with whole_file(Path({str(tmp_path / 'tensors')!r})) as temporary:\n"

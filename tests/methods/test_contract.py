@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import deltamend
 from deltamend.calibration.activations import described, principal_directions
+from deltamend.matrices import buffers
 from deltamend.matrices import delta as delta_module
 from deltamend.matrices.buffers import Buffers
 from deltamend.matrices.views import MemoryMatrix
@@ -219,7 +220,7 @@ def test_blocks_of_any_size_give_the_same(
     for rows in (1, 7):
         # Every matrix is cut; 7 leaves a rest.
         monkeypatch.setattr(delta_module, "BLOCK_ELEMENTS", rows * 32)
-        monkeypatch.setattr(delta_module, "CHUNK_ELEMENTS", 3 * 32)
+        monkeypatch.setattr(buffers, "CHUNK_ELEMENTS", 3 * 32)
         monkeypatch.setattr("deltamend.methods.elementwise._PART_ELEMENTS", 2 * 32)
         for name, tensor in repaired(states, method, parameters).items():
             if row.spectral:

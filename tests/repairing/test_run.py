@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import deltamend
 from deltamend.checkpoint.sidecars import MANIFEST_FILE
+from deltamend.matrices import buffers
 from deltamend.matrices import delta as delta_module
 from tests.conftest import RANK, Pair, llama, save_pair
 from tests.reference import dg_hard, load
@@ -113,7 +114,7 @@ def test_reading_in_small_blocks_gives_the_same_matrices(
     deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "whole", out_dtype="fp32")
     # 50 rows or columns at a time, so that tall and wide matrices are cut, with a rest
     monkeypatch.setattr(delta_module, "BLOCK_ELEMENTS", 50 * 64)
-    monkeypatch.setattr(delta_module, "CHUNK_ELEMENTS", 7 * 64)
+    monkeypatch.setattr(buffers, "CHUNK_ELEMENTS", 7 * 64)
     report = deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "blocks", out_dtype="fp32")
     base, whole, blocks = load(llama_pair.base), load(tmp_path / "whole"), load(tmp_path / "blocks")
     for name, expected in whole.items():

@@ -99,7 +99,7 @@ SIDE_BY_SIDE = """
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 import deltamend
-from deltamend.threads import one_thread_each
+from deltamend.machine.threads import one_thread_each
 
 def blas():
     return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}

@@ -357,7 +357,7 @@ def _print_report(console: Console, report: RepairReport, verbose: int) -> None:
 
 
 def _fits_an_adapter(manifest: Manifest) -> bool:
-    """Whether what a checkpoint holds could be written as an adapter in its place; see `adapter.plan_adapter`."""
+    """Whether what a checkpoint holds could be written as an adapter in its place; see `adapter_layout.plan_adapter`."""
     used = {tensor.method.split()[0] for tensor in manifest.tensors if tensor.method and len(tensor.shape) == 2}
     in_parts = any(tensor.parts for tensor in manifest.tensors)
     return not manifest.is_adapter and not in_parts and all(method_class(name).low_rank for name in used)
