@@ -40,9 +40,11 @@ class SpectrumRecord(_Record):
 class MatrixRepair(_Record):
     """What was done to one matrix, and what the written weights hold. Norms are Frobenius norms over the repaired rows."""
 
-    outcome: Outcome
-    reason: str
-    spectrum: SpectrumRecord | None = None
+    outcome: Outcome = Field(description="What was done with the update of this matrix, in a word.")
+    reason: str = Field(description="Why, in words; empty where the outcome says it all.")
+    spectrum: SpectrumRecord | None = Field(
+        default=None, description="What a spectral filter found; none for other methods and where nothing was filtered."
+    )
     delta_norm: float | None = Field(default=None, description="‖Δ‖, Δ = W_ft − W_base.")
     kept_norm: float | None = Field(
         default=None, description="‖Δ*‖, what the method kept, before the cast to the stored dtype."
@@ -71,7 +73,7 @@ class AdapterRecord(_Record):
     """One tensor of an adapter's file."""
 
     key: str = Field(description="Its name in the file.")
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = Field(description="Its shape in the file.")
     dtype: str = Field(description="By its safetensors name.")
     xxh3: str = Field(description="XXH3-128 of its bytes.")
 
@@ -83,13 +85,17 @@ class TensorRecord(MatrixRepair):
         default=(), description="Its matrices, where it holds several; none otherwise."
     )
 
-    name: str
-    file: str
-    shape: tuple[int, ...]
+    name: str = Field(description="The tensor's name in the output, which is its name in FINETUNED.")
+    file: str = Field(description="The file of the output that holds it.")
+    shape: tuple[int, ...] = Field(description="Its shape, as in FINETUNED.")
     dtype: str = Field(description="Stored dtype of the output, by its safetensors name.")
-    finetuned_dtype: str
-    base_dtype: str | None = Field(description="None where BASE has no such tensor.")
-    action: Literal["filter", "keep"]
+    finetuned_dtype: str = Field(description="Stored dtype in FINETUNED, by its safetensors name.")
+    base_dtype: str | None = Field(
+        description="Stored dtype in BASE, by its safetensors name; none where BASE has no such tensor."
+    )
+    action: Literal["filter", "keep"] = Field(
+        description="Whether the tensor was given to a method, or kept as fine-tuned without asking one."
+    )
     method: str | None = Field(description="Method and its parameters that are not defaults; none where kept.")
     rows: int = Field(
         description="Rows (entries of the first axis) that were repaired; the rest is kept as fine-tuned.", ge=0
@@ -104,52 +110,52 @@ class TensorRecord(MatrixRepair):
 class FileRecord(_Record):
     """A file by its path inside the folder, its bytes and its hash."""
 
-    name: str
-    size: int
-    sha256: str
+    name: str = Field(description="Path inside the folder.")
+    size: int = Field(description="Length in bytes.")
+    sha256: str = Field(description="SHA-256 of its bytes, in hexadecimal digits.")
 
 
 class InputRecord(_Record):
     """One of the two inputs: the name of its folder (never its path) and its weight files."""
 
-    name: str
-    files: tuple[FileRecord, ...]
+    name: str = Field(description="Last part of the folder's path, or the hub id.")
+    files: tuple[FileRecord, ...] = Field(description="Its weight files.")
 
 
 class LeftOutRecord(_Record):
     """A file of FINETUNED that is not in the output, and why."""
 
-    name: str
-    reason: str
+    name: str = Field(description="Path inside FINETUNED.")
+    reason: str = Field(description="Why it was left out.")
 
 
 class RunRecord(_Record):
     """What may differ between two runs that give the same weights."""
 
-    seconds: float
-    workers: int
-    versions: dict[str, str]
+    seconds: float = Field(description="Wall-clock seconds of the whole run.")
+    workers: int = Field(description="Tensors that were worked on at a time.")
+    versions: dict[str, str] = Field(description="Versions of Python and of the libraries that the figures depend on.")
 
 
 class Manifest(_Record):
     """The whole of `deltamend.json`. All but `run` and each tensor's `seconds` is the same for the same inputs."""
 
-    manifest_version: Literal[1] = 1
-    deltamend: str
+    manifest_version: Literal[1] = Field(default=1, description="Version of this format.")
+    deltamend: str = Field(description="Version of deltamend that wrote the output.")
     plan_sha256: str = Field(description="Identifies inputs and options; `--resume` compares it.")
-    method: str
-    parameters: dict[str, object]
-    options: dict[str, str | None]
-    base: InputRecord
-    finetuned: InputRecord
+    method: str = Field(description="Method of every matrix that no rule gives another one.")
+    parameters: dict[str, object] = Field(description="All parameters of the method, defaults included.")
+    options: dict[str, str | None] = Field(description="Options of the repair by name; none where one was not given.")
+    base: InputRecord = Field(description="The model that fine-tuning started from.")
+    finetuned: InputRecord = Field(description="The fine-tuned model.")
     notes: tuple[str, ...] = Field(
         default=(), description="How the inputs were read, where it is not simply as stored."
     )
-    only_in_base: tuple[str, ...]
-    left_out: tuple[LeftOutRecord, ...]
-    tensors: tuple[TensorRecord, ...]
+    only_in_base: tuple[str, ...] = Field(description="Tensors of BASE that FINETUNED lacks, and so does the output.")
+    left_out: tuple[LeftOutRecord, ...] = Field(description="Files of FINETUNED that were not copied to the output.")
+    tensors: tuple[TensorRecord, ...] = Field(description="Every tensor of the output.")
     files: tuple[FileRecord, ...] = Field(description="Every file of the output but this one.")
-    run: RunRecord
+    run: RunRecord = Field(description="Time, workers and versions; differs from run to run.")
     self_sha256: str = Field(default=_NO_HASH, description="Of this file, with these 64 characters as zeros.")
 
     @property
