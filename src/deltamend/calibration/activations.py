@@ -23,6 +23,7 @@ from deltamend.language_models.loading import (
 )
 from deltamend.machine.atomic import whole_file
 from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT, VERSION
+from deltamend.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ def write_activations(
     tokens: int = 96,
     seed: int = 0,
     overwrite: bool = False,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Write the eigenvectors and eigenvalues of C = mean of xxᵀ/‖x‖² over every linear layer's inputs x, for `null-space`.
 

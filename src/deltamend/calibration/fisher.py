@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +14,7 @@ from deltamend.inputs.load import open_checkpoint
 from deltamend.language_models.loading import LoadedModel, load, quiet_transformers
 from deltamend.language_models.training import Example
 from deltamend.machine.atomic import whole_file
+from deltamend.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,7 @@ def write_fisher(
     max_tokens: int = 512,
     seed: int = 0,
     overwrite: bool = False,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Write F = mean over texts of (∇ log p(ŷ | x))², entry by entry (Matena & Raffel 2022, equation 2).
 
@@ -79,7 +80,7 @@ def squared_gradients(
     *,
     labels: Literal["sampled", "given"],
     seed: int,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
     """Mean squared gradient of every parameter, float32, by its name; see `write_fisher`."""
     import torch

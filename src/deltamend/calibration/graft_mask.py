@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from deltamend.language_models.loading import LoadedModel, load, quiet_transform
 from deltamend.language_models.training import Example, answer_loss
 from deltamend.machine.atomic import whole_file
 from deltamend.methods.elementwise import Part, cut_at, magnitudes, summed, tie_breaker
+from deltamend.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,7 @@ def write_graft_mask(
     chat: bool = False,
     max_tokens: int = 512,
     overwrite: bool = False,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[float, float]:
     """Learn a mask γ for W = W_base + γ ⊙ Δ that lowers the loss on the texts (Panigrahi et al. 2023, section 2).
 

@@ -6,7 +6,9 @@ import hashlib
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from deltamend.records import Record
 
 _NO_HASH = "0" * 64
 
@@ -16,11 +18,7 @@ Output = Literal["checkpoint", "adapter"]
 Outcome = Literal["filtered", "identity", "zero", "reverted", "no-noise-floor", "kept"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SpectrumRecord(_Record):
+class SpectrumRecord(Record):
     """What a spectral filter found in one matrix."""
 
     rank: int = Field(description="Singular values kept.", ge=0)
@@ -37,7 +35,7 @@ class SpectrumRecord(_Record):
     )
 
 
-class MatrixRepair(_Record):
+class MatrixRepair(Record):
     """What was done to one matrix, and what the written weights hold. Norms are Frobenius norms over the repaired rows."""
 
     outcome: Outcome = Field(description="What was done with the update of this matrix, in a word.")
@@ -69,7 +67,7 @@ class PartRecord(MatrixRepair):
     label: str = Field(description="Such as [3] for an expert, or [q] for the query of a fused weight.")
 
 
-class AdapterRecord(_Record):
+class AdapterRecord(Record):
     """One tensor of an adapter's file."""
 
     key: str = Field(description="Its name in the file.")
@@ -107,7 +105,7 @@ class TensorRecord(MatrixRepair):
     seconds: float = Field(description="Wall-clock seconds spent on this tensor; differs from run to run.")
 
 
-class FileRecord(_Record):
+class FileRecord(Record):
     """A file by its path inside the folder, its bytes and its hash."""
 
     name: str = Field(description="Path inside the folder.")
@@ -115,21 +113,21 @@ class FileRecord(_Record):
     sha256: str = Field(description="SHA-256 of its bytes, in hexadecimal digits.")
 
 
-class InputRecord(_Record):
+class InputRecord(Record):
     """One of the two inputs: the name of its folder (never its path) and its weight files."""
 
     name: str = Field(description="Last part of the folder's path, or the hub id.")
     files: tuple[FileRecord, ...] = Field(description="Its weight files.")
 
 
-class LeftOutRecord(_Record):
+class LeftOutRecord(Record):
     """A file of FINETUNED that is not in the output, and why."""
 
     name: str = Field(description="Path inside FINETUNED.")
     reason: str = Field(description="Why it was left out.")
 
 
-class RunRecord(_Record):
+class RunRecord(Record):
     """What may differ between two runs that give the same weights."""
 
     seconds: float = Field(description="Wall-clock seconds of the whole run.")
@@ -137,7 +135,7 @@ class RunRecord(_Record):
     versions: dict[str, str] = Field(description="Versions of Python and of the libraries that the figures depend on.")
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """The whole of `deltamend.json`. All but `run` and each tensor's `seconds` is the same for the same inputs."""
 
     manifest_version: Literal[1] = Field(default=1, description="Version of this format.")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from deltamend.checkpoint.open import Checkpoint
 from deltamend.errors import UsageError
@@ -26,17 +26,14 @@ from deltamend.matrices.delta import DeltaBlocks
 from deltamend.matrices.views import Matrix, StoredMatrix
 from deltamend.methods.method import KeptDelta, Method
 from deltamend.methods.registry import all_methods, get_method
+from deltamend.progress import Progress
+from deltamend.records import Record
 from deltamend.repairing.one_matrix import Job, Survey, apply_method, open_delta, open_part
 from deltamend.repairing.plan import pair_flops
-from deltamend.repairing.run import Progress
 from deltamend.spectrum.blocks import Block
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TensorComparison(_Record):
+class TensorComparison(Record):
     """What one method keeps of one matrix, before the cast to the stored dtype. Norms are Frobenius norms."""
 
     method: str = Field(description="Method and its parameters that are not defaults.")
@@ -52,7 +49,7 @@ class TensorComparison(_Record):
     seconds: float
 
 
-class MethodComparison(_Record):
+class MethodComparison(Record):
     """One method over all matrices."""
 
     method: str
@@ -64,7 +61,7 @@ class MethodComparison(_Record):
     seconds: float
 
 
-class Comparison(_Record):
+class Comparison(Record):
     """All methods on all matrices."""
 
     base: str

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from deltamend.inputs.load import model_and_adapter, model_folder
 from deltamend.machine.cache import default_cache_dir
 from deltamend.machine.digests import fingerprint
 from deltamend.methods.null_space import VERSION
+from deltamend.progress import Progress
 
 AUTO = "auto"
 _SAMPLES, _TOKENS, _SEED = 48, 96, 0
@@ -44,7 +45,7 @@ class Recommendation:
 
 
 def recommend(
-    base: str | os.PathLike[str], *, cache: Path | None = None, progress: Callable[[str, float], None] | None = None
+    base: str | os.PathLike[str], *, cache: Path | None = None, progress: Progress | None = None
 ) -> Recommendation:
     """The method that was best in the choosing cells of our study, or WiSE-FT where it cannot run.
 

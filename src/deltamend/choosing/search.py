@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from deltamend.errors import EvaluationError, MethodError, UsageError
 from deltamend.evaluation.record import Evaluation
 from deltamend.inputs.load import open_checkpoint
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method
+from deltamend.progress import Progress
+from deltamend.records import FiniteRecord
 from deltamend.repairing.run import repair
 from deltamend.scoring.cell import open_cell
 from deltamend.scoring.metric import parts_of
@@ -30,8 +32,6 @@ from deltamend.scoring.scored import Settings, observed_means, score_cells
 Evaluate = Callable[[Path], Evaluation]
 """What scores the model in a folder."""
 
-Progress = Callable[[str, float], None]
-"""Called with what is being done, and the share of the candidates that are done, 0 to 1."""
 
 STRENGTHS = (1.0, 0.8, 0.6, 0.4, 0.2)
 _DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
@@ -39,11 +39,7 @@ _DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 METHODS = ("dg-hard", "magnitude", "task-arithmetic")
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Trial(_Record):
+class Trial(FiniteRecord):
     """One candidate on the half it was chosen by; figures without intervals, as they only choose."""
 
     name: str = Field(description="Method and strength, such as dg-hard × 0.8.")
@@ -54,7 +50,7 @@ class Trial(_Record):
     combined: float | None
 
 
-class Tuning(_Record):
+class Tuning(FiniteRecord):
     """What was tried, what is best, and what that is worth on items that did not choose it."""
 
     trials: tuple[Trial, ...] = Field(description="On the choosing half, in the order they were tried.")

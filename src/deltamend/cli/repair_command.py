@@ -27,9 +27,9 @@ from deltamend.errors import DeltamendError, OutputError, PairingError, UsageErr
 from deltamend.inputs.load import open_pair
 from deltamend.machine.atomic import write_whole
 from deltamend.methods.registry import all_methods, method_class
+from deltamend.progress import Progress as ProgressCallback
 from deltamend.repairing.config import RepairConfig, read_config
 from deltamend.repairing.plan import RepairOptions, RepairPlan, plan_repair
-from deltamend.repairing.run import Progress as ProgressCallback
 from deltamend.repairing.run import RepairReport, published_manifest
 from deltamend.report.diagnosis_page import render_diagnosis_page
 

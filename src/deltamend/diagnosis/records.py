@@ -6,9 +6,10 @@ from collections import Counter
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from deltamend.checkpoint.architecture import Kind
+from deltamend.records import Record
 
 Verdict = Literal[
     "almost unchanged",
@@ -20,11 +21,7 @@ Verdict = Literal[
 ]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Bulk(_Record):
+class Bulk(Record):
     """What lies at or below τ against the Marchenko–Pastur law; see `spectrum.goodness_of_fit`."""
 
     size: int = Field(description="Singular values tested.")
@@ -38,7 +35,7 @@ class Bulk(_Record):
     quantiles: tuple[tuple[float, float], ...] = Field(description="Quantiles of the law and of the values.")
 
 
-class Tail(_Record):
+class Tail(Record):
     """The power law that the upper eigenvalues σ² follow best; see `spectrum.tails`."""
 
     exponent: float
@@ -47,7 +44,7 @@ class Tail(_Record):
     distance: float = Field(description="Kolmogorov–Smirnov distance of the fit.")
 
 
-class Histogram(_Record):
+class Histogram(Record):
     """Counts of singular values in bins of one width from 0 to `high`."""
 
     high: float
@@ -55,7 +52,7 @@ class Histogram(_Record):
     above: int = Field(description="Singular values above `high`.")
 
 
-class SpectrumFacts(_Record):
+class SpectrumFacts(Record):
     """The singular values of Δ and what the rules make of them."""
 
     largest: float
@@ -75,7 +72,7 @@ class SpectrumFacts(_Record):
     route: str = Field(description="Algorithm and precision.")
 
 
-class Controls(_Record):
+class Controls(Record):
     """The bulk test on parts of Δ that were made iid on purpose; see `diagnosis.controls`."""
 
     shape: tuple[int, int]
@@ -83,7 +80,7 @@ class Controls(_Record):
     flipped: Bulk | None = Field(description="Every entry with a random sign: sizes stay where they are.")
 
 
-class Spread(_Record):
+class Spread(Record):
     """Whether rows, or columns, have one variance and are uncorrelated with their neighbours."""
 
     variation: float = Field(description="Coefficient of variation of the variances beyond chance.")
@@ -93,7 +90,7 @@ class Spread(_Record):
     quantiles: tuple[float, ...] = Field(description="Quantiles of the variances, relative to their mean.")
 
 
-class Entries(_Record):
+class Entries(Record):
     """The entries of Δ; see `spectrum.entry_tests`."""
 
     rows: Spread
@@ -103,7 +100,7 @@ class Entries(_Record):
     zeros: float = Field(description="Share that is exactly 0.")
 
 
-class Rounding(_Record):
+class Rounding(Record):
     """What rounding to the stored dtype does to Δ, and what writing will do to Δ*."""
 
     stored: str
@@ -118,7 +115,7 @@ class Rounding(_Record):
     unmoved: float = Field(description="Share of entries where the written weight would equal the base's.")
 
 
-class AgainstBase(_Record):
+class AgainstBase(Record):
     """Δ and W_ft against the base's singular directions on the shorter side."""
 
     relative_norm: float | None = Field(description="‖Δ‖/‖W_base‖.")
@@ -130,7 +127,7 @@ class AgainstBase(_Record):
     intruders: int | None = Field(description="Those of them that no leading direction of the base resembles.")
 
 
-class Measured(_Record):
+class Measured(Record):
     """Everything measured on one matrix. Parts are none where Δ = 0."""
 
     name: str
@@ -216,7 +213,7 @@ RULES_COMPARED = ("dg-hard", "q25", "bulk-fit", "edge", "tracy-widom", "screenot
 """The rules whose ranks are compared: those that `--method dg-hard --set noise=…` and `--set rule=…` choose."""
 
 
-class Group(_Record):
+class Group(Record):
     """The matrices of one kind, of one layer, or all of them; shares and means are weighted by the number of entries."""
 
     name: str
@@ -230,7 +227,7 @@ class Group(_Record):
     verdict: Verdict = Field(description="The verdict that holds for most of the entries.")
 
 
-class Diagnosis(_Record):
+class Diagnosis(Record):
     """A whole update."""
 
     base: str

@@ -20,8 +20,8 @@ from deltamend.inputs.load import open_pair
 from deltamend.machine.threads import one_thread_each
 from deltamend.matrices.buffers import Buffers
 from deltamend.matrices.views import Matrix, StoredMatrix, SubMatrix
+from deltamend.progress import Progress
 from deltamend.repairing.plan import out_dtype_name, pair_flops
-from deltamend.repairing.run import Progress
 
 
 def diagnose(

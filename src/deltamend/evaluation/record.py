@@ -9,20 +9,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from deltamend.errors import EvaluationError
 from deltamend.machine.atomic import write_whole
+from deltamend.records import FiniteRecord
 
 _LARGEST = 1 << 30
 """Bytes a record may unpack to; more is refused rather than read into memory."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ItemScore(_Record):
+class ItemScore(FiniteRecord):
     """What one model scored on one item."""
 
     id: str = Field(
@@ -38,7 +35,7 @@ class ItemScore(_Record):
     response: str | None = Field(default=None, description="The answer as generated, where it was asked to be kept.")
 
 
-class TaskScores(_Record):
+class TaskScores(FiniteRecord):
     """One benchmark."""
 
     metric: str = Field(description="What `score` is, by lm-eval's name: acc, acc_norm, exact_match, …")
@@ -73,7 +70,7 @@ class TaskScores(_Record):
         return self
 
 
-class Evaluation(_Record):
+class Evaluation(FiniteRecord):
     """What one model scored on a suite."""
 
     format: Literal[1] = 1

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -27,9 +27,7 @@ from deltamend.evaluation.third_party_output import third_parties_quiet
 from deltamend.inputs.hub import is_hub_id
 from deltamend.inputs.load import model_folder
 from deltamend.machine.atomic import write_whole
-
-Progress = Callable[[str, float], None]
-"""Called with the name of what is being asked and the share of the suite that is done."""
+from deltamend.progress import Progress
 
 _HF = ("hf", "hf-auto", "huggingface")
 _SECRET = re.compile(r"key|token|credential|secret|password|auth|header", re.IGNORECASE)

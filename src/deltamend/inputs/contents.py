@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from deltamend.checkpoint.architecture import architecture_of, is_expert, kind_of, leaf_of, tied_head
 from deltamend.checkpoint.open import CONFIG_FILE, StoredTensor, open_folder, read_json
@@ -16,13 +16,10 @@ from deltamend.checkpoint.safetensors_header import read_header
 from deltamend.checkpoint.sidecars import ADAPTER_CONFIG_FILE
 from deltamend.errors import CheckpointError
 from deltamend.inputs.load import model_folder, open_checkpoint
+from deltamend.records import Record
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TensorEntry(_Record):
+class TensorEntry(Record):
     """One tensor."""
 
     name: str
@@ -38,7 +35,7 @@ class TensorEntry(_Record):
         return math.prod(self.shape)
 
 
-class Total(_Record):
+class Total(Record):
     """A group of tensors."""
 
     tensors: int
@@ -46,7 +43,7 @@ class Total(_Record):
     nbytes: int
 
 
-class Contents(_Record):
+class Contents(Record):
     """What is in a folder of weights."""
 
     folder: str = Field(description="Its name.")

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 
 
-def fingerprint(settings: Mapping[str, object]) -> str:
-    """Eight hex digits that change when any of the settings does; the same settings give the same folder name."""
-    text = json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def json_sha256(content: object) -> str:
+    """SHA-256 of the content as JSON with sorted keys, in 64 hex digits.
+
+    Args:
+        content: anything JSON can hold; other values, such as paths, count as their text.
+    """
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def fingerprint(content: object) -> str:
+    """The first eight hex digits of `json_sha256`: enough for the name of a folder in the cache."""
+    return json_sha256(content)[:8]

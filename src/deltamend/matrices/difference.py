@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
 from deltamend.checkpoint.open import Checkpoint, StoredTensor
 from deltamend.inputs.load import open_checkpoint
 from deltamend.matrices.buffers import Array, Buffers, norm_squared, row_chunks
 from deltamend.matrices.views import StoredMatrix
+from deltamend.progress import Progress
+from deltamend.records import Record
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TensorDifference(_Record):
+class TensorDifference(Record):
     """One tensor that both sides hold in the same shape. Norms are Frobenius norms, in fp32 (fp64 where a side is)."""
 
     name: str
@@ -34,7 +31,7 @@ class TensorDifference(_Record):
     differing: float = Field(description="Share of the entries that differ in value, 0 to 1.", ge=0.0, le=1.0)
 
 
-class Difference(_Record):
+class Difference(Record):
     """Two checkpoints."""
 
     a: str = Field(description="Name of the folder.")
@@ -59,9 +56,7 @@ class Difference(_Record):
         return math.sqrt(distance / norm) if norm else 0.0
 
 
-def diff(
-    a: str | os.PathLike[str], b: str | os.PathLike[str], *, progress: Callable[[str, float], None] | None = None
-) -> Difference:
+def diff(a: str | os.PathLike[str], b: str | os.PathLike[str], *, progress: Progress | None = None) -> Difference:
     """Compare two checkpoints tensor by tensor; memory does not grow with the model.
 
     Args:

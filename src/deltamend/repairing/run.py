@@ -50,6 +50,7 @@ from deltamend.machine.threads import one_thread_each
 from deltamend.matrices.buffers import Buffers, row_chunks, same_bytes
 from deltamend.matrices.views import Matrix, StoredMatrix
 from deltamend.methods.method import Method
+from deltamend.progress import Progress
 from deltamend.repairing.adapter_layout import encode_config, expert_refusal
 from deltamend.repairing.one_matrix import (
     Job,
@@ -66,9 +67,6 @@ from deltamend.repairing.rounding import Rounding
 from deltamend.repairing.rules import Rule, Vectors, read_rules
 from deltamend.repairing.to_adapter import AdapterParts, PartSink
 from deltamend.repairing.to_checkpoint import FileSink
-
-Progress = Callable[[str, float], None]
-"""Called when a piece of work ends, from any thread: its name, and the share of all work that is now done, 0 to 1."""
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from deltamend.records import FiniteRecord
 from deltamend.scoring.metric import Group
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Estimate(_Record):
+class Estimate(FiniteRecord):
     """One figure."""
 
     value: float | None = Field(description="None where it is undefined.")
@@ -23,7 +20,7 @@ class Estimate(_Record):
     undefined_draws: float = Field(default=0, ge=0, le=1, description="Share of the draws in which it was undefined.")
 
 
-class MethodScore(_Record):
+class MethodScore(FiniteRecord):
     """One repaired model in one cell."""
 
     healing: Estimate = Field(description="0 to 1, over the damaged benchmarks.")
@@ -39,7 +36,7 @@ class MethodScore(_Record):
     trivial: bool = Field(default=False, description="Whether it is `none` or `revert`, which cannot win.")
 
 
-class MethodOnTask(_Record):
+class MethodOnTask(FiniteRecord):
     """One repaired model on one benchmark."""
 
     score: Estimate
@@ -53,7 +50,7 @@ class MethodOnTask(_Record):
     p_holm: float | None = Field(default=None, description="The same, corrected for all of these tests in the cell.")
 
 
-class TaskScore(_Record):
+class TaskScore(FiniteRecord):
     """One benchmark, or the target."""
 
     name: str
@@ -70,7 +67,7 @@ class TaskScore(_Record):
     methods: dict[str, MethodOnTask]
 
 
-class Difference(_Record):
+class Difference(FiniteRecord):
     """One method minus another, paired: both on the same draws."""
 
     first: str
@@ -80,7 +77,7 @@ class Difference(_Record):
     combined: Estimate
 
 
-class Score(_Record):
+class Score(FiniteRecord):
     """One cell: a base, its fine-tuned descendant, and repairs of it."""
 
     format: Literal[1] = 1

@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from deltamend.machine.atomic import publish, remove, write_whole
 from deltamend.machine.cache import default_cache_dir
 from deltamend.machine.threads import one_thread_each
 from deltamend.methods.null_space import VERSION
+from deltamend.progress import Progress
 from deltamend.repairing.run import repair
 from deltamend.study.config import Cell, ModelEntry, Repair, Study, Target
 from deltamend.study.environment import machine, versions
@@ -45,9 +46,6 @@ from deltamend.study.records import (
     read_record,
     write_record,
 )
-
-Told = Callable[[str, float], None]
-"""Called with what a cell is at, and the share of it that is done."""
 
 _FINETUNING_SHARE = 0.3
 """Of a cell's time, for the bar."""
@@ -102,7 +100,7 @@ def source_folder(model: ModelEntry) -> Path:
     return smollm2_folder(default_cache_dir()) if model.source == "demo" else model_folder(model.source)
 
 
-def ask_base(place: Workplace, model: ModelEntry, target: Target, told: Told) -> None:
+def ask_base(place: Workplace, model: ModelEntry, target: Target, told: Progress) -> None:
     """Ask a base model what the models of one target are asked, unless it was asked before on this kind of device.
 
     Raises:
@@ -123,7 +121,7 @@ def ask_base(place: Workplace, model: ModelEntry, target: Target, told: Told) ->
     write_record(BaseRecord(key=key, evaluation=evaluation, versions=versions(), machine=machine()), file)
 
 
-def run_cell(place: Workplace, cell: Cell, told: Told) -> None:
+def run_cell(place: Workplace, cell: Cell, told: Progress) -> None:
     """Do what is left to do of one cell; the record is written after every model.
 
     Raises:
@@ -235,7 +233,7 @@ def _paper(place: Workplace, model: ModelEntry, target: Target, base: Path) -> P
 
 
 def _with_finetuned(
-    place: Workplace, cell: Cell, base: Path, tuned: Path, key: str, record: CellRecord | None, told: Told
+    place: Workplace, cell: Cell, base: Path, tuned: Path, key: str, record: CellRecord | None, told: Progress
 ) -> CellRecord:
     """The cell's record with its fine-tuned model in `tuned`; a model that came out otherwise than before empties it."""
     facts = _facts_of(tuned)

@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from deltamend.errors import EvaluationError
 from deltamend.evaluation.record import Evaluation
 from deltamend.machine.atomic import write_whole
+from deltamend.records import FiniteRecord
 
 _LARGEST = 1 << 30
 """Bytes a record may unpack to; more is refused rather than read into memory."""
@@ -22,11 +23,7 @@ FINETUNED = "finetuned"
 """Name of the fine-tuned model among the models of a cell."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class FinetuneFacts(_Record):
+class FinetuneFacts(FiniteRecord):
     """How a fine-tuning went."""
 
     steps: int
@@ -36,7 +33,7 @@ class FinetuneFacts(_Record):
     model_hash: str = Field(description="SHA-256 over the weight files.")
 
 
-class DiagnosisFacts(_Record):
+class DiagnosisFacts(FiniteRecord):
     """What `deltamend diagnose` says of the update."""
 
     verdict: str = Field(description="Of the whole update.")
@@ -50,7 +47,7 @@ class DiagnosisFacts(_Record):
     relative_size: float = Field(ge=0, description="‖Δ‖/‖W_base‖ over all matrices.")
 
 
-class RepairFacts(_Record):
+class RepairFacts(FiniteRecord):
     """What a repair did, all norms over all matrices."""
 
     method: str = Field(description="With its parameters.")
@@ -63,7 +60,7 @@ class RepairFacts(_Record):
     seconds: float
 
 
-class ModelRecord(_Record):
+class ModelRecord(FiniteRecord):
     """One model of a cell: the fine-tuned one, or a repair."""
 
     key: str = Field(description="Hash of all that decides the figures.")
@@ -73,7 +70,7 @@ class ModelRecord(_Record):
     seconds: float | None = Field(default=None, description="Wall time of asking it.")
 
 
-class CellRecord(_Record):
+class CellRecord(FiniteRecord):
     """One cell, finished or not."""
 
     format: Literal[1] = 1
@@ -86,7 +83,7 @@ class CellRecord(_Record):
     machine: str
 
 
-class BaseRecord(_Record):
+class BaseRecord(FiniteRecord):
     """A base model asked what the models of one target are asked."""
 
     format: Literal[1] = 1

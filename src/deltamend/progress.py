@@ -1,0 +1,12 @@
+"""How long work tells its caller how far it has come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[str, float], None]
+"""Called when a piece of work ends, from any thread: its name, and the share of all work that is done, from 0 to 1."""
+
+
+def ignore_progress(name: str, share: float) -> None:
+    """Do nothing: the `Progress` of callers that do not want to hear of it."""
