@@ -1,6 +1,6 @@
 """Every benchmark, one after another, into RESULTS.md; what `make bench` runs. Takes about an hour on two cores.
 
-    python benchmarks/run_all.py [--only NAME …] [--scratch DIR]
+    python -m benchmarks.run_all [--only NAME …] [--scratch DIR]
 
 The output of each is kept in benchmarks/output/, so that a run that was cut off goes on: remove a file there to have that
 benchmark run again. The real pair is the one `deltamend demo` leaves in its cache.
@@ -13,37 +13,37 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.shared.paths import RESULTS, ROOT
 from deltamend.machine.cache import default_cache_dir
 
-HERE = Path(__file__).parent
-OUTPUT = HERE / "output"
-NOTES = HERE / "NOTES.md"
+OUTPUT = ROOT / "benchmarks" / "output"
+NOTES = RESULTS / "NOTES.md"
 
 TITLES = {
     "one_matrix": "One matrix, one thread",
     "one_matrix_two_threads": "One matrix, two threads",
     "whole_command": "The whole command on a real pair",
     "large_pair": "A pair with the shapes of Llama-3.2-3B",
-    "untouched": "The path on which nothing is filtered",
+    "unchanged_pair": "The path on which nothing is filtered",
     "workers": "Workers and BLAS threads",
-    "agreement": "Agreement with a float64 SVD",
+    "float64_svd": "Agreement with a float64 SVD",
     "kill": "Killed at random moments",
 }
 
 
 def commands(scratch: Path | None) -> dict[str, list[str]]:
-    """What each benchmark is run with, after `python benchmarks/`."""
+    """What each benchmark is run with, after `python -m benchmarks.`."""
     pair = real_pair()
     where = [] if scratch is None else ["--scratch", str(scratch)]
     return {
-        "one_matrix": ["one_matrix.py", "--threads", "1", "--pair", *pair],
-        "one_matrix_two_threads": ["one_matrix.py", "--threads", "2"],
-        "whole_command": ["whole_command.py", *pair],
-        "large_pair": ["large_pair.py", *where],
-        "untouched": ["untouched.py", *where],
-        "workers": ["workers.py", *pair],
-        "agreement": ["agreement.py", *pair],
-        "kill": ["kill.py", *pair],
+        "one_matrix": ["speed.one_matrix", "--threads", "1", "--pair", *pair],
+        "one_matrix_two_threads": ["speed.one_matrix", "--threads", "2"],
+        "whole_command": ["speed.whole_command", *pair],
+        "large_pair": ["speed.large_pair", *where],
+        "unchanged_pair": ["speed.unchanged_pair", *where],
+        "workers": ["speed.workers", *pair],
+        "float64_svd": ["correctness.float64_svd", *pair],
+        "kill": ["faults.kill", *pair],
     }
 
 
@@ -68,7 +68,11 @@ def main() -> None:
         if name in arguments.only and not kept.exists():
             print(f"{name} …", flush=True)
             done = subprocess.run(
-                [sys.executable, HERE / command[0], *command[1:]], stdout=subprocess.PIPE, text=True, check=True
+                [sys.executable, "-m", f"benchmarks.{command[0]}", *command[1:]],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+                cwd=ROOT,
             )
             kept.write_text(done.stdout)
     write_results(commands(arguments.scratch))
@@ -87,8 +91,8 @@ def write_results(commands_run: dict[str, list[str]]) -> None:
                 "BASE" if "base-" in word else "FINETUNED" if "finetuned-" in word else word
                 for word in commands_run[name]
             )
-            parts.append(f"## {title}\n\n    python benchmarks/{shown}\n\n{kept.read_text()}")
-    (HERE / "RESULTS.md").write_text("\n".join(parts))
+            parts.append(f"## {title}\n\n    python -m benchmarks.{shown}\n\n{kept.read_text()}")
+    (RESULTS / "RESULTS.md").write_text("\n".join(parts))
 
 
 if __name__ == "__main__":

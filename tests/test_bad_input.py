@@ -391,7 +391,7 @@ def test_a_method_that_fails_names_the_tensor(
 
 
 def test_mutated_headers_indexes_and_configs_are_refused_or_repaired() -> None:
-    """In a process of its own, whose memory is limited; `benchmarks/faults.py` tries 10,000."""
+    """In a process of its own, whose memory is limited; `benchmarks/faults/every_fault.py` tries 10,000."""
     root = Path(__file__).parents[1]
     found = subprocess.run(
         [sys.executable, "-m", "tests.mutations", "--count", "500"],

@@ -18,7 +18,7 @@ COMMAND = re.compile(
 )
 
 _README = (ROOT / "README.md").read_text(encoding="utf-8")
-_LEAD = (ROOT / "benchmarks/study_lead_fresh.txt").read_text(encoding="utf-8")
+_LEAD = (ROOT / "benchmarks/results/study/lead_fresh.txt").read_text(encoding="utf-8")
 _COLUMNS = ("null-space-0.001", "wise-ft-0.5", "dg-hard", "fapm", "ties")
 _ROWS = {
     "all 48": "the same in the dtype of the fine-tuned model$",

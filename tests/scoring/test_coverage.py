@@ -1,20 +1,17 @@
-"""The intervals hold the truth about as often as they say; benchmarks/score_coverage.md has 1,000 studies."""
+"""The intervals hold the truth about as often as they say; benchmarks/results/score/coverage.md has 1,000 studies."""
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-
 import pytest
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "score_coverage.py"
+from benchmarks.score.coverage import SCENARIOS, run
+
 STUDIES = 120
 
 
 @pytest.mark.slow
 def test_in_simulated_studies_the_intervals_hold_the_truth() -> None:
-    benchmark = runpy.run_path(str(BENCHMARK))
-    found = benchmark["run"](benchmark["SCENARIOS"]["spread, margin 0.03"], studies=STUDIES, draws=300, seed=1)
+    found = run(SCENARIOS["spread, margin 0.03"], studies=STUDIES, draws=300, seed=1)
     for name in ("healing", "preservation", "retention", "combined", "Δ combined"):
         held = [inside for inside, _ in found["percentile"][name]]
         # Three and a half standard errors of 120 studies below 95%; above it there is no room for as many.

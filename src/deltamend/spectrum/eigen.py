@@ -297,7 +297,7 @@ def by_svd(blocks: Blocks) -> Decomposed:
 def by_torch(blocks: Blocks, device: str) -> tuple[Decomposed, float]:
     """Gram matrix and all of its eigenvectors in float64 on a torch device; also returns ‖Δ‖_F².
 
-    On an H200 it is faster than the CPU from about 1024 on the shorter side on (benchmarks/on_gpu.md).
+    On an H200 it is faster than the CPU from about 1024 on the shorter side on (benchmarks/results/speed/on_gpu.md).
 
     Raises:
         LapackError: the eigenvalue iteration did not converge.

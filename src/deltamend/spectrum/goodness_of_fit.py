@@ -149,7 +149,7 @@ def null_distances(shape: tuple[int, int], *, exact: bool) -> Array:
 
     Simulated once for a shape and kept. Above a shorter side of 256 they come from one of side 128 and the nearest of 16
     aspect ratios: x = N·KS grows by 0.25 + 0.075·x, and x = N·A² by 0.85 + 0.2·x, for each e-fold of the side, whatever the
-    aspect ratio. The four numbers were fitted to sides of 256 to 1024 (ours; benchmarks/DIAGNOSIS.md has the test).
+    aspect ratio. The four numbers were fitted to sides of 256 to 1024 (ours; benchmarks/results/diagnosis/calibration.md has the test).
 
     Args:
         shape: (m, n) of the noise, both at least 2.

@@ -1,0 +1,72 @@
+"""Kill `deltamend repair` at random moments: is OUT ever half-made, and does `--resume` end with the same bytes.
+
+    python -m benchmarks.faults.kill BASE FINETUNED [--times 10] [--seed 0]
+
+Exits 1 when a half-made OUT was seen or a resumed run ended with other bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.shared.measure import DELTAMEND, machine, run
+
+
+def content(out: Path) -> dict[str, str]:
+    """Hash of every file; of the manifest without the seconds and what else may differ from run to run."""
+    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in out.iterdir()}
+    manifest = json.loads((out / "deltamend.json").read_text())
+    del manifest["run"], manifest["self_sha256"]
+    for tensor in manifest["tensors"]:
+        del tensor["seconds"]
+    return hashes | {"deltamend.json": hashlib.sha256(json.dumps(manifest).encode()).hexdigest()}
+
+
+def main() -> int:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("base", type=Path)
+    parser.add_argument("finetuned", type=Path)
+    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    moments = random.Random(arguments.seed)
+    wrong = 0
+    print(
+        f"{machine()}\n\n| killed after, s | tensors finished | OUT after the kill | after --resume |\n|---|---|---|---|"
+    )
+    with tempfile.TemporaryDirectory(prefix="deltamend-kill-", dir=arguments.finetuned.parent) as scratch:
+        whole, out = Path(scratch) / "whole", Path(scratch) / "out"
+        command = (*DELTAMEND, "repair", "--quiet", arguments.base, arguments.finetuned)
+        length = run((*command, whole)).wall
+        expected = content(whole)
+        for _ in range(arguments.times):
+            after = moments.uniform(0.3, 1.0) * length  # before that, Python is still importing
+            process = subprocess.Popen((*command, out))
+            time.sleep(after)
+            process.kill()
+            process.wait()
+            journal = out.with_name(".out.deltamend-partial") / "journal.jsonl"
+            finished = len(journal.read_text().splitlines()) - 1 if journal.exists() else 0
+            seen = "absent" if not out.exists() else "whole" if content(out) == expected else "HALF-MADE"
+            run((*command, out, "--resume"))
+            resumed = "same bytes" if content(out) == expected else "OTHER BYTES"
+            wrong += (seen == "HALF-MADE") + (resumed == "OTHER BYTES")
+            print(f"| {after:.2f} | {finished} | {seen} | {resumed} |", flush=True)
+            for file in out.iterdir():
+                file.unlink()
+            out.rmdir()
+    print(f"\n{arguments.times} kills, {wrong} wrong")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

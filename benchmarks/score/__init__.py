@@ -1,0 +1,1 @@
+"""Whether the intervals of `deltamend score` hold the truth as often as they say."""

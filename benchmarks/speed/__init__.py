@@ -1,0 +1,1 @@
+"""Time and memory: one matrix, whole commands, evaluations, scores."""
