@@ -24,7 +24,7 @@ from deltamend.machine.threads import one_thread_each
 from deltamend.matrices.buffers import Buffers
 from deltamend.matrices.views import MemoryMatrix
 from deltamend.spectrum.blocks import FloatArray
-from deltamend.spectrum.eigen import Workspace
+from deltamend.spectrum.decompositions import Workspace
 from deltamend.spectrum.goodness_of_fit import check_bulk, noise_spectrum
 from deltamend.spectrum.subspace import all_values
 from deltamend.spectrum.thresholds import median_coefficient

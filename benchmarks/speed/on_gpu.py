@@ -18,8 +18,9 @@ import torch
 
 from benchmarks.speed.one_matrix import environment, full_svd, reference, synthetic
 from deltamend.machine.threads import one_thread_each
-from deltamend.spectrum.eigen import Workspace
-from deltamend.spectrum.filter import SpectralFilter, filter_delta
+from deltamend.spectrum.decompositions import Workspace
+from deltamend.spectrum.filter import filter_delta
+from deltamend.spectrum.kept_subspace import SpectralFilter
 from deltamend.spectrum.thresholds import GavishDonoho
 
 SHAPES = [(576, 576), (576, 1536), (1024, 3072), (2048, 2048), (3072, 8192)]

@@ -28,10 +28,10 @@ import threadpoolctl
 import torch
 from scipy.linalg import svd as scipy_svd
 
+from deltamend.spectrum.blas import gemm
 from deltamend.spectrum.blocks import FloatArray
-from deltamend.spectrum.eigen import Workspace
+from deltamend.spectrum.decompositions import Workspace
 from deltamend.spectrum.filter import filter_delta
-from deltamend.spectrum.lapack import gemm
 from deltamend.spectrum.thresholds import GavishDonoho
 
 SMALL = [(576, 576), (576, 1536)]

@@ -1,7 +1,7 @@
 """Repair a fine-tuned language model after the fact, from its base and fine-tuned checkpoints alone."""
 
+from deltamend.checkpoint.checkpoint_folder import Checkpoint
 from deltamend.checkpoint.manifest import Manifest, MatrixRepair, SpectrumRecord, TensorRecord
-from deltamend.checkpoint.open import Checkpoint
 from deltamend.checkpoint.verification import verify
 from deltamend.choosing.recommendation import Recommendation, recommend
 from deltamend.diagnosis import Diagnosis, MatrixDiagnosis, diagnose
@@ -15,7 +15,7 @@ from deltamend.errors import (
     PairingError,
     UsageError,
 )
-from deltamend.inputs.load import open_checkpoint
+from deltamend.inputs.open_models import open_checkpoint
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method
 from deltamend.repairing.run import RepairReport, repair

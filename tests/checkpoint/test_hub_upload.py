@@ -11,7 +11,7 @@ import pytest
 
 import deltamend
 from deltamend.checkpoint import hub_upload
-from deltamend.checkpoint.sidecars import ADAPTER_CONFIG_FILE
+from deltamend.checkpoint.file_names import ADAPTER_CONFIG_FILE
 from tests.conftest import Pair, Printed
 
 Cli = Callable[..., Printed]

@@ -221,7 +221,7 @@ def test_blocks_of_any_size_give_the_same(
         # Every matrix is cut; 7 leaves a rest.
         monkeypatch.setattr(delta_module, "BLOCK_ELEMENTS", rows * 32)
         monkeypatch.setattr(buffers, "CHUNK_ELEMENTS", 3 * 32)
-        monkeypatch.setattr("deltamend.methods.elementwise._PART_ELEMENTS", 2 * 32)
+        monkeypatch.setattr("deltamend.methods.elementwise._TILE_ELEMENTS", 2 * 32)
         for name, tensor in repaired(states, method, parameters).items():
             if row.spectral:
                 torch.testing.assert_close(tensor, whole[name], rtol=0, atol=1e-6)

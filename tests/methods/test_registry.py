@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import deltamend
-from deltamend.methods import registry
+from deltamend.methods import registry, single_methods
 from deltamend.methods.method import KeptDelta, Method, TensorContext
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
@@ -44,11 +44,11 @@ def offered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     def points(group: str) -> list[EntryPoint]:
         return [EntryPoint(name.lower(), f"{__name__}:{name}", group) for name in names]
 
-    monkeypatch.setattr(registry, "entry_points", points)
-    registry.all_methods.cache_clear()
+    monkeypatch.setattr(single_methods, "entry_points", points)
+    single_methods.offered_by_packages.cache_clear()
     yield names
     monkeypatch.undo()
-    registry.all_methods.cache_clear()
+    single_methods.offered_by_packages.cache_clear()
 
 
 def test_a_method_of_another_package_takes_one_file_and_one_line(offered: list[str]) -> None:

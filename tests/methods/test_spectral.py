@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import deltamend
-from deltamend.spectrum.eigen import Workspace
+from deltamend.spectrum.decompositions import Workspace
 from deltamend.spectrum.noise import rounding_variance
 from deltamend.spectrum.thresholds import optimal_coefficient
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import deltamend
-from deltamend.checkpoint.sidecars import MANIFEST_FILE
+from deltamend.checkpoint.file_names import MANIFEST_FILE
 from deltamend.matrices import buffers
 from deltamend.matrices import delta as delta_module
 from tests.conftest import RANK, Pair, llama, save_pair

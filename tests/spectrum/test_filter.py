@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from deltamend.errors import FilterError
-from deltamend.spectrum import filter as filter_module
-from deltamend.spectrum import lapack
+from deltamend.spectrum import fortran_calls, lapack
 from deltamend.spectrum.blocks import Block, FloatArray
-from deltamend.spectrum.eigen import Workspace
-from deltamend.spectrum.filter import SpectralFilter, filter_delta
+from deltamend.spectrum.decompositions import Workspace
+from deltamend.spectrum.filter import filter_delta
+from deltamend.spectrum.kept_subspace import SpectralFilter
+from deltamend.spectrum.routes import routes_for
 from deltamend.spectrum.shrinkers import OptimalFrobenius
 from deltamend.spectrum.singular_values import Spectrum
 from deltamend.spectrum.thresholds import GavishDonoho, KnownNoise, Threshold
@@ -361,7 +362,7 @@ def test_nan_and_infinity_are_refused_and_located(bad: float, dtype: type[Any], 
 
 def test_failing_lapack_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> Any:
-        raise lapack.LapackError("forced")
+        raise fortran_calls.LapackError("forced")
 
     delta = signal_over_noise((30, 50), 3)
     monkeypatch.setattr(lapack, "stemr", fails)
@@ -450,7 +451,7 @@ def test_the_torch_route_agrees() -> None:
         found = filter_delta(delta, DG_HARD, _route="torch-eigh")
         assert (found.route, found.rank) == ("torch-eigh", 3)
         assert_matches_svd(found, delta)
-    assert [route.name for route in filter_module._routes((3, 4), "cuda")] == ["torch-eigh", "svd-float64"]
+    assert [route.name for route in routes_for((3, 4), "cuda")] == ["torch-eigh", "svd-float64"]
     with pytest.raises(FilterError, match="row 0, column 0"):
         filter_delta(np.full((3, 4), np.nan), DG_HARD, _route="torch-eigh")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deltamend.spectrum.blocks import ArrayBlocks
-from deltamend.spectrum.eigen import Workspace
+from deltamend.spectrum.decompositions import Workspace
 from deltamend.spectrum.subspace import all_values, leading_vectors
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deltamend.calibration.checks import check_file, refuse_not_finite
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import CheckpointError, UsageError
-from deltamend.inputs.load import open_checkpoint
+from deltamend.inputs.open_models import open_checkpoint
 from deltamend.language_models.loading import (
     TODAY,
     LoadedModel,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from deltamend.calibration.checks import check_file, refuse_not_finite
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import CheckpointError
-from deltamend.inputs.load import open_checkpoint
+from deltamend.inputs.open_models import open_checkpoint
 from deltamend.language_models.loading import LoadedModel, load, quiet_transformers
 from deltamend.language_models.training import Example
 from deltamend.machine.atomic import whole_file

@@ -16,7 +16,9 @@ from deltamend.errors import PairingError
 from deltamend.language_models.loading import LoadedModel, load, quiet_transformers
 from deltamend.language_models.training import Example, answer_loss
 from deltamend.machine.atomic import whole_file
-from deltamend.methods.elementwise import Part, cut_at, magnitudes, summed, tie_breaker
+from deltamend.methods.elementwise import Tile, magnitudes, summed
+from deltamend.methods.largest_share import cut_at
+from deltamend.methods.random_bits import tie_breaker
 from deltamend.progress import Progress
 
 if TYPE_CHECKING:
@@ -183,8 +185,8 @@ class _Graft:
         cut = self._cut(scores)
         chosen = {}
         for name, values in scores.items():
-            part = Part(0, 0, np.abs(values))
-            chosen[name] = torch.from_numpy(cut.selects(part.values, part, tie_breaker(name, values.shape)))
+            tile = Tile(0, 0, np.abs(values))
+            chosen[name] = torch.from_numpy(cut.selects(tile.values, tile, tie_breaker(name, values.shape)))
         return chosen
 
     def _cut(self, scores: dict[str, Any]) -> Any:

@@ -11,6 +11,11 @@ Kind = Literal["attention", "mlp", "embedding", "head", "norm", "other"]
 TOKEN_EMBEDDINGS = frozenset({"embed_tokens", "wte", "embed_in", "word_embeddings"})
 """Last parts of the names of token embeddings in transformers' decoder models."""
 
+INPUT_EMBEDDING = re.compile(rf"(^|\.)({'|'.join(sorted(TOKEN_EMBEDDINGS))})\.weight$")
+"""Names of the weight of a token embedding."""
+OUTPUT_EMBEDDING = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
+"""Names of the weight of a head."""
+
 # The names that Hugging Face's models give their modules; the first that is found decides.
 _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("norm", re.compile(r"norm|\bln_|(^|\.)ln\d?\.", re.IGNORECASE)),

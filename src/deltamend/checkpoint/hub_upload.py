@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltamend.checkpoint.file_names import ADAPTER_CONFIG_FILE, MANIFEST_FILE
+from deltamend.checkpoint.json_file import read_json
 from deltamend.checkpoint.manifest import FileRecord, decode_manifest
-from deltamend.checkpoint.open import read_json
-from deltamend.checkpoint.sidecars import ADAPTER_CONFIG_FILE, MANIFEST_FILE
 from deltamend.checkpoint.verification import verify
 from deltamend.errors import OutputError, UsageError
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from huggingface_hub import split_state_dict_into_shards_factory
 
+from deltamend.checkpoint.checkpoint_folder import Checkpoint, StoredTensor
 from deltamend.checkpoint.dtypes import FLOAT_NAMES, itemsize
-from deltamend.checkpoint.open import INDEX_FILE, TORCH_SUFFIX, Checkpoint, StoredTensor
+from deltamend.checkpoint.file_names import INDEX_FILE, TORCH_SUFFIX
 from deltamend.checkpoint.safetensors_header import encode_header
 from deltamend.errors import UsageError
 

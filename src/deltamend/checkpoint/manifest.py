@@ -15,7 +15,7 @@ _NO_HASH = "0" * 64
 Output = Literal["checkpoint", "adapter"]
 """What a repair writes."""
 
-Outcome = Literal["filtered", "identity", "zero", "reverted", "no-noise-floor", "kept"]
+MatrixOutcome = Literal["filtered", "identity", "zero", "reverted", "no-noise-floor", "kept"]
 
 
 class SpectrumRecord(Record):
@@ -38,7 +38,7 @@ class SpectrumRecord(Record):
 class MatrixRepair(Record):
     """What was done to one matrix, and what the written weights hold. Norms are Frobenius norms over the repaired rows."""
 
-    outcome: Outcome = Field(description="What was done with the update of this matrix, in a word.")
+    outcome: MatrixOutcome = Field(description="What was done with the update of this matrix, in a word.")
     reason: str = Field(description="Why, in words; empty where the outcome says it all.")
     spectrum: SpectrumRecord | None = Field(
         default=None, description="What a spectral filter found; none for other methods and where nothing was filtered."

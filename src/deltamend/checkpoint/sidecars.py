@@ -8,14 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltamend.checkpoint.open import INDEX_FILE, TORCH_INDEX_FILE
+from deltamend.checkpoint.file_names import CARD_FILE, FINETUNED_CARD_FILE, INDEX_FILE, MANIFEST_FILE, TORCH_INDEX_FILE
 from deltamend.errors import CheckpointError
-
-MANIFEST_FILE = "deltamend.json"
-CARD_FILE = "README.md"
-FINETUNED_CARD_FILE = "README.finetuned.md"
-ADAPTER_FILE = "adapter_model.safetensors"
-ADAPTER_CONFIG_FILE = "adapter_config.json"
 
 _WEIGHT_SUFFIXES = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz", ".tflite"}

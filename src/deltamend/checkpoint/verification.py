@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from deltamend.checkpoint.checkpoint_folder import Checkpoint, StoredTensor, open_folder
+from deltamend.checkpoint.file_names import ADAPTER_FILE, MANIFEST_FILE
 from deltamend.checkpoint.hashing import hash_file, tensor_hash
 from deltamend.checkpoint.manifest import Manifest, decode_manifest
-from deltamend.checkpoint.open import Checkpoint, StoredTensor, open_folder
 from deltamend.checkpoint.safetensors_header import read_header
-from deltamend.checkpoint.sidecars import ADAPTER_FILE, MANIFEST_FILE
 from deltamend.errors import CheckpointError
 
 

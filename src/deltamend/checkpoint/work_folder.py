@@ -16,17 +16,15 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pydantic import ValidationError
 
-from deltamend.checkpoint.layout import ShardLayout
 from deltamend.checkpoint.manifest import TensorRecord
-from deltamend.checkpoint.open import StoredTensor
+from deltamend.checkpoint.output_place import output_errors, work_folder_of
 from deltamend.errors import CheckpointError, OutputError
 
 _RENAME_EXCHANGE = 2  # renameat2(2), Linux 3.15
@@ -54,7 +52,7 @@ class WorkFolder:
         self._journal_lock = threading.Lock()
         parent = self.folder.parent
         self._made_parents = [place for place in (parent, *parent.parents) if not place.exists()]
-        with _output_errors(out):
+        with output_errors(out):
             try:
                 parent.mkdir(parents=True, exist_ok=True)
                 self._lock = _lock(self.folder, out)
@@ -62,7 +60,7 @@ class WorkFolder:
                 self._remove_parents()
                 raise
         try:
-            with _output_errors(out):
+            with output_errors(out):
                 self._put_back()
             self.finished = self._take_up(key) if resume else {}
             if not self.finished:
@@ -99,14 +97,14 @@ class WorkFolder:
             with suppress(ValidationError):  # a line cut off by the kill
                 record = TensorRecord.model_validate_json(line)
                 finished[record.name] = record
-        with _output_errors(self.out):
+        with output_errors(self.out):
             for path in self.staged.rglob("*"):
                 if path.is_file() and path.suffix != ".safetensors":
                     path.unlink()  # written again, from the sources as they are now
         return finished
 
     def _start(self, key: str) -> None:
-        with _output_errors(self.out):
+        with output_errors(self.out):
             for folder in (self.staged, self.parts):
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
@@ -120,7 +118,7 @@ class WorkFolder:
             OutputError: it had other inputs, though their times were the same.
         """
         path = self.folder / "inputs"
-        with _output_errors(self.out):
+        with output_errors(self.out):
             if self.finished and (not path.exists() or path.read_text(encoding="utf-8") != digest):
                 raise OutputError(
                     f"{self.out}: the unfinished run beside it read other weights; start again without --resume"
@@ -129,13 +127,13 @@ class WorkFolder:
 
     def record(self, record: TensorRecord) -> None:
         """Note a tensor as finished; its bytes must already be written."""
-        with self._journal_lock, _output_errors(self.out), self._journal_path.open("a", encoding="utf-8") as journal:
+        with self._journal_lock, output_errors(self.out), self._journal_path.open("a", encoding="utf-8") as journal:
             journal.write(record.model_dump_json() + "\n")
 
     def write_file(self, name: str, data: bytes) -> None:
         """Write a small file, name with forward slashes, into the staged output."""
         path = self.staged / name
-        with _output_errors(self.out):
+        with output_errors(self.out):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
 
@@ -153,7 +151,7 @@ class WorkFolder:
                 f"{source}: cannot be read ({error.strerror}); check that it is still there"
             ) from error
         path = self.staged / name
-        with opened, _output_errors(self.out):
+        with opened, output_errors(self.out):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as copy:
                 shutil.copyfileobj(opened, copy)
@@ -169,11 +167,11 @@ class WorkFolder:
         Raises:
             OutputError: OUT is no longer empty and may not be replaced, or it cannot be renamed to.
         """
-        with _output_errors(self.out):
+        with output_errors(self.out):
             _sync(self.staged)
             parent = os.open(self.folder.parent, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            with _output_errors(self.out):
+            with output_errors(self.out):
                 if overwrite and self.out.exists():
                     # What is exchanged lands where the staged output was: without a journal nobody takes it for that.
                     self._journal_path.unlink(missing_ok=True)
@@ -217,50 +215,6 @@ class WorkFolder:
         os.close(self._lock)
 
 
-class ShardWriter:
-    """Writes tensors of one output file at their offsets, in any order, from several threads.
-
-    Raises:
-        OutputError: the disk has no room for the file, which is found out before the first tensor is filtered.
-    """
-
-    def __init__(self, folder: Path, shard: ShardLayout) -> None:
-        self.path = folder / shard.file
-        with _output_errors(self.path):
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                _reserve(self._descriptor, shard.size)
-                self._write_at(0, memoryview(shard.header))
-            except BaseException:
-                os.close(self._descriptor)
-                raise
-
-    def write(self, tensor: StoredTensor, offset: int, data: memoryview) -> None:
-        """Write `data` at byte `offset` of the tensor's bytes."""
-        with _output_errors(self.path):
-            self._write_at(tensor.start + offset, data)
-
-    def _write_at(self, position: int, data: memoryview) -> None:
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self._descriptor, data[done:], position + done)
-
-    def read(self, tensor: StoredTensor, chunk: int = 1 << 22) -> Iterator[bytes]:
-        """The tensor's bytes as they are on disk, piece by piece."""
-        for position in range(tensor.start, tensor.stop, chunk):
-            yield os.pread(self._descriptor, min(chunk, tensor.stop - position), position)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
-
-
-def work_folder_of(out: Path) -> Path:
-    """The work folder beside OUT."""
-    whole = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that OUT is
-    return whole.with_name(f".{whole.name}.deltamend-partial")
-
-
 def remove_leftovers(out: Path) -> None:
     """Remove the work folder of a run that was killed when OUT was already whole.
 
@@ -269,49 +223,10 @@ def remove_leftovers(out: Path) -> None:
     """
     folder = work_folder_of(out)
     if folder.exists():
-        with _output_errors(out):
+        with output_errors(out):
             lock = _lock(folder, out)
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
-
-
-def check_output(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuse an OUT that would harm an input or something that is already there.
-
-    Raises:
-        OutputError: OUT or its work folder is, lies inside or holds an input; OUT is a file, the root, a mount point, or
-            not empty without `overwrite`.
-    """
-    if not Path(os.path.abspath(out)).name or os.path.ismount(out):  # noqa: PTH100 - see work_folder_of
-        raise OutputError(f"{out}: cannot be put in place by a rename; give a folder inside it")
-    for place in (Path(os.path.realpath(out)), Path(os.path.realpath(work_folder_of(out)))):
-        for source in inputs:
-            other = Path(os.path.realpath(source))
-            if place.is_relative_to(other) or other.is_relative_to(place):
-                raise OutputError(
-                    f"{out}: is, lies inside or holds the input {source} (or its work folder {place.name} does); "
-                    "give a folder outside the inputs"
-                )
-    with _output_errors(out):
-        if out.is_symlink() or (out.exists() and not out.is_dir()):
-            raise OutputError(f"{out}: exists and is not a folder; give another OUT")
-        if not overwrite and out.is_dir() and any(out.iterdir()):
-            raise OutputError(
-                f"{out}: exists and is not empty; give another OUT, or --overwrite to replace it once the new one is whole"
-            )
-
-
-@contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says into one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise OutputError(f"{path}: the disk is full; free space there or give another OUT") from error
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}); check its permissions or give another OUT"
-        ) from error
 
 
 def _lock(folder: Path, out: Path) -> int:
@@ -328,16 +243,6 @@ def _lock(folder: Path, out: Path) -> int:
         if os.fstat(descriptor).st_nlink:
             return descriptor
         os.close(descriptor)
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    """Give a file its size, on disk where the file system can."""
-    os.ftruncate(descriptor, size)
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:
-            raise
 
 
 def _exchange(staged: Path, out: Path, aside: Path) -> None:

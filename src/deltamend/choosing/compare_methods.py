@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from deltamend.checkpoint.open import Checkpoint
+from deltamend.checkpoint.checkpoint_folder import Checkpoint
 from deltamend.errors import UsageError
-from deltamend.inputs.load import open_pair
-from deltamend.inputs.pairing import Part, TensorPair
+from deltamend.inputs.open_models import open_pair
+from deltamend.inputs.pairing import Submatrix, TensorPair
 from deltamend.machine.threads import one_thread_each
 from deltamend.matrices.buffers import Buffers, norm_squared, row_chunks
 from deltamend.matrices.delta import DeltaBlocks
@@ -109,7 +109,9 @@ def compare(
     """
     chosen, left_out = choose_methods(methods)
     with open_pair(base, finetuned, include=include, exclude=exclude) as pair:
-        items = [(one, part) for one in pair.pairing.pairs if one.action == "filter" for part in one.parts or (None,)]
+        items = [
+            (one, part) for one in pair.pairing.pairs if one.action == "filter" for part in one.submatrices or (None,)
+        ]
         if not items:
             raise UsageError("no matrix is left to compare; widen --include or --exclude")
         run = _Comparing(pair.base, pair.finetuned, chosen, device, progress)
@@ -147,7 +149,7 @@ def choose_methods(methods: Sequence[str | Method]) -> tuple[list[Method], dict[
     return chosen, left_out
 
 
-Item = tuple[TensorPair, Part | None]
+Item = tuple[TensorPair, Submatrix | None]
 """A matrix of the output: a tensor, or one of its parts."""
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from deltamend.checkpoint.hashing import hash_folder
 from deltamend.checkpoint.safetensors_header import read_header
 from deltamend.errors import CheckpointError, OutputError
-from deltamend.inputs.load import model_and_adapter, model_folder
+from deltamend.inputs.open_models import model_and_adapter, model_folder
 from deltamend.machine.cache import default_cache_dir
 from deltamend.machine.digests import fingerprint
 from deltamend.methods.null_space import VERSION

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from deltamend.errors import EvaluationError, MethodError, UsageError
 from deltamend.evaluation.record import Evaluation
-from deltamend.inputs.load import open_checkpoint
+from deltamend.inputs.open_models import open_checkpoint
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method
 from deltamend.progress import Progress

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from deltamend.inputs.contents import Contents, Total, inspect_folder
+from deltamend.inputs.inspection import Contents, Total, inspect_folder
 
 
 def inspect(

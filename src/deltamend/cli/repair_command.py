@@ -19,12 +19,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Column, Table
 
 import deltamend
+from deltamend.checkpoint.file_names import ADAPTER_FILE
 from deltamend.checkpoint.manifest import Manifest
-from deltamend.checkpoint.sidecars import ADAPTER_FILE
-from deltamend.checkpoint.work_folder import check_output
+from deltamend.checkpoint.output_place import check_output
 from deltamend.choosing.recommendation import AUTO, recommend
 from deltamend.errors import DeltamendError, OutputError, PairingError, UsageError
-from deltamend.inputs.load import open_pair
+from deltamend.inputs.open_models import open_pair
 from deltamend.machine.atomic import write_whole
 from deltamend.methods.registry import all_methods, method_class
 from deltamend.progress import Progress as ProgressCallback

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from deltamend.checkpoint.sidecars import MANIFEST_FILE
+from deltamend.checkpoint.file_names import MANIFEST_FILE
 from deltamend.choosing.recommendation import AUTO, Recommendation, recommend
 from deltamend.demo.measurement import Exam, Measured, exam_length, measure
 from deltamend.demo.probes import Probes, load_probes

@@ -36,11 +36,12 @@ from deltamend.methods.finetuned_blocks import BaseOnly, FinetunedBlocks
 from deltamend.methods.method import TensorContext, spectral_result
 from deltamend.repairing.one_matrix import refuse_damaged, write_merged
 from deltamend.spectrum.blocks import Blocks, FloatArray
-from deltamend.spectrum.eigen import Workspace
+from deltamend.spectrum.decompositions import Workspace
 from deltamend.spectrum.entry_tests import EntrySums, EntryTests, NeighbourTest, VarianceTest
-from deltamend.spectrum.filter import SpectralFilter, filter_delta
+from deltamend.spectrum.filter import filter_delta
+from deltamend.spectrum.fortran_calls import LapackError
 from deltamend.spectrum.goodness_of_fit import BulkTest, check_bulk
-from deltamend.spectrum.lapack import LapackError
+from deltamend.spectrum.kept_subspace import SpectralFilter
 from deltamend.spectrum.noise import BulkFitNoise, MedianNoise, QuartileNoise, nonzero_part, rounding_variance
 from deltamend.spectrum.singular_values import Spectrum
 from deltamend.spectrum.subspace import Leading, all_values, leading_vectors

@@ -9,14 +9,14 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from deltamend.checkpoint.checkpoint_folder import Checkpoint
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
-from deltamend.checkpoint.open import Checkpoint
 from deltamend.choosing.compare_methods import Item, item_name
 from deltamend.diagnosis.matrix import Question, diagnose_matrix
 from deltamend.diagnosis.records import Diagnosis, MatrixDiagnosis
 from deltamend.diagnosis.verdict import summary
 from deltamend.errors import UsageError
-from deltamend.inputs.load import open_pair
+from deltamend.inputs.open_models import open_pair
 from deltamend.machine.threads import one_thread_each
 from deltamend.matrices.buffers import Buffers
 from deltamend.matrices.views import Matrix, StoredMatrix, SubMatrix
@@ -59,7 +59,9 @@ def diagnose(
     started = time.perf_counter()
     written = out_dtype_name(out_dtype)
     with open_pair(base, finetuned, include=include, exclude=exclude) as pair:
-        items = [(one, part) for one in pair.pairing.pairs if one.action == "filter" for part in one.parts or (None,)]
+        items = [
+            (one, part) for one in pair.pairing.pairs if one.action == "filter" for part in one.submatrices or (None,)
+        ]
         if not items:
             raise UsageError("no matrix is left to diagnose; widen --include or --exclude")
         run = _Diagnosing(pair.base, pair.finetuned, written, values)

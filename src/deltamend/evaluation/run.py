@@ -25,7 +25,7 @@ from deltamend.evaluation.rubrics import RUBRICS
 from deltamend.evaluation.suite import Suite, joined
 from deltamend.evaluation.third_party_output import third_parties_quiet
 from deltamend.inputs.hub import is_hub_id
-from deltamend.inputs.load import model_folder
+from deltamend.inputs.open_models import model_folder
 from deltamend.machine.atomic import write_whole
 from deltamend.progress import Progress
 

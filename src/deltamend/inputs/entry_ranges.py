@@ -20,7 +20,7 @@ class Rectangle(NamedTuple):
         return self.last_row - self.first_row, self.last_column - self.first_column
 
 
-def rectangles(start: int, stop: int, columns: int) -> Iterator[Rectangle]:
+def cut_into_rectangles(start: int, stop: int, columns: int) -> Iterator[Rectangle]:
     """Cut entries [start, stop) of a matrix of `columns` columns into parts of single rows and blocks of whole rows."""
     while start < stop:
         row, column = divmod(start, columns)

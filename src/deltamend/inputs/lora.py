@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 
 from deltamend.checkpoint.architecture import has_conv1d, is_conv1d, leaf_of, module_of, tied_head
+from deltamend.checkpoint.checkpoint_folder import Array, Checkpoint, ComputedTensor, StoredTensor
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
-from deltamend.checkpoint.open import Array, Checkpoint, ComputedTensor, StoredTensor, read_json
+from deltamend.checkpoint.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, TORCH_ADAPTER_FILE
+from deltamend.checkpoint.json_file import read_json
 from deltamend.checkpoint.safetensors_header import read_header
 from deltamend.errors import CheckpointError
-from deltamend.inputs.entry_ranges import rectangles
-
-ADAPTER_CONFIG_FILE = "adapter_config.json"
-ADAPTER_FILE = "adapter_model.safetensors"
-_TORCH_ADAPTER_FILE = "adapter_model.bin"
+from deltamend.inputs.computed_tensors import EntrySpan
+from deltamend.inputs.entry_ranges import cut_into_rectangles
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?$")
@@ -119,7 +118,7 @@ def _refuse_other_kinds(config: dict[str, Any], folder: Path) -> None:
 
 
 def _open_adapter(folder: Path, config: dict[str, Any]) -> Checkpoint:
-    for name in (ADAPTER_FILE, _TORCH_ADAPTER_FILE):
+    for name in (ADAPTER_FILE, TORCH_ADAPTER_FILE):
         path = folder / name
         if path.exists():
             if path.suffix == ".bin":
@@ -148,7 +147,7 @@ def _replace(
         )
     shown = StoredTensor(name, stored.dtype, stored.shape, original.file, stored.start, stored.stop, original.dtype)
     tensors[name] = shown
-    computed[shown] = _Elsewhere(adapter, stored)
+    computed[shown] = EntrySpan(adapter, stored)
 
 
 def _grow_vocabulary(checkpoint: Checkpoint, original: StoredTensor | None, stored: StoredTensor) -> None:
@@ -211,18 +210,6 @@ def _of_pattern(config: Mapping[str, Any], field_name: str, module: str, default
     return default
 
 
-@dataclass(frozen=True, eq=False)
-class _Elsewhere:
-    """A tensor of another checkpoint, as `ComputedTensor`."""
-
-    checkpoint: Checkpoint
-    tensor: StoredTensor
-
-    def read_into(self, start: int, stop: int, out: Array) -> None:
-        """See `ComputedTensor.read_into`."""
-        out[:] = self.checkpoint.values(self.tensor, start, stop)
-
-
 @dataclass(eq=False)
 class _Cache:
     """The factors that were used last; rows of one matrix are asked for many times in a row."""
@@ -254,7 +241,7 @@ class _Adapted:
         out[:] = self.checkpoint.values(self.weight, start, stop)
         left, right = self._factors()
         done = 0
-        for part in rectangles(start, stop, self.weight.shape[1]):
+        for part in cut_into_rectangles(start, stop, self.weight.shape[1]):
             size = part.shape[0] * part.shape[1]
             product = left[part.first_row : part.last_row] @ right[:, part.first_column : part.last_column]
             out[done : done + size] += product.reshape(-1)

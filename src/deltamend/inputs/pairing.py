@@ -8,19 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from deltamend.checkpoint.architecture import is_expert
+from deltamend.checkpoint.architecture import INPUT_EMBEDDING, OUTPUT_EMBEDDING, is_expert
+from deltamend.checkpoint.checkpoint_folder import StoredTensor
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
-from deltamend.checkpoint.open import StoredTensor
 from deltamend.errors import PairingError, UsageError
-from deltamend.inputs.align import INPUT_EMBEDDING, OUTPUT_EMBEDDING
-from deltamend.inputs.fused import fused_parts
+from deltamend.inputs.fused_weights import fused_parts
 from deltamend.inputs.vocabulary import SharedRows
 
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Part:
+class Submatrix:
     """A matrix inside a tensor that holds several, or rows that are not all the first ones: where both sides hold it.
 
     Rows are spans of the tensor's `matrix_view`, one after another; no columns means all of them.
@@ -42,7 +41,7 @@ class TensorPair:
     """One tensor of the output.
 
     `filter`: it is a matrix both sides hold; the first `rows` rows are repaired, further rows are kept as fine-tuned.
-    With `parts` each of them is repaired by itself, and rows in none of them are kept.
+    With `submatrices` each of them is repaired by itself, and rows in none of them are kept.
     `keep`: its bytes are those of FINETUNED; `reason` says why. `update_rank` is that of the adapter that makes the
     difference, where that is all the difference. `inputs_of` is as in `TensorContext`.
     """
@@ -52,7 +51,7 @@ class TensorPair:
     action: Literal["filter", "keep"]
     reason: str
     rows: int
-    parts: tuple[Part, ...] = ()
+    submatrices: tuple[Submatrix, ...] = ()
     update_rank: int | None = None
     inputs_of: str | None = None
 
@@ -60,10 +59,11 @@ class TensorPair:
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """(rows, columns) of every matrix that is repaired in it; one column for what is no matrix."""
         rows, columns = matrix_view(self.name, self.finetuned.shape) or (self.finetuned.elements, 1)
-        if not self.parts:
+        if not self.submatrices:
             return ((self.rows if columns > 1 else rows, columns),)
         return tuple(
-            (part.rows, columns if part.columns is None else part.columns[1] - part.columns[0]) for part in self.parts
+            (part.rows, columns if part.columns is None else part.columns[1] - part.columns[0])
+            for part in self.submatrices
         )
 
     @property
@@ -243,20 +243,20 @@ def _pair(finetuned: StoredTensor, base: StoredTensor | None, how: _How) -> Tens
     )
 
 
-def _whole(view: tuple[int, int]) -> Part:
-    return Part("", ((0, view[0]),), ((0, view[0]),))
+def _whole(view: tuple[int, int]) -> Submatrix:
+    return Submatrix("", ((0, view[0]),), ((0, view[0]),))
 
 
-def _experts(tensor: StoredTensor) -> tuple[Part, ...]:
+def _experts(tensor: StoredTensor) -> tuple[Submatrix, ...]:
     """A part for each expert of a three-dimensional tensor."""
     if len(tensor.shape) != 3 or not is_expert(tensor.name):
         return ()
     count, rows, _ = tensor.shape
     spans = [((number * rows, (number + 1) * rows),) for number in range(count)]
-    return tuple(Part(f"[{number}]", span, span) for number, span in enumerate(spans))
+    return tuple(Submatrix(f"[{number}]", span, span) for number, span in enumerate(spans))
 
 
-def _cut(part: Part, tensor: StoredTensor, config: Mapping[str, Any]) -> tuple[Part, ...]:
+def _cut(part: Submatrix, tensor: StoredTensor, config: Mapping[str, Any]) -> tuple[Submatrix, ...]:
     """The parts of a matrix that is several on top of or beside each other, as config.json says; itself where it is one."""
     first = part.finetuned_rows[0][0]
     found = fused_parts(tensor.name, (part.rows, tensor.shape[-1]), config)
@@ -265,11 +265,11 @@ def _cut(part: Part, tensor: StoredTensor, config: Mapping[str, Any]) -> tuple[P
     cuts = []
     for name, rows, columns in found:
         spans = tuple((first + start, first + stop) for start, stop in rows)
-        cuts.append(Part(f"{part.label}[{name}]", spans, spans, columns))
+        cuts.append(Submatrix(f"{part.label}[{name}]", spans, spans, columns))
     return tuple(cuts)
 
 
-def _rows_by_token(finetuned: StoredTensor, base: StoredTensor, how: _How) -> tuple[Part, ...]:
+def _rows_by_token(finetuned: StoredTensor, base: StoredTensor, how: _How) -> tuple[Submatrix, ...]:
     """The rows of an embedding or head whose tokens both models have; nothing where rows are matched by their numbers."""
     vocabulary = INPUT_EMBEDDING.search(finetuned.name) or OUTPUT_EMBEDDING.search(finetuned.name)
     if how.shared_rows is None or not vocabulary or len(finetuned.shape) != 2 or finetuned.shape[1:] != base.shape[1:]:
@@ -285,7 +285,7 @@ def _rows_by_token(finetuned: StoredTensor, base: StoredTensor, how: _How) -> tu
             "this one was fine-tuned from"
         )
     ours = tuple((run.finetuned, run.finetuned + run.length) for run in runs)
-    return (Part("", ours, tuple((run.base, run.base + run.length) for run in runs)),)
+    return (Submatrix("", ours, tuple((run.base, run.base + run.length) for run in runs)),)
 
 
 def _shared_rows(finetuned: StoredTensor, base: StoredTensor, vocabularies: tuple[int | None, int | None]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deltamend.checkpoint.open import read_json
+from deltamend.checkpoint.json_file import read_json
 
 _TOKENIZER_FILE = "tokenizer.json"
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from deltamend.spectrum.blocks import FloatArray
-from deltamend.spectrum.eigen import Workspace
+from deltamend.spectrum.decompositions import Workspace
 
 CHUNK_ELEMENTS = 1 << 18
 """Entries handled at a time by elementwise work: 1 MiB in fp32, which stays in a core's second-level cache."""

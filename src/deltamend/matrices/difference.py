@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
+from deltamend.checkpoint.checkpoint_folder import Checkpoint, StoredTensor
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
-from deltamend.checkpoint.open import Checkpoint, StoredTensor
-from deltamend.inputs.load import open_checkpoint
+from deltamend.inputs.open_models import open_checkpoint
 from deltamend.matrices.buffers import Array, Buffers, norm_squared, row_chunks
 from deltamend.matrices.views import StoredMatrix
 from deltamend.progress import Progress

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from deltamend.checkpoint.checkpoint_folder import Checkpoint, StoredTensor
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
-from deltamend.checkpoint.open import Checkpoint, StoredTensor
 from deltamend.inputs.pairing import matrix_view
 from deltamend.inputs.row_spans import RowSpans
 from deltamend.matrices.buffers import Array, Buffers, bytes_of

@@ -7,8 +7,10 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from deltamend.methods.elementwise import Weighted, cut_at, magnitudes, parts, scale, tie_breaker
+from deltamend.methods.elementwise import Weighted, magnitudes, scale, tiles
+from deltamend.methods.largest_share import cut_at
 from deltamend.methods.method import KeptDelta, TensorContext
+from deltamend.methods.random_bits import tie_breaker
 from deltamend.methods.trimming import count_magnitudes
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
@@ -48,11 +50,11 @@ class Breadcrumbs(Weighted):
         breaker = tie_breaker(context.name, delta.shape)
 
         def masked(block: Block) -> FloatArray:
-            for part in parts(block, delta.shape):
-                size = magnitudes(part.values)
-                mask = kept.selects(size, part, breaker) & ~outliers.selects(size, part, breaker)
-                part.values[~mask] = 0.0
-                scale(part.values, self.weight)
+            for tile in tiles(block, delta.shape):
+                size = magnitudes(tile.values)
+                mask = kept.selects(size, tile, breaker) & ~outliers.selects(size, tile, breaker)
+                tile.values[~mask] = 0.0
+                scale(tile.values, self.weight)
             return block.values
 
         return KeptDelta("filtered", "", masked)

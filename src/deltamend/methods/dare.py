@@ -7,8 +7,9 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from deltamend.methods.elementwise import RandomBits, Weighted, parts, scale
+from deltamend.methods.elementwise import Weighted, scale, tiles
 from deltamend.methods.method import KeptDelta, TensorContext
+from deltamend.methods.random_bits import RandomBits
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
 
@@ -38,9 +39,9 @@ class Dare(Weighted):
         factor = self.weight / self.density if self.rescale else self.weight
 
         def dropped(block: Block) -> FloatArray:
-            for part in parts(block, delta.shape):
-                part.values[bits.at(part) >= np.float64(limit)] = 0.0
-                scale(part.values, factor)
+            for tile in tiles(block, delta.shape):
+                tile.values[bits.at(tile) >= np.float64(limit)] = 0.0
+                scale(tile.values, factor)
             return block.values
 
         return KeptDelta("filtered", "", dropped)

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from deltamend.methods.elementwise import RandomBits, Weighted, magnitudes, parts
+from deltamend.methods.elementwise import Weighted, magnitudes, tiles
 from deltamend.methods.method import KeptDelta, TensorContext
+from deltamend.methods.random_bits import RandomBits
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
 
@@ -52,11 +53,11 @@ class Della(Weighted):
         everything = self.density == 1.0
 
         def dropped(block: Block) -> FloatArray:
-            for part in parts(block, delta.shape):
-                chances = np.ones(part.values.shape) if everything else self._probability(part.values)
+            for tile in tiles(block, delta.shape):
+                chances = np.ones(tile.values.shape) if everything else self._probability(tile.values)
                 factors = self.weight / chances if self.rescale else np.full(chances.shape, self.weight)
-                factors[bits.at(part) >= chances * 2.0**32] = 0.0
-                part.values[:] = part.values * factors
+                factors[bits.at(tile) >= chances * 2.0**32] = 0.0
+                tile.values[:] = tile.values * factors
             return block.values
 
         return KeptDelta("filtered", "", dropped)

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import AliasChoices, Field, model_validator
 
 from deltamend.errors import FilterError
 from deltamend.methods.method import Counts, KeptDelta, Method
 from deltamend.spectrum.blocks import Block, FloatArray
 
-Bits = npt.NDArray[np.uint32]
-
-_PART_ELEMENTS = 1 << 18  # temporaries stay in a core's second-level cache
-_DIGIT = 1 << 16  # a float32 key is selected by its upper and then by its lower half
-_DRAWS_A_COUNTER = 8  # Philox gives four 64-bit words for each value of its counter
+_TILE_ELEMENTS = 1 << 18  # temporaries stay in a core's second-level cache
 
 
-class Part(NamedTuple):
+class Tile(NamedTuple):
     """Rows of one block, a view into it: its first entry is (row, column) of the matrix."""
 
     row: int
@@ -31,22 +25,22 @@ class Part(NamedTuple):
     values: FloatArray
 
 
-def parts(block: Block, shape: tuple[int, int]) -> Iterator[Part]:
-    """Cut a block of a matrix of `shape` into parts of whole rows of the block."""
+def tiles(block: Block, shape: tuple[int, int]) -> Iterator[Tile]:
+    """Cut a block of a matrix of `shape` into tiles, each of whole rows of the block."""
     height, width = block.values.shape
     # A block is whole rows, or whole columns of a matrix that is not higher than wide; see `Block`.
     row, column = (block.start, 0) if width == shape[1] else (0, block.start)
-    step = max(1, _PART_ELEMENTS // width)
+    step = max(1, _TILE_ELEMENTS // width)
     for first in range(0, height, step):
-        yield Part(row + first, column, block.values[first : first + step])
+        yield Tile(row + first, column, block.values[first : first + step])
 
 
-def parts_with(other: FloatArray, block: Block, shape: tuple[int, int]) -> Iterator[tuple[Part, FloatArray]]:
-    """The same, each with that part of an array of the shape of the block."""
+def tiles_with(other: FloatArray, block: Block, shape: tuple[int, int]) -> Iterator[tuple[Tile, FloatArray]]:
+    """The tiles of a block, each with the same rows of an array that has the shape of the block."""
     first = 0
-    for part in parts(block, shape):
-        yield part, other[first : first + part.values.shape[0]]
-        first += part.values.shape[0]
+    for tile in tiles(block, shape):
+        yield tile, other[first : first + tile.values.shape[0]]
+        first += tile.values.shape[0]
 
 
 class Weighted(Method):
@@ -83,7 +77,7 @@ def scale(values: FloatArray, weight: float) -> None:
 
 
 def magnitudes(values: FloatArray) -> FloatArray:
-    """|Δ| of a part.
+    """|Δ| of a tile.
 
     Raises:
         FilterError: NaN or infinity.
@@ -97,107 +91,3 @@ def magnitudes(values: FloatArray) -> FloatArray:
 def summed(counts: Iterable[Counts]) -> Counts:
     """The sum of counts of one shape, at least one of them."""
     return reduce(np.add, counts)
-
-
-class Cut(NamedTuple):
-    """Which entries a share of the largest scores is: those above `score`, and the share `ties` of those that equal it.
-
-    A bfloat16 checkpoint has few distinct changes: in a real one, keeping ties together made 33% of a share of 20%.
-    Which of them are selected is decided by random bits, and a larger cut selects all that a smaller one does.
-    """
-
-    score: float
-    ties: float
-
-    def selects(self, scores: FloatArray, part: Part, tie_breaker: RandomBits) -> npt.NDArray[np.bool_]:
-        """Whether each entry of a part is selected."""
-        rounded = scores.astype(np.float32, copy=False)
-        if self.ties == 1.0:
-            return np.asarray(rounded >= self.score)
-        selected = np.asarray(rounded > self.score)
-        tied = rounded == self.score
-        if tied.any():
-            selected |= tied & (tie_breaker.at(part) < self.ties * 2.0**32)
-        return selected
-
-
-def cut_at(total: Callable[[Callable[[FloatArray], Counts]], Counts], share: float) -> Cut:
-    """The cut that selects the round(share·N) largest of N scores, in two readings and 512 KiB of memory.
-
-    The score is exact; scores are compared as float32. What is selected of equal scores is right on average.
-
-    Args:
-        total: adds up what its argument counts in every part of the scores.
-        share: in [0, 1].
-    """
-
-    def upper(scores: FloatArray) -> Counts:
-        return np.bincount((_keys(scores) >> 16).ravel(), minlength=_DIGIT)
-
-    def lower(scores: FloatArray) -> Counts:
-        keys = _keys(scores)
-        return np.bincount(keys[keys >> 16 == digit] & (_DIGIT - 1), minlength=_DIGIT)
-
-    counts = total(upper)
-    wanted = round(share * int(counts.sum()))
-    if wanted == 0:
-        return Cut(math.inf, 0.0)
-    digit, rest = _digit_of(counts, wanted)
-    counts = total(lower)
-    last, rest = _digit_of(counts, rest)
-    return Cut(_score_of(digit * _DIGIT + last), rest / int(counts[last]))
-
-
-def _digit_of(counts: Counts, wanted: int) -> tuple[int, int]:
-    """The digit of the entry that is `wanted`-th from the top, and its place among those that share the digit."""
-    from_top = np.cumsum(counts[::-1])
-    index = int(np.searchsorted(from_top, wanted))
-    return counts.size - 1 - index, wanted - int(from_top[index] - counts[::-1][index])
-
-
-def _keys(scores: FloatArray) -> Bits:
-    """Whole numbers in the order of the scores as float32; −0 counts as 0."""
-    bits = (scores.astype(np.float32) + np.float32(0.0)).view(np.uint32)
-    return np.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))
-
-
-def _score_of(key: int) -> float:
-    bits = key ^ (1 << 31) if key >> 31 else key ^ 0xFFFFFFFF
-    return float(np.array(bits, np.uint32).view(np.float32))
-
-
-def tie_breaker(name: str, shape: tuple[int, int]) -> RandomBits:
-    """What decides between equal scores of one tensor."""
-    return RandomBits(0, f"{name}, ties", shape)
-
-
-class RandomBits:
-    """32 random bits for each entry of a matrix, a function of seed, name and position alone.
-
-    Philox (Salmon et al. 2011) is a counter-based generator: the bits at a position are computed without those before
-    it, so that neither block sizes nor the order of the work change them.
-
-    Args:
-        seed: any whole number.
-        name: of the tensor.
-        shape: (m, n) of the matrix.
-    """
-
-    def __init__(self, seed: int, name: str, shape: tuple[int, int]) -> None:
-        digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
-        self._key = int.from_bytes(digest[:16], "little")
-        self._columns = shape[1]
-
-    def at(self, part: Part) -> Bits:
-        """The bits of the entries of a part, uint32, in its shape."""
-        height, width = part.values.shape
-        if width == self._columns:
-            return self._run(part.row * width, height * width).reshape(height, width)
-        starts = (part.row + row for row in range(height))
-        return np.stack([self._run(row * self._columns + part.column, width) for row in starts])
-
-    def _run(self, start: int, count: int) -> Bits:
-        skipped = start % _DRAWS_A_COUNTER
-        generator = np.random.Philox(key=self._key).advance(start // _DRAWS_A_COUNTER)
-        words = generator.random_raw((skipped + count + 1) // 2).astype("<u8", copy=False).view("<u4")
-        return words[skipped : skipped + count].astype(np.uint32, copy=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -51,17 +50,6 @@ class EntryTensor:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
-def name_and_content(path: Path, method: str) -> str:
-    """What identifies a file anywhere: a path says nothing on another machine, and what lies there may change.
-
-    Raises:
-        MethodError: there is no such file.
-    """
-    if not path.is_file():
-        raise MethodError(f"method {method!r}: there is no file {path}; make one with `deltamend calibrate`")
-    return f"{path.name} sha256:{_hashed(path, path.stat().st_mtime_ns)}"
-
-
 def _entry(path: Path, name: str) -> HeaderEntry:
     for entry in _header(path, path.stat().st_mtime_ns if path.exists() else 0).entries:
         if entry.name == name:
@@ -75,9 +63,3 @@ def _header(path: Path, mtime_ns: int) -> Header:  # noqa: ARG001 - read again w
         return read_header(path)
     except CheckpointError as error:
         raise MethodError(str(error)) from error
-
-
-@lru_cache(maxsize=4)
-def _hashed(path: Path, mtime_ns: int) -> str:  # noqa: ARG001 - read again when the file changes
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,8 +8,10 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from deltamend.methods.elementwise import Weighted, cut_at, magnitudes, parts_with, scale, summed, tie_breaker
+from deltamend.methods.elementwise import Weighted, magnitudes, scale, summed, tiles_with
+from deltamend.methods.largest_share import cut_at
 from deltamend.methods.method import Counts, KeptDelta, TensorContext
+from deltamend.methods.random_bits import tie_breaker
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
 
@@ -36,18 +38,18 @@ class Fapm(Weighted):
 
         def total(count: Callable[[FloatArray], Counts]) -> Counts:
             return summed(
-                count(fapm_score(part.values, base, mean))
+                count(fapm_score(tile.values, base, mean))
                 for block in delta
-                for part, base in parts_with(context.base.read(block.start, block.stop), block, delta.shape)
+                for tile, base in tiles_with(context.base.read(block.start, block.stop), block, delta.shape)
             )
 
         cut = cut_at(total, self.density)
         breaker = tie_breaker(context.name, delta.shape)
 
         def pruned(block: Block) -> FloatArray:
-            for part, base in parts_with(context.base.read(block.start, block.stop), block, delta.shape):
-                part.values[~cut.selects(fapm_score(part.values, base, mean), part, breaker)] = 0.0
-                scale(part.values, self.weight)
+            for tile, base in tiles_with(context.base.read(block.start, block.stop), block, delta.shape):
+                tile.values[~cut.selects(fapm_score(tile.values, base, mean), tile, breaker)] = 0.0
+                scale(tile.values, self.weight)
             return block.values
 
         return KeptDelta("filtered", "", pruned)

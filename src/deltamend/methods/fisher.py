@@ -10,8 +10,9 @@ from pydantic import Field, FilePath, field_serializer
 
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
 from deltamend.errors import FilterError
-from deltamend.methods.elementwise import parts
-from deltamend.methods.entry_file import EntryTensor, name_and_content
+from deltamend.methods.elementwise import tiles
+from deltamend.methods.entry_file import EntryTensor
+from deltamend.methods.file_parameters import name_and_content
 from deltamend.methods.method import KeptDelta, Method, TensorContext
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
@@ -52,7 +53,7 @@ class Fisher(Method):
         mean = _mean(ours)
 
         def weighted(block: Block) -> FloatArray:
-            for row, column, values in parts(block, delta.shape):
+            for row, column, values in tiles(block, delta.shape):
                 shape = (values.shape[0], values.shape[1])
                 importance = self.alpha * _squares(ours, row, column, shape)
                 other = (1.0 - self.alpha) * (mean if theirs is None else _squares(theirs, row, column, shape))

@@ -7,8 +7,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, FilePath, field_serializer
 
-from deltamend.methods.elementwise import Cut, parts, scale
-from deltamend.methods.entry_file import EntryTensor, name_and_content
+from deltamend.methods.elementwise import scale, tiles
+from deltamend.methods.entry_file import EntryTensor
+from deltamend.methods.file_parameters import name_and_content
+from deltamend.methods.largest_share import Cut
 from deltamend.methods.method import Deltas, KeptDelta, TensorContext
 from deltamend.methods.trimming import Trimmed
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
@@ -55,7 +57,7 @@ class Graft(Trimmed):
         mask = EntryTensor(self.mask, context, delta.shape, MASK_DTYPES)
 
         def grafted(block: Block) -> FloatArray:
-            for row, column, values in parts(block, delta.shape):
+            for row, column, values in tiles(block, delta.shape):
                 values[mask.read(row, column, (values.shape[0], values.shape[1])) == 0] = 0.0
                 scale(values, self.weight)
             return block.values

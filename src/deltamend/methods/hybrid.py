@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PlainSerializer, field_validator
-from pydantic.fields import FieldInfo
 
 from deltamend.errors import MethodError
-from deltamend.methods.entry_file import name_and_content
+from deltamend.methods.lookup import find_method, make_method, same_name
 from deltamend.methods.method import KeptDelta, Method, TensorContext
+from deltamend.methods.single_methods import single_methods
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
-from deltamend.spectrum.eigen import Workspace
+from deltamend.spectrum.decompositions import Workspace
 
 _DEFAULT_STEPS: tuple[dict[str, Any], ...] = ({"method": "dg-hard"}, {"method": "wise-ft"})
 
 
 def _names_and_contents(step: dict[str, Any]) -> dict[str, Any]:
-    return portable(step["method"], step)
+    return find_method(str(step.get("method")), single_methods()).portable(step)
 
 
 # On the step and not on the field, of which pydantic would forget that it is at its default.
@@ -63,6 +62,14 @@ class Hybrid(Method):
         """The methods of the steps, made."""
         return tuple(_made(step) for step in self.steps)
 
+    @classmethod
+    def portable_value(cls, key: str, value: Any) -> Any:
+        """See `Method.portable_value`; the files of each step are those of its method."""
+        tables = isinstance(value, list | tuple) and all(isinstance(one, dict) for one in value)
+        if key == "steps" and tables and not all("value" in one for one in value):
+            return [_names_and_contents(step) for step in value]
+        return super().portable_value(key, value)
+
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
         """Run the steps on one delta; see `Method.apply`."""
         kept = self.methods[0].apply(delta, context)
@@ -73,52 +80,20 @@ class Hybrid(Method):
         return kept
 
 
-def portable(method: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as they were given, but files by name and content, as the method itself writes them.
-
-    Args:
-        method: name of the method they belong to.
-        parameters: its own and others; also lists of {filter, value}, as `MethodChoice` takes them.
-
-    Raises:
-        MethodError: there is no such method, or no such file.
-    """
-    from deltamend.methods.registry import method_class  # late, as below
-
-    kind = method_class(method)
-    return {key: _portable_value(kind, key, value) for key, value in parameters.items()}
-
-
-def _portable_value(kind: type[Method], key: str, value: Any) -> Any:
-    if isinstance(value, list | tuple) and value and all(isinstance(one, dict) for one in value):
-        if all("value" in one for one in value):
-            return [{**one, "value": _portable_value(kind, key, one["value"])} for one in value]
-        if kind is Hybrid and key == "steps":
-            return [portable(str(step.get("method")), step) for step in value]
-    field = kind.model_fields.get(key)
-    is_file = field is not None and _is_path(field) and isinstance(value, str | Path)
-    return name_and_content(Path(value), kind.name) if is_file else value
-
-
-def _is_path(field: FieldInfo) -> bool:
-    """Whether it is a path, or a path or something else."""
-    kinds = (field.annotation, *get_args(field.annotation))
-    return any(getattr(kind, "__origin__", kind) is Path for kind in kinds)  # of what is annotated, too
-
-
 def _made(step: dict[str, Any]) -> Method:
-    # Late, because the registry lists this class.
-    from deltamend.methods.registry import get_method
-
     name = step.get("method")
     if not isinstance(name, str):
         raise ValueError(f"a step is {{method: NAME, …}}; got {step}")
+    refusal = f"{name} cannot be a step: it looks at more than one block of one tensor at a time"
+    if same_name(name, Hybrid.name):
+        raise ValueError(refusal)
     try:
-        method = get_method(name, {key: value for key, value in step.items() if key != "method"})
+        parameters = {key: value for key, value in step.items() if key != "method"}
+        method = make_method(find_method(name, single_methods()), name, parameters)
     except MethodError as error:
         raise ValueError(str(error)) from error
-    if method.whole_rows or getattr(method, "scope", "tensor") == "model" or isinstance(method, Hybrid):
-        raise ValueError(f"{name} cannot be a step: it looks at more than one block of one tensor at a time")
+    if method.whole_rows or getattr(method, "scope", "tensor") == "model":
+        raise ValueError(refusal)
     return method
 
 

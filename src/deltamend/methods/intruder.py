@@ -11,7 +11,7 @@ from scipy.linalg import eigh
 from deltamend.methods.finetuned_blocks import BaseOnly, FinetunedBlocks
 from deltamend.methods.method import KeptDelta, Method, TensorContext
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
-from deltamend.spectrum.eigen import gram
+from deltamend.spectrum.decompositions import gram
 from deltamend.spectrum.filter import filter_delta
 from deltamend.spectrum.thresholds import FixedRank
 

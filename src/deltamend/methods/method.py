@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from deltamend.methods.file_parameters import name_and_content, takes_a_file
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
-from deltamend.spectrum.eigen import Workspace
-from deltamend.spectrum.filter import SpectralFilter
+from deltamend.spectrum.decompositions import Workspace
+from deltamend.spectrum.kept_subspace import SpectralFilter
 
 Counts = npt.NDArray[np.int64]
 
@@ -153,6 +155,28 @@ class Method(BaseModel, ABC):
         """Name and the parameters that are not at their defaults, such as "wise-ft alpha=0.3"."""
         given: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
         return " ".join([self.name, *(f"{key}={value}" for key, value in given.items())])
+
+    @classmethod
+    def portable(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters as they were given, but files by name and content, as the method itself writes them.
+
+        Args:
+            parameters: those of the method and others, which are left alone; a value may also be a list of
+                {filter, value}, as `MethodChoice` takes them.
+
+        Raises:
+            MethodError: there is no such file.
+        """
+        return {key: cls.portable_value(key, value) for key, value in parameters.items()}
+
+    @classmethod
+    def portable_value(cls, key: str, value: Any) -> Any:
+        """One parameter of `portable`."""
+        if isinstance(value, list | tuple) and value and all(isinstance(one, dict) and "value" in one for one in value):
+            return [{**one, "value": cls.portable_value(key, one["value"])} for one in value]
+        field = cls.model_fields.get(key)
+        is_file = field is not None and takes_a_file(field) and isinstance(value, str | Path)
+        return name_and_content(Path(value), cls.name) if is_file else value
 
 
 def spectral_result(found: SpectralFilter) -> KeptDelta:

@@ -8,7 +8,7 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from deltamend.methods.elementwise import parts
+from deltamend.methods.elementwise import tiles
 from deltamend.methods.finetuned_blocks import FinetunedBlocks
 from deltamend.methods.method import KeptDelta, Method, TensorContext
 from deltamend.spectrum.blocks import Blocks
@@ -87,6 +87,6 @@ def rounding_floor(delta: Blocks, context: TensorContext) -> float:
     m, n = delta.shape
     total = 0.0
     for block in FinetunedBlocks(delta, context.base):
-        for part in parts(block, delta.shape):
-            total += float(np.sum(rounding_variance(part.values, context.stored_dtype)))
+        for tile in tiles(block, delta.shape):
+            total += float(np.sum(rounding_variance(tile.values, context.stored_dtype)))
     return math.sqrt(total / (m * n))

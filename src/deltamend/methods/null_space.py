@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.checkpoint.safetensors_header import Header, read_header
 from deltamend.errors import CheckpointError, FilterError, MethodError
-from deltamend.methods.entry_file import name_and_content
+from deltamend.methods.file_parameters import name_and_content
 from deltamend.methods.method import Counts, Deltas, KeptDelta, Method, TensorContext
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 

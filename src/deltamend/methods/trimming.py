@@ -9,14 +9,16 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from deltamend.methods.elementwise import Cut, Weighted, cut_at, magnitudes, parts, scale, summed, tie_breaker
+from deltamend.methods.elementwise import Weighted, magnitudes, scale, summed, tiles
+from deltamend.methods.largest_share import Cut, cut_at
 from deltamend.methods.method import Counts, Deltas, KeptDelta, TensorContext
+from deltamend.methods.random_bits import tie_breaker
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
 
 def count_magnitudes(delta: Blocks, count: Callable[[FloatArray], Counts]) -> Counts:
     """What `count` counts in the magnitudes of one delta."""
-    return summed(count(magnitudes(part.values)) for block in delta for part in parts(block, delta.shape))
+    return summed(count(magnitudes(tile.values)) for block in delta for tile in tiles(block, delta.shape))
 
 
 class Trimmed(Weighted):
@@ -46,9 +48,9 @@ class Trimmed(Weighted):
         breaker = tie_breaker(context.name, delta.shape)
 
         def trimmed(block: Block) -> FloatArray:
-            for part in parts(block, delta.shape):
-                part.values[~cut.selects(np.abs(part.values), part, breaker)] = 0.0
-                scale(part.values, self.weight)
+            for tile in tiles(block, delta.shape):
+                tile.values[~cut.selects(np.abs(tile.values), tile, breaker)] = 0.0
+                scale(tile.values, self.weight)
             return block.values
 
         return KeptDelta("filtered", "", trimmed)

@@ -23,9 +23,9 @@ from deltamend.checkpoint.architecture import (
     module_of,
     tied_head,
 )
+from deltamend.checkpoint.checkpoint_folder import Checkpoint
 from deltamend.checkpoint.dtypes import itemsize
 from deltamend.checkpoint.manifest import TensorRecord
-from deltamend.checkpoint.open import Checkpoint
 from deltamend.errors import OutputError, UsageError
 from deltamend.inputs.pairing import Pairing, TensorPair
 from deltamend.methods.method import Method
@@ -137,7 +137,7 @@ def _refuse(pair: TensorPair, method: Method | None) -> None:
             f"--as adapter: tensor {pair.name!r} has {pair.base.shape[0]} rows in BASE and {pair.finetuned.shape[0]} in "
             f"FINETUNED, and an adapter cannot resize it; {instead}"
         )
-    if pair.parts:
+    if pair.submatrices:
         raise UsageError(f"--as adapter: tensor {pair.name!r} is repaired in parts, which share no factors; {instead}")
     if is_expert(pair.name) and pair.action == "filter":
         raise UsageError(expert_refusal(pair.name))

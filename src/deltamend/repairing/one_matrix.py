@@ -12,18 +12,18 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from deltamend.checkpoint.dtypes import all_finite, is_float
-from deltamend.checkpoint.manifest import MatrixRepair, Outcome, PartRecord, SpectrumRecord
+from deltamend.checkpoint.manifest import MatrixOutcome, MatrixRepair, PartRecord, SpectrumRecord
 from deltamend.errors import FilterError
-from deltamend.inputs.pairing import Part, TensorPair
+from deltamend.inputs.pairing import Submatrix, TensorPair
 from deltamend.inputs.row_spans import RowSpans
 from deltamend.matrices.buffers import Array, Buffers, norm_squared, row_chunks
 from deltamend.matrices.delta import BaseBlocks, DeltaBlocks
 from deltamend.matrices.views import Matrix, SubMatrix
-from deltamend.methods.elementwise import RandomBits
 from deltamend.methods.method import Counts, KeptDelta, Method, Place, TensorContext
+from deltamend.methods.random_bits import RandomBits
 from deltamend.repairing.rounding import Rounding, round_for, rounding_bits
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
-from deltamend.spectrum.filter import SpectralFilter
+from deltamend.spectrum.kept_subspace import SpectralFilter
 
 Item = TypeVar("Item")
 
@@ -171,7 +171,7 @@ def repair_matrix(
             copy_rows(finetuned, (0, rows), sink, context.name, buffers)
         else:
             refuse_damaged((base, finetuned), context.name)
-        outcome: Outcome = "zero"
+        outcome: MatrixOutcome = "zero"
         kept = KeptDelta.identity("base and fine-tuned are equal")
         norms = Norms(unmoved=rows * base.shape[1])
     else:
@@ -209,14 +209,14 @@ def repair_parts(
     Returns:
         What was done over all, and for each part where there are several.
     """
-    if not pair.parts:
+    if not pair.submatrices:
         return repair_matrix(*sides, job, sink, buffers), ()
     done = []
-    for part in pair.parts:
+    for part in pair.submatrices:
         ours, theirs, own_job = open_part(sides, job, part, buffers)
         inner = _SubSink(sink, part.finetuned_rows, part.columns)
         done.append(PartRecord(label=part.label, **repair_matrix(ours, theirs, own_job, inner, buffers).model_dump()))
-    covered = sorted(span for part in pair.parts for span in part.finetuned_rows)
+    covered = sorted(span for part in pair.submatrices for span in part.finetuned_rows)
     position = 0
     for start, stop in [*covered, (sides[1].shape[0], sides[1].shape[0])]:
         if start > position:
@@ -227,7 +227,7 @@ def repair_parts(
     return _over_all(done, pair), tuple(done)
 
 
-def open_part(sides: tuple[Matrix, Matrix], job: Job, part: Part, buffers: Buffers) -> tuple[Matrix, Matrix, Job]:
+def open_part(sides: tuple[Matrix, Matrix], job: Job, part: Submatrix, buffers: Buffers) -> tuple[Matrix, Matrix, Job]:
     """Both sides of one part, and its job."""
     ours = SubMatrix(sides[0], part.base_rows, part.columns, buffers, "base-part")
     theirs = SubMatrix(sides[1], part.finetuned_rows, part.columns, buffers, "finetuned-part")
@@ -370,7 +370,7 @@ class _Part:
     """What is the same for every part of one matrix while it is written."""
 
     name: str
-    outcome: Outcome
+    outcome: MatrixOutcome
     dtype: np.dtype[Any]
     bits: RandomBits | None
     buffers: Buffers

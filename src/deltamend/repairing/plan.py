@@ -17,25 +17,21 @@ from typing import Any, get_args
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from deltamend.checkpoint.checkpoint_folder import Checkpoint
 from deltamend.checkpoint.dtypes import FLOAT_NAMES, OUT_DTYPES
+from deltamend.checkpoint.file_names import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from deltamend.checkpoint.hashing import hash_file
 from deltamend.checkpoint.layout import Layout, plan_layout
 from deltamend.checkpoint.manifest import Output
-from deltamend.checkpoint.open import CONFIG_FILE, Checkpoint
-from deltamend.checkpoint.sidecars import (
-    ADAPTER_CONFIG_FILE,
-    LeftOut,
-    Sidecar,
-    list_sidecars,
-    with_tokenizer_of,
-)
-from deltamend.checkpoint.work_folder import check_output
+from deltamend.checkpoint.output_place import check_output
+from deltamend.checkpoint.sidecars import LeftOut, Sidecar, list_sidecars, with_tokenizer_of
 from deltamend.errors import CheckpointError, UsageError
-from deltamend.inputs.load import open_pair
+from deltamend.inputs.open_models import open_pair
 from deltamend.inputs.pairing import Pairing, TensorPair
 from deltamend.matrices.delta import BLOCK_ELEMENTS
-from deltamend.methods.hybrid import Hybrid, portable
+from deltamend.methods.hybrid import Hybrid
 from deltamend.methods.method import Method
+from deltamend.methods.registry import method_class
 from deltamend.repairing.adapter_layout import AdapterPlan, plan_adapter
 from deltamend.repairing.rounding import Rounding
 from deltamend.repairing.rules import MethodChoice, Rule, Vectors
@@ -99,7 +95,9 @@ class RepairPlan:
             "options": self.described_options,
             "base_name": None if self.adapter is None else self.adapter.base_name,
             "sidecars": [(sidecar.name, hash_file(sidecar.source, sidecar.name).sha256) for sidecar in self.sidecars],
-            "parts": [(pair.name, pair.rows, [astuple(part) for part in pair.parts]) for pair in self.pairing.pairs],
+            "parts": [
+                (pair.name, pair.rows, [astuple(part) for part in pair.submatrices]) for pair in self.pairing.pairs
+            ],
         }
         for side, checkpoint in (("base", self.base), ("finetuned", self.finetuned)):
             tensors = sorted(checkpoint.tensors.values(), key=lambda tensor: tensor.name)
@@ -256,7 +254,7 @@ def _described_rule(rule: Rule, default: str) -> dict[str, Any]:
     """A rule for the manifest, which holds no path of anybody's machine; without a method it is of the default one."""
     described = rule.model_dump(exclude_defaults=True)
     if rule.parameters:
-        described["parameters"] = portable(rule.method or default, rule.parameters)
+        described["parameters"] = method_class(rule.method or default).portable(rule.parameters)
     return described
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.matrices.buffers import Array
-from deltamend.methods.elementwise import Part, RandomBits
+from deltamend.methods.elementwise import Tile
+from deltamend.methods.random_bits import RandomBits
 
 Rounding = Literal["nearest", "stochastic"]
 
@@ -43,7 +44,7 @@ def round_for(
     """
     if bits is not None and dtype in (_BF16, _F16):
         single = _to_odd(values) if values.dtype == _F64 else values
-        drawn = bits.at(Part(at[0], at[1], values))
+        drawn = bits.at(Tile(at[0], at[1], values))
         return _stochastic(single, drawn, _BF16_DROPPED if dtype == _BF16 else _F16_DROPPED, narrow=dtype == _F16)
     return _to_odd(values) if values.dtype == _F64 and dtype == _BF16 else values
 

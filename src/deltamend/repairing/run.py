@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deltamend.checkpoint.architecture import is_expert
+from deltamend.checkpoint.checkpoint_folder import Checkpoint, StoredTensor
 from deltamend.checkpoint.dtypes import CONFIG_NAMES
+from deltamend.checkpoint.file_names import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    CARD_FILE,
+    CONFIG_FILE,
+    FINETUNED_CARD_FILE,
+    INDEX_FILE,
+    MANIFEST_FILE,
+)
 from deltamend.checkpoint.hashing import hash_alike, hash_file, tensor_hash
 from deltamend.checkpoint.layout import ShardLayout
 from deltamend.checkpoint.manifest import (
@@ -34,18 +44,12 @@ from deltamend.checkpoint.manifest import (
     encode_manifest,
 )
 from deltamend.checkpoint.model_card import license_of_card, render_model_card
-from deltamend.checkpoint.open import CONFIG_FILE, INDEX_FILE, Checkpoint, StoredTensor
-from deltamend.checkpoint.sidecars import (
-    ADAPTER_CONFIG_FILE,
-    ADAPTER_FILE,
-    CARD_FILE,
-    FINETUNED_CARD_FILE,
-    MANIFEST_FILE,
-)
+from deltamend.checkpoint.output_place import check_output
+from deltamend.checkpoint.shard_writer import ShardWriter
 from deltamend.checkpoint.verification import verify
-from deltamend.checkpoint.work_folder import ShardWriter, WorkFolder, check_output, remove_leftovers
+from deltamend.checkpoint.work_folder import WorkFolder, remove_leftovers
 from deltamend.errors import UsageError
-from deltamend.inputs.pairing import Part, TensorPair
+from deltamend.inputs.pairing import Submatrix, TensorPair
 from deltamend.machine.threads import one_thread_each
 from deltamend.matrices.buffers import Buffers, row_chunks, same_bytes
 from deltamend.matrices.views import Matrix, StoredMatrix
@@ -315,7 +319,7 @@ class _Run:
         """Let every method look at all deltas it is going to be given."""
         for method in set(self._plan.methods.values()):
             pairs = [pair for pair in self._plan.pairing.pairs if self._plan.methods.get(pair.name) == method]
-            items = [(pair, part) for pair in pairs for part in pair.parts or (None,)]
+            items = [(pair, part) for pair in pairs for part in pair.submatrices or (None,)]
             self._surveyed[method] = method.survey(Survey(items, self._open_part, self._buffers, self._map))
 
     def repair_tensors(self) -> tuple[TensorRecord, ...]:
@@ -449,7 +453,7 @@ class _Run:
         base, finetuned, job = self._open(pair)
         return repair_parts((base, finetuned), pair, job, sink, self._buffers())
 
-    def _open_part(self, item: tuple[TensorPair, Part | None]) -> tuple[Matrix, Matrix, Job]:
+    def _open_part(self, item: tuple[TensorPair, Submatrix | None]) -> tuple[Matrix, Matrix, Job]:
         """The same for one part of a tensor, or for all of it."""
         pair, part = item
         base, finetuned, job = self._open(pair)

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from deltamend.checkpoint.checkpoint_folder import StoredTensor
 from deltamend.checkpoint.dtypes import FLOAT_NAMES, NUMPY_DTYPES, all_finite, itemsize
+from deltamend.checkpoint.file_names import ADAPTER_FILE
 from deltamend.checkpoint.hashing import tensor_hash
 from deltamend.checkpoint.layout import ShardLayout
 from deltamend.checkpoint.manifest import AdapterRecord, TensorRecord
-from deltamend.checkpoint.open import StoredTensor
 from deltamend.checkpoint.safetensors_header import encode_header
-from deltamend.checkpoint.sidecars import ADAPTER_FILE
-from deltamend.checkpoint.work_folder import ShardWriter
+from deltamend.checkpoint.shard_writer import ShardWriter
 from deltamend.errors import FilterError, OutputError
 from deltamend.inputs.pairing import TensorPair
 from deltamend.matrices.buffers import Array, bytes_of, norm_squared, row_chunks
@@ -29,7 +29,7 @@ from deltamend.repairing.adapter_layout import PREFIX, AdapterPlan, arrange
 from deltamend.repairing.one_matrix import Norms
 from deltamend.repairing.to_checkpoint import FileSink
 from deltamend.spectrum.blocks import FloatArray
-from deltamend.spectrum.filter import SpectralFilter
+from deltamend.spectrum.kept_subspace import SpectralFilter
 
 _SLICE_ELEMENTS = 1 << 21
 """Entries of a factor handled at a time: 16 MiB in fp64."""

@@ -7,10 +7,10 @@ from concurrent.futures import CancelledError
 
 import xxhash
 
+from deltamend.checkpoint.checkpoint_folder import StoredTensor
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.checkpoint.hashing import tensor_hash
-from deltamend.checkpoint.open import StoredTensor
-from deltamend.checkpoint.work_folder import ShardWriter
+from deltamend.checkpoint.shard_writer import ShardWriter
 from deltamend.matrices.buffers import Array, bytes_of
 from deltamend.matrices.views import StoredMatrix
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from deltamend.checkpoint.checkpoint_folder import StoredTensor
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES, all_finite
 from deltamend.checkpoint.manifest import MatrixRepair
-from deltamend.checkpoint.open import StoredTensor, refuse_quantised
+from deltamend.checkpoint.quantised import refuse_quantised
 from deltamend.errors import FilterError, UsageError
-from deltamend.inputs.pairing import Part, TensorPair, pair_tensors
+from deltamend.inputs.pairing import Submatrix, TensorPair, pair_tensors
 from deltamend.machine.threads import one_thread_each
 from deltamend.matrices.buffers import Array, Buffers
 from deltamend.matrices.views import Matrix, MemoryMatrix, StoredMatrix
@@ -110,7 +111,7 @@ def repair_state_dict(
         job = Job(pair.name, rows, method, device, surveyed.get(method), inputs_of=pair.inputs_of)
         return ours, theirs, job
 
-    def opened_part(item: tuple[TensorPair, Part | None]) -> tuple[Matrix, Matrix, Job]:
+    def opened_part(item: tuple[TensorPair, Submatrix | None]) -> tuple[Matrix, Matrix, Job]:
         pair, part = item
         ours, theirs, job = opened(pair)
         return (ours, theirs, job) if part is None else open_part((ours, theirs), job, part, buffers)
@@ -122,7 +123,7 @@ def repair_state_dict(
     with one_thread_each():
         for chosen in set(methods.values()):
             own = [pair for pair in pairs if methods.get(pair.name) == chosen]
-            items = [(pair, part) for pair in own for part in pair.parts or (None,)]
+            items = [(pair, part) for pair in own for part in pair.submatrices or (None,)]
             surveyed[chosen] = chosen.survey(Survey(items, opened_part, lambda: buffers, one_by_one))
         for pair in pairs:
             if pair.name not in methods:

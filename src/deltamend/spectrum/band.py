@@ -22,10 +22,10 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from deltamend.spectrum import lapack
+from deltamend.spectrum import blas, lapack
 from deltamend.spectrum.blocks import FloatArray
-from deltamend.spectrum.eigen import Gram, Tridiagonal, UnsureError, Workspace, checked_ritz
-from deltamend.spectrum.lapack import LapackError
+from deltamend.spectrum.decompositions import Gram, Tridiagonal, UnsureError, Workspace, checked_ritz
+from deltamend.spectrum.fortran_calls import LapackError
 
 WIDTH = 64
 _LEADING_SIZES = (640, 1024, 1536)  # of the leading submatrix
@@ -65,12 +65,12 @@ def reduce_to_band(square: FloatArray, workspace: Workspace) -> _Reflectors:
         _unit_lower(panel, v)
         t = lapack.larft(v, tau)
         # QᵀAQ = A − V·Zᵀ − Z·Vᵀ with Y = A·V·T and Z = Y − ½·V·(Tᵀ·Vᵀ·Y).
-        lapack.symm(rest, v, y)
-        lapack.trmm(t, y)
+        blas.symm(rest, v, y)
+        blas.trmm(t, y)
         middle = np.empty((WIDTH, WIDTH), dtype, order="F")
-        lapack.gemm(v.T, y, middle)
-        lapack.gemm(v, np.asfortranarray(t.T @ middle), y, alpha=-0.5, beta=1.0)
-        lapack.syr2k(v, y, rest, alpha=-1.0)
+        blas.gemm(v.T, y, middle)
+        blas.gemm(v, np.asfortranarray(t.T @ middle), y, alpha=-0.5, beta=1.0)
+        blas.syr2k(v, y, rest, alpha=-1.0)
         triangles.append(t)
     return _Reflectors(square, triangles)
 
@@ -90,9 +90,9 @@ def apply_q(reflectors: _Reflectors, vectors: FloatArray, rows: int) -> None:
         part = v[below:]
         _unit_lower(square[below:, below - WIDTH : below], part)
         coefficients = np.empty((WIDTH, vectors.shape[1]), square.dtype, order="F")
-        lapack.gemm(part.T, vectors[below:], coefficients)
+        blas.gemm(part.T, vectors[below:], coefficients)
         coefficients = np.asfortranarray(triangles[index] @ coefficients)
-        lapack.gemm(part, coefficients, vectors[below:], alpha=-1.0, beta=1.0)
+        blas.gemm(part, coefficients, vectors[below:], alpha=-1.0, beta=1.0)
 
 
 class BlockTridiagonal:

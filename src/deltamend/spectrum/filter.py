@@ -17,176 +17,27 @@ block by block. The route and its safeguards are ours:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
 
 import numpy as np
 
 from deltamend.errors import FilterError
-from deltamend.spectrum.band import Band
-from deltamend.spectrum.blocks import ArrayBlocks, Block, Blocks, FloatArray
-from deltamend.spectrum.eigen import Decomposition, Gram, Tridiagonal, UnsureError, Workspace, by_svd, by_torch, gram
-from deltamend.spectrum.lapack import LapackError, column_major, gemm
+from deltamend.spectrum.blocks import Blocks, FloatArray
+from deltamend.spectrum.checked_blocks import CheckedBlocks, checked_blocks_of
+from deltamend.spectrum.decompositions import Decomposition, UnsureError, Workspace
+from deltamend.spectrum.fortran_calls import LapackError
+from deltamend.spectrum.kept_subspace import FilterOutcome, SpectralFilter
+from deltamend.spectrum.routes import ALL_ROUTES, Route, ZeroDelta, routes_for
 from deltamend.spectrum.shrinkers import Shrinker
 from deltamend.spectrum.thresholds import Threshold, ThresholdRule
 
-Outcome = Literal["zero", "filtered", "all-kept", "none-kept", "no-noise-floor"]
-
-_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _SINGLE = float(np.finfo(np.float32).eps)
 # Errors of G in units of ε·σ₁², seen from its eigenvectors, are below 8/p (measured for p from 10 to 2048): the first
 # limit keeps the relative error of σ at the level that decides below 1e-5, the second that of Δ* below 1e-5.
 _SQUARING_LIMIT, _FULL_SQUARING_LIMIT_FROM = 2.5e-3, 1024
 _GRAM_ERROR, _ROTATION_LIMIT = 12.0, 3e-6
 _NEAR_TAU_SINGLE, _NEAR_TAU_DOUBLE = 1e-5, 1e-6
-# Energies of which no part that matters underflows or overflows when squared again.
-_SAFE_ENERGY = {np.dtype(np.float32): (1e-20, 1e35), np.dtype(np.float64): (1e-260, 1e260)}
-_PROJECTION_STEP = 4096
-_BAND_FROM = 2304  # shorter side from which the band route is faster, measured on an AMD Zen 4 with OpenBLAS
 _NO_THRESHOLD = Threshold(0.0, None)
-
-
-@dataclass(frozen=True)
-class SpectralFilter:
-    """What the filter found, and the map from blocks of Δ to blocks of Δ*.
-
-    Attributes:
-        shape: (m, n) of the delta.
-        outcome: "zero": Δ is exactly 0. "filtered": a part of Δ is kept. "all-kept": every singular value that is not
-            zero to rounding is above τ, so Δ* = Δ. "none-kept": Δ ≠ 0 and nothing is above τ, so Δ* = 0.
-            "no-noise-floor": the median is too small to be measured, Δ* = Δ.
-        rank: number of singular values kept; min(m, n) where Δ is kept whole.
-        threshold: τ; 0 where no threshold was found.
-        noise: standard deviation of one entry of the noise, or None.
-        median: median singular value, None if the rule did not ask for it.
-        largest: σ₁.
-        singular_values: the kept ones, float64 (rank,), descending; empty for outcomes without a basis.
-        gains: η(σ)/σ, float64 (rank,); ones for hard thresholding.
-        energy: ‖Δ‖_F².
-        kept_energy: ‖Δ*‖_F².
-        basis: (min(m, n), rank), orthonormal, column-major, in the dtype of the delta; None where Δ* is Δ or 0.
-        route: how it was computed, such as "tridiagonal-float64".
-        tie: a singular value is so near τ that two exact SVD libraries may differ on it.
-        reason: one sentence where there is something to say: why a slower route was taken, why Δ was kept. Else "".
-    """
-
-    shape: tuple[int, int]
-    outcome: Outcome
-    rank: int
-    threshold: float
-    noise: float | None
-    median: float | None
-    largest: float
-    singular_values: FloatArray
-    gains: FloatArray
-    energy: float
-    kept_energy: float
-    basis: FloatArray | None
-    route: str
-    tie: bool
-    reason: str
-
-    @property
-    def wide(self) -> bool:
-        """Whether blocks are columns (m ≤ n) and the basis holds left vectors; else rows, and right vectors."""
-        return self.shape[0] <= self.shape[1]
-
-    def apply(self, block: FloatArray, out: FloatArray | None = None) -> FloatArray:
-        """The block of Δ* that belongs to a block of Δ.
-
-        Args:
-            block: columns (m, any) of Δ where m ≤ n, rows (any, n) where m > n; float32 or float64.
-            out: where to put it, same shape and dtype, row- or column-major; may be `block` itself.
-
-        Returns:
-            `out` if given; else `block` itself where Δ* = Δ, else a new array.
-
-        Raises:
-            ValueError: a shape or dtype does not fit.
-        """
-        self._check_block(block, out)
-        if self.outcome in ("all-kept", "no-noise-floor"):
-            if out is None:
-                return block
-            np.copyto(out, block)
-            return out
-        if out is None:
-            out = np.empty(block.shape, block.dtype)
-        if self.basis is None:
-            out.fill(0)
-        elif self.wide:
-            _project(self.basis, self.gains, block, out)
-        else:
-            _project(self.basis, self.gains, block.T, out.T)
-        return out
-
-    def _check_block(self, block: FloatArray, out: FloatArray | None) -> None:
-        axis = 0 if self.wide else 1
-        if block.ndim != 2 or block.shape[axis] != self.shape[axis]:
-            raise ValueError(f"a block of shape {block.shape} does not belong to a delta of shape {self.shape}")
-        if out is not None and (out.shape != block.shape or out.dtype != block.dtype):
-            raise ValueError(f"out is {out.dtype} {out.shape}, but the block is {block.dtype} {block.shape}")
-
-    def dense(self, delta: FloatArray) -> FloatArray:
-        """Δ* for a delta (m, n) in memory; `delta` itself where Δ* = Δ.
-
-        Raises:
-            ValueError: the shape does not fit.
-        """
-        if delta.shape != self.shape:
-            raise ValueError(f"a delta of shape {delta.shape} was given to a filter of shape {self.shape}")
-        return self.apply(delta)
-
-    def coefficients(self, block: FloatArray) -> FloatArray:
-        """The kept vectors' share of a block: U_kᵀ·block where m ≤ n, V_kᵀ·blockᵀ where m > n.
-
-        Args:
-            block: as `apply` takes it.
-
-        Returns:
-            Shape (rank, length of the block), in the dtype of the basis.
-
-        Raises:
-            ValueError: the shape does not fit, or there is no basis.
-        """
-        self._check_block(block, None)
-        if self.basis is None:
-            raise ValueError(f"the outcome is {self.outcome}: there is no basis")
-        values = block if self.wide else block.T
-        found = np.empty((self.rank, values.shape[1]), self.basis.dtype)
-        gemm(self.basis.T, _usable(values, self.basis.dtype), found)
-        return found
-
-    def factors(self, delta: FloatArray | Blocks) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Δ* = U_k·diag(s_k)·Vt_k, for storing it as an adapter.
-
-        The vectors of the longer side are Δᵀu/σ, which squaring leaves orthogonal to about ε·(σ₁/σ_k)².
-
-        Args:
-            delta: the delta (m, n) that was filtered.
-
-        Returns:
-            U (m, rank), singular values after shrinking (rank,) float64, Vt (rank, n); vectors in the dtype of the delta.
-
-        Raises:
-            ValueError: Δ* = Δ is not low-rank by this filter (outcome "all-kept" or "no-noise-floor").
-        """
-        if self.outcome in ("all-kept", "no-noise-floor"):
-            raise ValueError(f"the outcome is {self.outcome}: Δ is kept whole and has no factors")
-        blocks = _as_blocks(delta)
-        m, n = self.shape
-        if blocks.shape != self.shape:
-            raise ValueError(f"a delta of shape {blocks.shape} was given to a filter of shape {self.shape}")
-        if self.basis is None:
-            return np.zeros((m, 0), np.float32), np.zeros(0), np.zeros((0, n), np.float32)
-        long = np.empty((self.rank, max(m, n)), self.basis.dtype)
-        for block in blocks:
-            long[:, block.start : block.stop] = self.coefficients(block.values)
-        long /= self.singular_values[:, None].astype(long.dtype)
-        strengths = self.singular_values * self.gains
-        return (self.basis, strengths, long) if self.wide else (long.T, strengths, self.basis.T)
 
 
 def filter_delta(
@@ -222,10 +73,10 @@ def filter_delta(
             that they cannot be squared in float64; the rule gives a threshold that is not a number, or no noise level
             for the shrinker; or no route gave a checked answer.
     """
-    blocks = _as_blocks(delta)
+    blocks = checked_blocks_of(delta)
     job = _Job(blocks, rule, shrinker, workspace or Workspace())
     given_up: list[str] = []
-    for route in _routes(blocks.shape, device) if _route is None else [_ALL_ROUTES[_route]]:
+    for route in routes_for(blocks.shape, device) if _route is None else [ALL_ROUTES[_route]]:
         try:
             return _attempt(job, route, " ".join(given_up))
         except (UnsureError, LapackError) as error:
@@ -237,131 +88,14 @@ def filter_delta(
 class _Job:
     """What `filter_delta` was asked."""
 
-    blocks: _CheckedBlocks
+    blocks: CheckedBlocks
     rule: ThresholdRule
     shrinker: Shrinker | None
     workspace: Workspace
 
 
-class _CheckedBlocks:
-    """Blocks that are as the contract says, or a `FilterError`; remembers the roundoff of their dtype."""
-
-    def __init__(self, inner: Blocks) -> None:
-        self._inner = inner
-        self.shape = inner.shape
-        self.roundoff = 0.0
-
-    def __iter__(self) -> Iterator[Block]:
-        m, n = self.shape
-        position = 0
-        for block in self._inner:
-            expected = (m, block.stop - block.start) if m <= n else (block.stop - block.start, n)
-            if block.start != position or block.values.shape != expected:
-                raise FilterError(
-                    f"a block of shape {block.values.shape} at {block.start}:{block.stop} does not follow"
-                )
-            if block.values.dtype not in _DTYPES:
-                raise FilterError(f"expected float32 or float64 in native byte order; got {block.values.dtype}")
-            self.roundoff = max(self.roundoff, float(np.finfo(block.values.dtype).eps))
-            position = block.stop
-            yield block
-        if position != max(m, n):
-            raise FilterError(f"the blocks end at {position} of {max(m, n)}")
-
-
-def _as_blocks(delta: FloatArray | Blocks) -> _CheckedBlocks:
-    if isinstance(delta, np.ndarray) and delta.ndim != 2:
-        raise FilterError(f"expected a matrix; got an array of shape {delta.shape}")
-    blocks = _CheckedBlocks(ArrayBlocks(delta) if isinstance(delta, np.ndarray) else delta)
-    if min(blocks.shape) < 1:
-        raise FilterError(f"expected a non-empty matrix; got shape {blocks.shape}")
-    return blocks
-
-
-class _ZeroDelta(Exception):  # noqa: N818 - an outcome, not an error
-    """Every entry is exactly 0."""
-
-
 class _NoNoiseFloor(Exception):  # noqa: N818 - an outcome, not an error
     """The median cannot be measured."""
-
-
-@dataclass(frozen=True)
-class _Route:
-    """A way to decompose: `run` gives the decomposition and ‖Δ‖_F²."""
-
-    name: str
-    run: Callable[[_CheckedBlocks, Workspace], tuple[Decomposition, float]]
-
-
-def _by_gram(
-    blocks: _CheckedBlocks,
-    workspace: Workspace,
-    dtype: type[np.float32 | np.float64],
-    decompose: Callable[[Gram, Workspace], Decomposition],
-) -> tuple[Decomposition, float]:
-    square = gram(blocks, dtype, workspace)
-    _check_energy(square.energy, blocks, np.dtype(dtype))
-    return decompose(square, workspace), square.energy
-
-
-def _svd(blocks: _CheckedBlocks, _: Workspace) -> tuple[Decomposition, float]:
-    decomposition = by_svd(blocks)
-    energy = float(np.sum(decomposition.values() ** 2))
-    _check_energy(energy, blocks, np.dtype(np.float64))
-    return decomposition, energy
-
-
-def _torch(blocks: _CheckedBlocks, _: Workspace, device: str) -> tuple[Decomposition, float]:
-    decomposition, energy = by_torch(blocks, device)
-    _check_energy(energy, blocks, np.dtype(np.float64))
-    return decomposition, energy
-
-
-_ALL_ROUTES = {
-    route.name: route
-    for route in (
-        _Route("band-float32", partial(_by_gram, dtype=np.float32, decompose=Band)),
-        _Route("band-float64", partial(_by_gram, dtype=np.float64, decompose=Band)),
-        _Route("tridiagonal-float32", partial(_by_gram, dtype=np.float32, decompose=Tridiagonal)),
-        _Route("tridiagonal-float64", partial(_by_gram, dtype=np.float64, decompose=Tridiagonal)),
-        _Route("svd-float64", _svd),
-        _Route("torch-eigh", partial(_torch, device="cpu")),
-    )
-}
-
-
-def _routes(shape: tuple[int, int], device: str) -> list[_Route]:
-    """The routes to try, in order."""
-    if device != "cpu":
-        return [_Route("torch-eigh", partial(_torch, device=device)), _ALL_ROUTES["svd-float64"]]
-    reduction = "band" if min(shape) >= _BAND_FROM else "tridiagonal"
-    return [_ALL_ROUTES[name] for name in (f"{reduction}-float32", f"{reduction}-float64", "svd-float64")]
-
-
-def _check_energy(energy: float, blocks: _CheckedBlocks, dtype: np.dtype[np.floating]) -> None:
-    """Refuse what is not finite, see a zero delta, and refuse squares that underflow or overflow.
-
-    Raises:
-        FilterError: NaN or infinity, or entries beyond what float64 can square.
-        UnsureError: entries beyond what float32 can square.
-    """
-    low, high = _SAFE_ENERGY[dtype]
-    if low <= energy <= high:
-        return
-    largest = 0.0
-    for start, _, values in blocks:
-        bad = np.argwhere(~np.isfinite(values))
-        if bad.size:
-            offset = (0, start) if blocks.shape[0] <= blocks.shape[1] else (start, 0)
-            row, column = (int(index) + add for index, add in zip(bad[0], offset, strict=True))
-            raise FilterError(f"the delta holds {values[tuple(bad[0])]} at row {row}, column {column}")
-        largest = max(largest, float(np.max(np.abs(values))))
-    if largest == 0.0:
-        raise _ZeroDelta
-    if dtype == np.dtype(np.float32):
-        raise UnsureError(f"squares of entries up to {largest:.3g} leave the range of float32")
-    raise FilterError(f"squares of entries up to {largest:.3g} leave the range of float64; scale the delta first")
 
 
 class _LazySpectrum:
@@ -407,7 +141,7 @@ class _LazySpectrum:
         return level <= floor
 
 
-def _attempt(job: _Job, route: _Route, given_up: str) -> SpectralFilter:
+def _attempt(job: _Job, route: Route, given_up: str) -> SpectralFilter:
     """The filter by one route.
 
     Raises:
@@ -416,7 +150,7 @@ def _attempt(job: _Job, route: _Route, given_up: str) -> SpectralFilter:
     """
     try:
         decomposition, energy = route.run(job.blocks, job.workspace)
-    except _ZeroDelta:
+    except ZeroDelta:
         return _Draft(job.blocks.shape, 0.0, None, 0.0, route.name).without_basis("zero", "Δ is exactly 0.")
     spectrum = _LazySpectrum(job.blocks.shape, energy, decomposition, job.blocks.roundoff)
     try:
@@ -450,7 +184,7 @@ class _Draft:
     threshold: Threshold = _NO_THRESHOLD
     given_up: str = ""
 
-    def without_basis(self, outcome: Outcome, reason: str = "", tie: bool = False) -> SpectralFilter:
+    def without_basis(self, outcome: FilterOutcome, reason: str = "", tie: bool = False) -> SpectralFilter:
         """Δ* is Δ or 0."""
         keeps = outcome in ("all-kept", "no-noise-floor")
         rank = min(self.shape) if keeps else 0
@@ -464,7 +198,7 @@ class _Draft:
 
     def _build(
         self,
-        outcome: Outcome,
+        outcome: FilterOutcome,
         rank: int,
         spectrum: tuple[FloatArray, FloatArray],
         kept_energy: float,
@@ -562,27 +296,3 @@ def _gains(shrinker: Shrinker | None, values: FloatArray, shape: tuple[int, int]
     if gains.shape != values.shape or not np.all(np.isfinite(gains)):
         raise FilterError(f"{shrinker!r} gave singular values that are not finite, or not one for each")
     return gains
-
-
-def _project(basis: FloatArray, gains: FloatArray, block: FloatArray, out: FloatArray) -> None:
-    """Compute out ← U·diag(gains)·Uᵀ·block for block and out of shape (p, length), a piece of the length at a time.
-
-    A piece of `out` is written when the same piece of `block` has been read for the last time, so they may be one array.
-    """
-    weighted = basis if np.all(gains == 1.0) else basis * gains.astype(basis.dtype)
-    for start in range(0, block.shape[1], _PROJECTION_STEP):
-        part = slice(start, start + _PROJECTION_STEP)
-        source = _usable(block[:, part], basis.dtype)
-        coefficients = np.empty((basis.shape[1], source.shape[1]), basis.dtype, order="F")
-        gemm(basis.T, source, coefficients)
-        if out.dtype == basis.dtype:
-            gemm(weighted, coefficients, out[:, part])
-        else:
-            out[:, part] = weighted @ coefficients
-
-
-def _usable(values: FloatArray, dtype: np.dtype[np.floating]) -> FloatArray:
-    """`values` in `dtype` and row- or column-major; itself where it already is."""
-    if values.dtype == dtype and (column_major(values) or column_major(values.T)):
-        return values
-    return np.array(values, dtype, order="K" if values.dtype != dtype else "F")

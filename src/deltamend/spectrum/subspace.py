@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from deltamend.spectrum.blocks import ArrayBlocks, Blocks, FloatArray
-from deltamend.spectrum.eigen import Tridiagonal, UnsureError, Workspace, by_svd, gram
-from deltamend.spectrum.lapack import LapackError
+from deltamend.spectrum.decompositions import Tridiagonal, UnsureError, Workspace, by_svd, gram
+from deltamend.spectrum.fortran_calls import LapackError
 
 # Of which neither the squares nor the squares of their rounding leave the range of the dtype.
 _SAFE_ENERGY = {np.dtype(np.float32): (1e-12, 1e15), np.dtype(np.float64): (0.0, 1e150)}

@@ -20,7 +20,7 @@ from deltamend.checkpoint.manifest import Manifest
 from deltamend.diagnosis.groups import grouped
 from deltamend.diagnosis.update import diagnose
 from deltamend.evaluation.backend import best_device
-from deltamend.inputs.load import model_folder
+from deltamend.inputs.open_models import model_folder
 from deltamend.inputs.smollm2 import smollm2_folder, unpack_smollm2
 from deltamend.machine.atomic import publish, remove, write_whole
 from deltamend.machine.cache import default_cache_dir

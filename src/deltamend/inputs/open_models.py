@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from deltamend.checkpoint.open import WEIGHTS_FILE, Checkpoint, open_folder, refuse_quantised
+from deltamend.checkpoint.checkpoint_folder import Checkpoint, open_folder
+from deltamend.checkpoint.file_names import WEIGHTS_FILE
+from deltamend.checkpoint.quantised import refuse_quantised
 from deltamend.errors import CheckpointError
-from deltamend.inputs.align import align_base
+from deltamend.inputs.alignment import align_base
+from deltamend.inputs.fp8_weights import present_dequantised
 from deltamend.inputs.hub import fetch, is_hub_id
 from deltamend.inputs.lora import add_adapter
 from deltamend.inputs.pairing import Pairing, pair_tensors
-from deltamend.inputs.scaled import present_dequantised
 from deltamend.inputs.vocabulary import shared_rows
 
 

@@ -11,11 +11,12 @@ from typing import Any
 from pydantic import Field
 
 from deltamend.checkpoint.architecture import architecture_of, is_expert, kind_of, leaf_of, tied_head
-from deltamend.checkpoint.open import CONFIG_FILE, StoredTensor, open_folder, read_json
+from deltamend.checkpoint.checkpoint_folder import StoredTensor, open_folder
+from deltamend.checkpoint.file_names import ADAPTER_CONFIG_FILE, CONFIG_FILE
+from deltamend.checkpoint.json_file import read_json
 from deltamend.checkpoint.safetensors_header import read_header
-from deltamend.checkpoint.sidecars import ADAPTER_CONFIG_FILE
 from deltamend.errors import CheckpointError
-from deltamend.inputs.load import model_folder, open_checkpoint
+from deltamend.inputs.open_models import model_folder, open_checkpoint
 from deltamend.records import Record
 
 

@@ -14,13 +14,12 @@ import torch
 from scipy.linalg import cython_blas
 from threadpoolctl import threadpool_limits
 
-from deltamend.spectrum import band, eigen, lapack
-from deltamend.spectrum import filter as filter_module
+from deltamend.spectrum import band, blas, decompositions, fortran_calls, lapack, routes
 from deltamend.spectrum.band import Band, BlockTridiagonal, reduce_to_band
 from deltamend.spectrum.blocks import ArrayBlocks, FloatArray
-from deltamend.spectrum.eigen import Gram, Tridiagonal, UnsureError, Workspace, gram
+from deltamend.spectrum.decompositions import Gram, Tridiagonal, UnsureError, Workspace, gram
 from deltamend.spectrum.filter import filter_delta
-from deltamend.spectrum.lapack import LapackError
+from deltamend.spectrum.fortran_calls import LapackError
 from deltamend.spectrum.thresholds import EnergyFraction, GavishDonoho
 
 DTYPES = [np.float32, np.float64]
@@ -166,7 +165,7 @@ def test_hard_spectra_give_the_same_answer_by_either_reduction(
     for dtype in DTYPES:
         by_tridiagonal = filter_delta(delta.astype(dtype), GavishDonoho())
         with monkeypatch.context() as patch:
-            patch.setattr(filter_module, "_BAND_FROM", 300)
+            patch.setattr(routes, "_BAND_FROM", 300)
             by_band = filter_delta(delta.astype(dtype), GavishDonoho())
         assert (by_band.outcome, by_band.rank) == (by_tridiagonal.outcome, by_tridiagonal.rank)
 
@@ -190,7 +189,7 @@ def test_a_rule_that_wants_the_whole_spectrum_turns_the_band_route(delta: FloatA
 
 
 def test_large_shorter_sides_take_the_band_route(monkeypatch: pytest.MonkeyPatch, delta: FloatArray) -> None:
-    monkeypatch.setattr(filter_module, "_BAND_FROM", 700)
+    monkeypatch.setattr(routes, "_BAND_FROM", 700)
     for source in (delta, np.ascontiguousarray(delta.T)):
         found = filter_delta(source, GavishDonoho())
         assert (found.route, found.rank, found.reason) == ("band-float32", 12, "")
@@ -222,16 +221,16 @@ WORK = np.zeros(1000)
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: lapack.gemm(F4, F8, F8),
-        lambda: lapack.gemm(F8, np.zeros((3, 4), order="F"), F8),
-        lambda: lapack.gemm(F8, F8, np.zeros((4, 3), order="F")),
-        lambda: lapack.gemm(F8[::2, ::2], F8[:2, :2], F8[:2, :2]),
-        lambda: lapack.gemm(F8, F8, np.broadcast_to(np.zeros(4), (4, 4))),
-        lambda: lapack.syrk(F8, np.zeros((3, 3), order="F")),
-        lambda: lapack.syrk(F8, np.zeros((4, 4), order="C")[::-1]),
-        lambda: lapack.symm(F8, np.zeros((3, 2), order="F"), np.zeros((3, 2), order="F")),
-        lambda: lapack.syr2k(F8, F8, np.zeros((5, 5), order="F"), alpha=1.0),
-        lambda: lapack.trmm(F8, np.zeros((4, 3), order="F")),
+        lambda: blas.gemm(F4, F8, F8),
+        lambda: blas.gemm(F8, np.zeros((3, 4), order="F"), F8),
+        lambda: blas.gemm(F8, F8, np.zeros((4, 3), order="F")),
+        lambda: blas.gemm(F8[::2, ::2], F8[:2, :2], F8[:2, :2]),
+        lambda: blas.gemm(F8, F8, np.broadcast_to(np.zeros(4), (4, 4))),
+        lambda: blas.syrk(F8, np.zeros((3, 3), order="F")),
+        lambda: blas.syrk(F8, np.zeros((4, 4), order="C")[::-1]),
+        lambda: blas.symm(F8, np.zeros((3, 2), order="F"), np.zeros((3, 2), order="F")),
+        lambda: blas.syr2k(F8, F8, np.zeros((5, 5), order="F"), alpha=1.0),
+        lambda: blas.trmm(F8, np.zeros((4, 3), order="F")),
         lambda: lapack.sytrd(F8[:, :3], WORK),
         lambda: lapack.sytrd(F8.copy(order="F"), np.zeros(3)),
         lambda: lapack.ormtr(F8, np.zeros(2), F8, WORK),
@@ -249,7 +248,7 @@ WORK = np.zeros(1000)
         lambda: lapack.sysv(F8, np.zeros((3, 3), order="F"), WORK),
         lambda: lapack.larft(F8, np.zeros(3)),
         lambda: lapack.qr(np.zeros((4, 4), np.complex128, order="F"), WORK),
-        lambda: lapack.syrk(np.zeros((4, 4), ">f8", order="F"), F8),
+        lambda: blas.syrk(np.zeros((4, 4), ">f8", order="F"), F8),
     ],
 )
 def test_wrong_arguments_never_reach_lapack(call: Callable[[], Any]) -> None:
@@ -275,7 +274,7 @@ def test_failure_of_lapack_is_an_error() -> None:
 
 def test_an_unexpected_signature_is_refused() -> None:
     with pytest.raises(ImportError, match="unexpected signature"):
-        lapack._load(cython_blas, "sgemm", 12)
+        fortran_calls._load(cython_blas, "sgemm", 12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -285,10 +284,10 @@ def test_products_of_either_order(dtype: type[Any], order: Any) -> None:
     a, b = (np.array(rng.standard_normal(shape), dtype, order=order) for shape in ((5, 7), (7, 3)))
     for target in ("C", "F"):
         c = np.ones((5, 3), dtype, order=target)
-        lapack.gemm(a, b, c, alpha=2.0, beta=3.0)
+        blas.gemm(a, b, c, alpha=2.0, beta=3.0)
         np.testing.assert_allclose(c, 2.0 * a @ b + 3.0, rtol=1e-5, atol=1e-5)
     square = np.zeros((5, 5), dtype, order="F")
-    lapack.syrk(a, square)
+    blas.syrk(a, square)
     np.testing.assert_allclose(np.tril(square), np.tril(a @ a.T), rtol=1e-5, atol=1e-5)
     assert not np.triu(square, 1).any()
 
@@ -327,7 +326,7 @@ def test_the_global_lock_is_released() -> None:
     ticker.start()
     time.sleep(0.01)
     before = ticks
-    lapack.gemm(a, a, square)
+    blas.gemm(a, a, square)
     during = ticks - before
     done.set()
     ticker.join()
@@ -340,4 +339,4 @@ def test_an_eigh_that_fails_on_the_device_is_an_error(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch.linalg, "eigh", fails)
     with pytest.raises(LapackError, match="forced"):
-        eigen.by_torch(ArrayBlocks(np.eye(3)), "cpu")
+        decompositions.by_torch(ArrayBlocks(np.eye(3)), "cpu")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import deltamend
-from deltamend.inputs.contents import inspect_folder
+from deltamend.inputs.inspection import inspect_folder
 from tests.conftest import Pair, Printed
 from tests.reference import load
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,26 +12,21 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from deltamend.checkpoint.dtypes import NUMPY_DTYPES, itemsize
+from deltamend.checkpoint.dtypes import NUMPY_DTYPES
+from deltamend.checkpoint.file_names import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    TORCH_FILE,
+    TORCH_INDEX_FILE,
+    TORCH_SUFFIX,
+    WEIGHTS_FILE,
+)
+from deltamend.checkpoint.json_file import read_json
 from deltamend.checkpoint.safetensors_header import Header, read_header
 from deltamend.errors import CheckpointError
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-TORCH_SUFFIX = ".bin"
-TORCH_FILE = "pytorch_model.bin"
-TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
-CONFIG_FILE = "config.json"
-MAX_JSON_BYTES = 200_000_000
-
 Array = np.ndarray[Any, np.dtype[Any]]
 _WEIGHT_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".gguf", ".safetensors"})
-
-# Names under which quantisers store packed weights or their scales.
-PACKED_SUFFIXES = (
-    ".qweight", ".qzeros", ".g_idx", ".scales", ".absmax", ".quant_map", ".SCB", ".weight_packed", ".weight_scale",
-    ".weight_scale_inv", ".weight_format", ".input_scale", "_blocks", "_scales",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -239,7 +232,7 @@ class Checkpoint:
 
 
 def open_folder(path: Path) -> Checkpoint:
-    """Open the weights in a folder as they are stored; see `inputs.load.open_checkpoint` for all that a model may be.
+    """Open the weights in a folder as they are stored; see `inputs.open_models.open_checkpoint` for all that a model may be.
 
     Where there is an index only the files it names are read; other weight files in the folder are left alone.
 
@@ -263,28 +256,6 @@ def _open_file(path: Path) -> _OpenFile:
         ) from error
     found = os.fstat(descriptor)
     return _OpenFile(descriptor, found.st_size, found.st_mtime_ns)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object, with an error that names the file."""
-    try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its other end
-            raise CheckpointError(f"{path}: not a regular file; give the folder that save_pretrained wrote")
-        if found.st_size > MAX_JSON_BYTES:
-            raise CheckpointError(
-                f"{path}: larger than {MAX_JSON_BYTES} bytes, which no such file is; check where it comes from"
-            )
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: missing; give the folder that save_pretrained wrote") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON; download it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object; download it again")
-    return value
 
 
 def _single_file(folder: Path) -> str:
@@ -336,14 +307,3 @@ def _is_plain_name(file: str, suffix: str) -> bool:
     separated = any(part in file for part in ("/", "\\", "\0"))
     printable = file.isprintable() and len(file.encode()) <= 255  # what a file system takes
     return file.endswith(suffix) and printable and not separated and not file.startswith(".")
-
-
-def refuse_quantised(tensors: Iterable[StoredTensor], where: Path | str) -> None:
-    """Raise CheckpointError when a tensor holds packed codes, or values that mean nothing without their scales."""
-    for tensor in tensors:
-        packed = tensor.name.endswith(PACKED_SUFFIXES) or tensor.dtype.startswith("F8_")
-        if packed or (tensor.dtype in {"U8", "I8"} and len(tensor.shape) >= 2):
-            raise CheckpointError(
-                f"{where}: tensor {tensor.name!r} ({tensor.dtype}) belongs to a quantised model; a raw difference of "
-                f"{itemsize(tensor.dtype)}-byte codes or of values without their scales means nothing, give the unquantised checkpoint"
-            )

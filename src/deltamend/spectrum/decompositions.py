@@ -15,9 +15,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from deltamend.spectrum import lapack
+from deltamend.spectrum import blas, fortran_calls, lapack
 from deltamend.spectrum.blocks import Blocks, FloatArray
-from deltamend.spectrum.lapack import LapackError
+from deltamend.spectrum.fortran_calls import LapackError
 
 _ALIGNMENT = 64
 _LAPACK_BLOCK = 64
@@ -114,14 +114,14 @@ def gram(blocks: Blocks, dtype: npt.DTypeLike, workspace: Workspace) -> Gram:
         if np.dtype(dtype).itemsize < values.dtype.itemsize:
             raise UnsureError("the delta is float64")
         for part in _in_dtype(values, dtype, workspace):
-            lapack.syrk(part, square, beta=beta)
+            blas.syrk(part, square, beta=beta)
             beta = 1.0
     return Gram(square, float(np.sum(square.diagonal(), dtype=np.float64)))
 
 
 def _in_dtype(values: FloatArray, dtype: npt.DTypeLike, workspace: Workspace) -> Iterator[FloatArray]:
     """`values` (p, length) as it is where SYRK can take it, else converted piece by piece into one small buffer."""
-    if values.dtype == dtype and (lapack.column_major(values) or lapack.column_major(values.T)):
+    if values.dtype == dtype and (fortran_calls.column_major(values) or fortran_calls.column_major(values.T)):
         yield values
         return
     p, length = values.shape
@@ -217,7 +217,7 @@ def checked_ritz(gram: Gram, basis: FloatArray, work: FloatArray) -> tuple[Float
     if not departure <= tolerance:
         raise UnsureError(f"the computed vectors are not orthonormal (off by {departure:.1e})")
     image = np.empty_like(basis, order="F")
-    lapack.symm(gram.square, basis, image)
+    blas.symm(gram.square, basis, image)
     quotients = np.einsum("ik,ik->k", basis, image, dtype=np.float64)
     residual = float(np.max(np.linalg.norm(image - basis * quotients.astype(basis.dtype), axis=0)))
     if not residual <= tolerance * float(quotients[0]):

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from deltamend.checkpoint.checkpoint_folder import Array, Checkpoint, StoredTensor
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
-from deltamend.checkpoint.open import CONFIG_FILE, Array, Checkpoint, StoredTensor
+from deltamend.checkpoint.file_names import CONFIG_FILE
 from deltamend.errors import CheckpointError
-from deltamend.inputs.entry_ranges import rectangles
+from deltamend.inputs.entry_ranges import cut_into_rectangles
 
 _WEIGHT = ".weight"
 _CODES = frozenset({"F8_E4M3", "F8_E5M2"})
@@ -130,7 +131,7 @@ class _Scaled:
         columns = self.codes.shape[1]
         across = -(-columns // width)
         done = 0
-        for part in rectangles(start, stop, columns):
+        for part in cut_into_rectangles(start, stop, columns):
             first, last = part.first_row // height, (part.last_row - 1) // height + 1
             scales = (
                 self.checkpoint.values(self.scale, first * across, last * across).astype(np.float32).reshape(-1, across)

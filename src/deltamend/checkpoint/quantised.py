@@ -1,0 +1,27 @@
+"""Recognise weights that are stored quantised, and refuse them: a difference of packed codes is no task vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from deltamend.checkpoint.checkpoint_folder import StoredTensor
+from deltamend.checkpoint.dtypes import itemsize
+from deltamend.errors import CheckpointError
+
+# Names under which quantisers store packed weights or their scales.
+PACKED_SUFFIXES = (
+    ".qweight", ".qzeros", ".g_idx", ".scales", ".absmax", ".quant_map", ".SCB", ".weight_packed", ".weight_scale",
+    ".weight_scale_inv", ".weight_format", ".input_scale", "_blocks", "_scales",
+)  # fmt: skip
+
+
+def refuse_quantised(tensors: Iterable[StoredTensor], where: Path | str) -> None:
+    """Raise CheckpointError when a tensor holds packed codes, or values that mean nothing without their scales."""
+    for tensor in tensors:
+        packed = tensor.name.endswith(PACKED_SUFFIXES) or tensor.dtype.startswith("F8_")
+        if packed or (tensor.dtype in {"U8", "I8"} and len(tensor.shape) >= 2):
+            raise CheckpointError(
+                f"{where}: tensor {tensor.name!r} ({tensor.dtype}) belongs to a quantised model; a raw difference of "
+                f"{itemsize(tensor.dtype)}-byte codes or of values without their scales means nothing, give the unquantised checkpoint"
+            )

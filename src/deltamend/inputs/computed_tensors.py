@@ -1,0 +1,37 @@
+"""Tensors whose values are put together from others as they are read; see `ComputedTensor`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deltamend.checkpoint.checkpoint_folder import Array, Checkpoint, StoredTensor
+
+
+@dataclass(frozen=True, eq=False)
+class EntrySpan:
+    """A computed tensor under another name, or consecutive entries of one."""
+
+    checkpoint: Checkpoint
+    tensor: StoredTensor
+    first: int = 0
+
+    def read_into(self, start: int, stop: int, out: Array) -> None:
+        """See `ComputedTensor.read_into`."""
+        out[:] = self.checkpoint.values(self.tensor, self.first + start, self.first + stop)
+
+
+@dataclass(frozen=True, eq=False)
+class Concatenated:
+    """Tensors one after another, as one."""
+
+    checkpoint: Checkpoint
+    parts: tuple[StoredTensor, ...]
+
+    def read_into(self, start: int, stop: int, out: Array) -> None:
+        """See `ComputedTensor.read_into`."""
+        position = 0
+        for part in self.parts:
+            first, last = max(start, position), min(stop, position + part.elements)
+            if first < last:
+                out[first - start : last - start] = self.checkpoint.values(part, first - position, last - position)
+            position += part.elements

@@ -1,0 +1,93 @@
+"""Find the prefix by which the names of BASE and FINETUNED differ, and show BASE under FINETUNED's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from deltamend.checkpoint.checkpoint_folder import Checkpoint, ComputedTensor, StoredTensor
+from deltamend.errors import PairingError, UsageError
+from deltamend.inputs.computed_tensors import EntrySpan
+
+_Shapes = Mapping[str, tuple[int, ...]]
+_Rule = tuple[str, str]
+
+# What models are wrapped in: multimodal ones around their text part, and the head around the body.
+_PREFIXES = (
+    "", "model.", "language_model.", "language_model.model.", "model.language_model.", "text_model.", "transformer.", "module.",
+)  # fmt: skip
+
+
+def rename_base(base: Checkpoint, finetuned: Checkpoint, given: str | None) -> None:
+    """Show BASE's tensors under FINETUNED's names where only a prefix differs; otherwise leave BASE as it is.
+
+    Args:
+        base: what is shown under other names; its notes say which prefix was replaced.
+        finetuned: stays as it is.
+        given: `OLD=NEW`, a prefix in BASE and what it is in FINETUNED; None tries the prefixes that models are wrapped in.
+
+    Raises:
+        PairingError: two pairs of prefixes match equally many matrices in different ways, or two tensors get one name.
+        UsageError: `given` is not written like OLD=NEW, or matches nothing.
+    """
+    ours, theirs = _matrices(base.tensors), _matrices(finetuned.tensors)
+    rule = _found_rule(ours, theirs) if given is None else _given_rule(given, ours, theirs)
+    if rule is not None:
+        count = _matched(ours, theirs, rule)
+        note = f"BASE's {rule[0]!r} is FINETUNED's {rule[1]!r}: {count} of {len(theirs)} matrices have a partner so"
+        _show_renamed(base, rule, note)
+
+
+def _given_rule(given: str, ours: _Shapes, theirs: _Shapes) -> _Rule:
+    old, separator, new = given.partition("=")
+    if not separator:
+        raise UsageError(f"--rename: {given!r} is not OLD=NEW; write it like --rename model.=language_model.model.")
+    if not _matched(ours, theirs, (old, new)):
+        raise UsageError(f"--rename: {given!r} gives no matrix of BASE a name and shape that FINETUNED has")
+    return old, new
+
+
+def _found_rule(ours: _Shapes, theirs: _Shapes) -> _Rule | None:
+    """The pair of known prefixes that matches the most matrices; None where the names as they are match as many."""
+    scores = {(old, new): _matched(ours, theirs, (old, new)) for old in _PREFIXES for new in _PREFIXES if old != new}
+    top = max(scores.values())
+    if top <= _matched(ours, theirs, ("", "")):
+        return None
+    winners = [rule for rule, score in scores.items() if score == top]
+    # A longer pair of prefixes with the same ending says the same; the shortest is the rule.
+    best = min(winners, key=lambda rule: (len(rule[0]) + len(rule[1]), rule))
+    renamed = [{name: _renamed(name, rule) for name in ours if _renamed(name, rule) in theirs} for rule in winners]
+    if any(mapping != renamed[winners.index(best)] for mapping in renamed):
+        written = ", ".join(f"{old}={new}" for old, new in sorted(winners))
+        raise PairingError(f"names match in several ways ({written}); say which with --rename OLD=NEW")
+    return best
+
+
+def _show_renamed(base: Checkpoint, rule: _Rule, note: str) -> None:
+    tensors: dict[str, StoredTensor] = {}
+    computed: dict[StoredTensor, ComputedTensor] = {}
+    for tensor in base.tensors.values():
+        shown = replace(tensor, name=_renamed(tensor.name, rule), origin=tensor.own_name)
+        if shown.name in tensors:
+            raise PairingError(f"two tensors of BASE would be called {shown.name!r}; give another --rename OLD=NEW")
+        tensors[shown.name] = shown
+        if shown != tensor and base.is_computed(tensor):
+            computed[shown] = EntrySpan(base, tensor)
+    base.present(tensors, computed, [note])
+
+
+def _matrices(tensors: Mapping[str, StoredTensor]) -> _Shapes:
+    return {name: tensor.shape for name, tensor in tensors.items() if len(tensor.shape) >= 2}
+
+
+def _matched(ours: _Shapes, theirs: _Shapes, rule: _Rule) -> int:
+    """How many matrices get a partner of the same name and width."""
+    return sum(
+        shape[1:] == theirs.get(_renamed(name, rule), ())[1:] and _renamed(name, rule) in theirs
+        for name, shape in ours.items()
+    )
+
+
+def _renamed(name: str, rule: _Rule) -> str:
+    old, new = rule
+    return new + name.removeprefix(old) if name.startswith(old) else name

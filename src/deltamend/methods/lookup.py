@@ -1,0 +1,81 @@
+"""Find a method by its name or an alias, and make it of its parameters."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+from pydantic import ValidationError
+
+from deltamend.errors import MethodError
+from deltamend.methods.method import Method
+from deltamend.records import first_problem
+
+
+def find_method(name: str, methods: Mapping[str, type[Method]]) -> type[Method]:
+    """The class of a method among `methods`, by its name or an alias; "_" is read as "-".
+
+    Args:
+        name: such as "dg-hard".
+        methods: classes by their names.
+
+    Raises:
+        MethodError: there is no method of that name.
+    """
+    known = by_any_name(methods.values())
+    wanted = _normal(name)
+    if wanted not in known:
+        close = difflib.get_close_matches(wanted, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(methods))}"
+        raise MethodError(f"no method {name!r}; {hint}")
+    return known[wanted]
+
+
+def make_method(chosen: type[Method], name: str, parameters: Mapping[str, object]) -> Method:
+    """Make a method of its parameters.
+
+    Args:
+        chosen: the class of the method.
+        name: what the caller calls it, for the error.
+        parameters: values for the method's fields; text is converted where a number is asked for.
+
+    Raises:
+        MethodError: there is no such parameter, or a value is out of range.
+    """
+    try:
+        return chosen.model_validate(dict(parameters))
+    except ValidationError as error:
+        field, message = first_problem(error)
+        known = ", ".join(chosen.model_fields) or "none"
+        where = f"method {name!r}, parameter {field!r}" if field else f"method {name!r}"
+        raise MethodError(f"{where}: {message}; its parameters are: {known}") from error
+
+
+def by_any_name(methods: Iterable[type[Method]]) -> dict[str, type[Method]]:
+    """The methods by their names and by their aliases, all written with "-".
+
+    Raises:
+        MethodError: two of them go by the same name or alias.
+    """
+    known: dict[str, type[Method]] = {}
+    for method in methods:
+        for name in (method.name, *method.aliases):
+            other = known.setdefault(_normal(name), method)
+            if other is not method:
+                raise MethodError(
+                    f"the method name {name!r} is taken by {_place(other)} and by {_place(method)}; uninstall one of them"
+                )
+    return known
+
+
+def same_name(first: str, second: str) -> bool:
+    """Whether two names are the same where "_" and "-" are."""
+    return _normal(first) == _normal(second)
+
+
+def _normal(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _place(method: type[Method]) -> str:
+    return f"{method.__module__}.{method.__qualname__}"
