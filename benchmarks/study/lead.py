@@ -36,6 +36,7 @@ QUESTION = LeadQuestion(
     alphas=("wise-ft-0.2", "wise-ft-0.35", "wise-ft-0.5", "wise-ft-0.65", "wise-ft-0.8"),
     alpha_too="wise-ft-0.65",
     published=("ties", "fapm"),
+    seen_when="the default of null-space was set",
     later="null-space-half",
     later_over=("wise-ft-0.5", "dg-hard", "ties", "dare", "fapm", "intruder"),
     seen=frozenset(  # the confirmation cells of studies/smollm2.yaml that were scored at commit f658470

@@ -43,7 +43,8 @@ class LeadQuestion:
         published: two or more published methods that are shown for all studies together, after `curve` and `paper`.
         later: a setting that was picked after `ours`; its lead is told over all studies together.
         later_over: what it is compared with.
-        seen: confirmation cells that had been scored when `ours` was made the default.
+        seen: confirmation cells that had been looked at when something was decided.
+        seen_when: what was decided then, as a clause.
     """
 
     ours: str
@@ -56,6 +57,7 @@ class LeadQuestion:
     later: str
     later_over: tuple[str, ...]
     seen: frozenset[SeenCell]
+    seen_when: str
 
 
 def lead_lines(question: LeadQuestion, study: ScoredStudy, earlier: ScoredStudy | None = None) -> Iterator[str]:
@@ -173,22 +175,27 @@ def _without_largest(question: LeadQuestion, cells: Selection) -> Iterator[str]:
 
 
 def _not_seen(question: LeadQuestion, cells: Selection) -> Iterator[str]:
-    """The cells that ran after the default was set; nothing where that is all of them."""
+    """The cells that ran later than those of `question.seen`; nothing where that is all of them."""
     fresh = cells.where(lambda of: (of.cell.target.name, of.cell.regime.name, of.cell.seed) not in question.seen)
     if len(fresh.rows) == len(cells.rows):
         return
     ours, compared = question.ours, (question.curve, *_present(question, cells))
+    looked_at = {of.cell.cluster for row, of in enumerate(cells.study.cells) if row not in fresh.rows}
+    seen = sum(cluster in looked_at for cluster in set(fresh.clusters))
     yield (
-        f"{_counted(fresh, 'confirmation cells')}, all of them seen with other seeds, "
-        "ran after the default of null-space was set; in float32"
+        f"{_counted(fresh, 'confirmation cells')}, {'all' if looked_at.issuperset(fresh.clusters) else seen} of them seen "
+        f"with other seeds, ran after {question.seen_when}; in float32"
     )
     yield from (_score([fresh], name) for name in (ours, *compared))
     yield from (_lead([fresh], ours, name) for name in compared)
     yield "the same as `deltamend repair` writes it"
     yield from _as_stored(question, [fresh], (question.curve, question.paper))
     on_cpu = fresh.where(lambda of: "NVIDIA" not in of.record.machine)
-    yield f"the same in float32, without the {len(fresh.rows) - len(on_cpu.rows)} cells that ran on a GPU, all of seed 2"
-    yield _lead([on_cpu], ours, question.curve)
+    seeds = sorted({of.cell.seed for of in fresh.cells if "NVIDIA" in of.record.machine})
+    if seeds:
+        which = f"all of seed {seeds[0]}" if len(seeds) == 1 else f"of seeds {', '.join(map(str, seeds))}"
+        yield f"the same in float32, without the {len(fresh.rows) - len(on_cpu.rows)} cells that ran on a GPU, {which}"
+        yield _lead([on_cpu], ours, question.curve)
 
 
 def _over_both(question: LeadQuestion, selected: Sequence[Selection]) -> Iterator[str]:
