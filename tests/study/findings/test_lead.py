@@ -152,8 +152,8 @@ def test_retention_is_measured_in_one_way_on_every_target(scored: ScoredStudy, t
     write_made_up(mixed, tmp_path)
     own, plain = (confirmation_cells(of) for of in (score_study(mixed, tmp_path, DRAWS), scored))
     for retention in ("exact_match", "likelihood"):
-        by_one = scores_by_retention(own, "ours", retention)  # type: ignore[arg-type]
-        by_other = scores_by_retention(plain, "ours", retention)  # type: ignore[arg-type]
+        by_one = scores_by_retention(own, "ours", retention)
+        by_other = scores_by_retention(plain, "ours", retention)
         np.testing.assert_allclose(by_one.values, by_other.values)
     assert not np.allclose(combined_scores(own, "ours").values, combined_scores(plain, "ours").values)
 
