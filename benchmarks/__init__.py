@@ -1,1 +1,4 @@
-"""What was measured of deltamend, and the scripts that measured it: `python -m benchmarks.FOLDER.SCRIPT --help` from the repository's root."""
+"""What was measured of deltamend, in results/, and the scripts that measured it, in a folder for each subject.
+
+A script is run from the root of the repository, as `python -m benchmarks.FOLDER.SCRIPT`; `--help` says what it does.
+"""

@@ -1,18 +1,19 @@
-"""Every benchmark, one after another, into RESULTS.md; what `make bench` runs. Takes about an hour on two cores.
+"""Run the benchmarks of speed and memory one after another and write RESULTS.md; this is what `make bench` does.
 
     python -m benchmarks.run_all [--only NAME …] [--scratch DIR]
 
-The output of each is kept in benchmarks/output/, so that a run that was cut off goes on: remove a file there to have that
-benchmark run again. The real pair is the one `deltamend demo` leaves in its cache.
+It takes about an hour on two cores. What each benchmark prints is kept in benchmarks/output/, so that a run that was
+cut off goes on where it stopped; remove a file there to have that benchmark run again. The real pair is the one that
+`deltamend demo` leaves in its cache.
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.paths import RESULTS, ROOT
 from deltamend.machine.cache import default_cache_dir
 
@@ -58,7 +59,7 @@ def real_pair() -> list[str]:
 
 def main() -> None:
     """Run what has no output yet, then write RESULTS.md."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = script_parser(__doc__)
     parser.add_argument("--only", nargs="*", choices=TITLES, default=list(TITLES))
     parser.add_argument("--scratch", type=Path, default=None, help="where to make the large pairs; removed afterwards")
     arguments = parser.parse_args()

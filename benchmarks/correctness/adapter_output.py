@@ -1,15 +1,15 @@
-"""Is `--as adapter` the fp32 repair? A real pair, repaired both ways, loaded and asked the same things.
+"""Whether the adapter of `deltamend repair --as adapter` behaves as the repaired checkpoint in float32 does.
 
     python -m benchmarks.correctness.adapter_output BASE FINETUNED [--scratch DIR] [--out FILE.md]
 
-For DG-Hard and a fixed rank of 16: the logits of the adapter on BASE (fp32) against those of the fp32 checkpoint, and the
-greedy replies to the demo's first 20 chat prompts. The same for the bf16 checkpoint, to show what a cast costs. Exits 1
-where the adapter's logits differ by more than 1e-3 or a reply differs.
+The pair is repaired by DG-Hard and by a fixed rank of 16, each as an adapter and as checkpoints in fp32 and bf16. All
+are loaded and compared with the fp32 checkpoint: the logits on four passages of prose, and the greedy replies to the
+first 20 chat prompts of the demo. The bf16 checkpoint is there to show what rounding costs. The exit code is 1 if the
+adapter's logits differ by more than 1e-3 of their norm, or if one of its replies differs.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import warnings
@@ -20,6 +20,7 @@ import torch
 from peft import PeftModel
 
 import deltamend
+from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.measure import machine
 from deltamend.demo.ask import replies
 from deltamend.demo.probes import load_probes
@@ -76,9 +77,9 @@ def rows(pair: tuple[Path, Path], name: str, options: dict[str, Any], scratch: P
 
 def main() -> int:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("finetuned", type=Path)
+    parser = script_parser(__doc__)
+    parser.add_argument("base", type=Path, help="folder of the base model")
+    parser.add_argument("finetuned", type=Path, help="folder of the fine-tuned model")
     parser.add_argument("--scratch", type=Path, default=None, help="where to write; removed afterwards")
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     given = parser.parse_args()

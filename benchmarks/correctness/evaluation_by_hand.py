@@ -1,19 +1,19 @@
-"""The same figures by three roads: `deltamend evaluate`, lm-eval called by hand, and a plain loop over transformers.
-
-By hand means task definitions of a few lines each, over the JSONL files themselves, and lm-eval's own mean; none of
-deltamend's readers, batches or scoring. The loop asks ARC-Challenge one choice at a time, without lm-eval. The benchmarks
-are those of the gallery's suite.
+"""The same benchmark figures computed in three ways: by `deltamend evaluate`, by lm-eval alone, and by a plain loop.
 
     python -m benchmarks.correctness.evaluation_by_hand MODEL DATA [--limit 40] [--dtype float32] [--record FILE]
 
-With --record every figure of a record of that suite is checked, at its own limit and dtype. In bf16 a choice's
-log-likelihood depends a little on what else is in its batch, so near ties may fall the other way; in fp32 they agree.
-Exits 1 where a figure differs in fp32, or by more than two items in bf16.
+The second way is lm-eval called directly, with task definitions of a few lines each over the JSONL files and with
+lm-eval's own mean. It uses none of deltamend's readers, batches or scoring. The third way asks ARC-Challenge one
+choice at a time through transformers, without lm-eval. The benchmarks are those of the suite in
+docs/gallery/evaluations.
+
+With --record, every figure of an existing record of that suite is checked, with the record's own limit and dtype. In
+bf16 the log-likelihood of a choice depends a little on what else is in its batch, so that near ties may fall the other
+way; in fp32 the three agree. The exit code is 1 if a figure differs in fp32, or by more than two items in bf16.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import string
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.paths import ROOT
 from deltamend.evaluation.ask import AskOptions
 from deltamend.evaluation.backend import BackendOptions
@@ -191,12 +192,12 @@ def evaluated(model: Path, data: Path, limit: int | None, dtype: str) -> Evaluat
 
 def main() -> None:
     """Run the three roads and print them side by side."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--limit", type=int, default=40)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--record", type=Path)
+    parser = script_parser(__doc__)
+    parser.add_argument("model", type=Path, help="folder of the model")
+    parser.add_argument("data", type=Path, help="folder of the benchmarks' JSONL files")
+    parser.add_argument("--limit", type=int, default=40, help="number of items of each benchmark")
+    parser.add_argument("--dtype", default="float32", help="dtype of the weights")
+    parser.add_argument("--record", type=Path, help="record of `deltamend evaluate` to check")
     given = parser.parse_args()
     record = None if given.record is None else read_evaluation(given.record)
     dtype, limit = (given.dtype, given.limit) if record is None else (record.settings["dtype"], record.limit)

@@ -1,14 +1,14 @@
-"""Does a real pair go through every method, by command line and by YAML, and does every output load and generate?
+"""Whether a real pair goes through every method, and whether every output loads and generates text.
 
     python -m benchmarks.correctness.every_method BASE FINETUNED [--methods a,b] [--scratch DIR] [--out FILE.md]
 
-Prints a table; exits 1 if something failed. What null-space knows of the base, the Fisher file
-and graft's learned mask come from `deltamend calibrate`; the latter two from sums, the task of the demo.
+Each method is run twice, by command-line options and by a YAML file, and the two must write the same bytes. What some
+methods need beyond the weights (the activations of the base, the Fisher information, graft's learned mask) is computed
+first by `deltamend calibrate`, the last two on the demo's task, sums. The exit code is 1 if a method failed.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -22,6 +22,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
 import deltamend
+from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.measure import DELTAMEND, machine
 from deltamend.demo.task import sums
 from deltamend.methods.registry import all_methods
@@ -89,9 +90,9 @@ def calibrated(pair: tuple[Path, Path], scratch: Path) -> dict[str, dict[str, An
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("finetuned", type=Path)
+    parser = script_parser(__doc__)
+    parser.add_argument("base", type=Path, help="folder of the base model")
+    parser.add_argument("finetuned", type=Path, help="folder of the fine-tuned model")
     parser.add_argument("--methods", help="names with commas between; default: all")
     parser.add_argument("--scratch", type=Path, default=None, help="where to write; removed afterwards")
     parser.add_argument("--out", type=Path, help="Markdown file to write")

@@ -1,14 +1,15 @@
-"""Does `deltamend.json` agree with a plain float64 SVD: rank, threshold, norm, and Δ* before the cast.
+"""Whether rank, threshold and filtered update of `deltamend repair` agree with a plain float64 SVD.
 
     python -m benchmarks.correctness.float64_svd BASE FINETUNED [--every N]
 
-The pair goes through `deltamend repair` with dg-hard. The reference shares no code with deltamend: it
-reads with safetensors, and takes ω(β) from tests/reference.py. Exits 1 when a matrix disagrees.
+The pair goes through `deltamend repair` with DG-Hard, and rank and threshold are read from its deltamend.json. The
+reference shares no code with deltamend: it reads the tensors with safetensors, and the threshold's factor ω(β) comes
+from tests/reference.py. The filtered update Δ* is compared before it is rounded. The exit code is 1 if a matrix
+disagrees.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.measure import DELTAMEND, machine, run
 from deltamend.spectrum.filter import filter_delta
 from deltamend.spectrum.thresholds import GavishDonoho
@@ -28,9 +30,9 @@ TOLERANCE = 1e-5
 
 def main() -> int:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("finetuned", type=Path)
+    parser = script_parser(__doc__)
+    parser.add_argument("base", type=Path, help="folder of the base model")
+    parser.add_argument("finetuned", type=Path, help="folder of the fine-tuned model")
     parser.add_argument("--every", type=int, default=10, help="compare every N-th matrix")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="deltamend-bench-", dir=arguments.finetuned.parent) as scratch:

@@ -1,14 +1,14 @@
-"""Do the methods that mergekit has too give the same weights? Writes docs/methods/parity.md.
+"""Whether the methods that mergekit has too give the same weights; writes docs/methods/parity.md.
 
     python -m benchmarks.correctness.mergekit_parity [--mergekit PATH/TO/mergekit-yaml] [--out docs/methods/parity.md]
 
-mergekit (LGPL-3) is called as a program on the same tiny pair and the same YAML, and none of its code is used. It needs
-not be in the environment of deltamend: `python -m venv mk && mk/bin/pip install mergekit`. Exits 1 where they disagree.
+mergekit (LGPL-3) is called as a program on the same tiny pair and the same YAML; none of its code is used. It does not
+have to be in deltamend's environment: `python -m venv mk && mk/bin/pip install mergekit`. The exit code is 1 if the
+two disagree.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import deltamend
+from benchmarks.shared.arguments import script_parser
 from deltamend.repairing.config import RepairConfig
 
 State = dict[str, torch.Tensor]
@@ -225,7 +226,7 @@ def mergekit_version(mergekit: str) -> str:
 
 def main() -> None:
     """Compare, print and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--mergekit", default=shutil.which("mergekit-yaml"), help="the program mergekit-yaml")
     parser.add_argument("--exact", action="store_true", help="only the methods without a random mask")
     parser.add_argument("--out", type=Path, help="Markdown file to write")

@@ -1,19 +1,21 @@
-"""What a cast to bf16 or fp16 leaves of a repair, rounded to nearest and stochastically, against fp32.
+"""How much of a repair is left when it is written in bf16 or fp16, rounded to nearest or stochastically.
 
     python -m benchmarks.correctness.rounding BASE FINETUNED [--questions 160] [--scratch DIR] [--out FILE.md]
 
-For the demo's pair, from `deltamend.json`: the realised error, how much of Δ* is there along Δ* itself, ⟨R, Δ*⟩/‖Δ*‖² for
-R = cast(W*) − W_base, and the share of weights that did not move; and the demo's target (sums it was not trained on, exact match, with a 95 % Wilson interval) and likelihood of ordinary text.
+The pair is the demo's. From deltamend.json come three figures: the relative error of the written update against Δ*;
+the share of Δ* that the written update R = cast(W*) − W_base holds along Δ* itself, ⟨R, Δ*⟩/‖Δ*‖²; and the share of
+weights that did not move at all. The written models are then asked the demo's target, sums they were not trained on
+(exact match, with a 95 % Wilson interval), and how likely they find ordinary text.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import deltamend
+from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.measure import machine
 from deltamend.demo.ask import replies
 from deltamend.demo.measurement import nats_per_token, share
@@ -51,10 +53,10 @@ def share_along(report: deltamend.RepairReport) -> float:
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("finetuned", type=Path)
-    parser.add_argument("--questions", type=int, default=REAL.held_out)
+    parser = script_parser(__doc__)
+    parser.add_argument("base", type=Path, help="folder of the base model")
+    parser.add_argument("finetuned", type=Path, help="folder of the fine-tuned model")
+    parser.add_argument("--questions", type=int, default=REAL.held_out, help="number of sums that are asked")
     parser.add_argument("--scratch", type=Path, default=None, help="where to write; removed afterwards")
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     given = parser.parse_args()

@@ -1,15 +1,16 @@
-"""The figures of a diagnosis against plain numpy in float64, written without deltamend; appends to benchmarks/results/diagnosis/against_numpy.md.
+"""The figures of a diagnosis against plain numpy in float64, which shares no code with deltamend.
 
     deltamend diagnose BASE FINETUNED --json found.json --values
     python -m benchmarks.diagnosis.against_numpy BASE FINETUNED found.json [--layers 0,14,29] [--out FILE]
 
-A full SVD, the Marchenko–Pastur law by quadrature, distances by their definitions, rounding by `numpy.spacing`-like
-exponents, and the written update by torch's cast. Prints the largest difference of each figure over the matrices checked.
+The reference takes a full SVD, integrates the Marchenko–Pastur law numerically, computes distances from their
+definitions and rounding errors from the exponents of the weights, and rounds the repaired weights with torch. For each
+figure, the largest difference over the matrices is printed and appended to
+benchmarks/results/diagnosis/against_numpy.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from pathlib import Path
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from scipy.integrate import cumulative_simpson
 from scipy.stats import kurtosis
 
+from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.paths import RESULTS
 
 Array = npt.NDArray[np.float64]
@@ -114,12 +116,16 @@ def found_figures(matrix: dict[str, Any]) -> dict[str, float]:
 
 def main() -> None:
     """Compare, and write one table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("finetuned", type=Path)
-    parser.add_argument("found", type=Path)
-    parser.add_argument("--layers", default="0,14,29")
-    parser.add_argument("--out", type=Path, default=RESULTS / "diagnosis" / "against_numpy.md")
+    parser = script_parser(__doc__)
+    parser.add_argument("base", type=Path, help="folder of the base model")
+    parser.add_argument("finetuned", type=Path, help="folder of the fine-tuned model")
+    parser.add_argument("found", type=Path, help="what `deltamend diagnose --json` wrote")
+    parser.add_argument(
+        "--layers", default="0,14,29", help="layers whose matrices are checked, besides those outside layers"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "diagnosis" / "against_numpy.md", help="Markdown file to append to"
+    )
     arguments = parser.parse_args()
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (arguments.base, arguments.finetuned))
     layers = {int(layer) for layer in arguments.layers.split(",")}

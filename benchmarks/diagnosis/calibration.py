@@ -1,14 +1,14 @@
-"""Are the p-values of `deltamend diagnose` right, and what do they see: writes benchmarks/results/diagnosis/calibration.md.
+"""Whether the p-values of `deltamend diagnose` are right, and which departures from noise its tests detect.
 
-    python -m benchmarks.diagnosis.calibration [--draws 1000] [--out benchmarks/results/diagnosis/calibration.md]
+    python -m benchmarks.diagnosis.calibration [--draws 1000] [--out FILE]
 
-Calibration: for pure noise every p-value must be uniform; the distance of 1,000 of them to the uniform law is tested by
-Kolmogorov–Smirnov. Power: one assumption at a time is broken, and each test rejects at 1% in the share of draws shown.
+Calibration: for pure noise every p-value must be uniformly distributed. How far 1,000 of them are from the uniform law
+is tested by Kolmogorov–Smirnov. Power: one assumption at a time is broken, and the table shows in which share of draws
+each test rejects at 1 %. The tables are written to benchmarks/results/diagnosis/calibration.md.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import kstest
 
+from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.paths import RESULTS
 from deltamend.diagnosis.matrix import Question, diagnose_matrix
 from deltamend.diagnosis.records import MatrixDiagnosis
@@ -171,9 +172,11 @@ def power(draws: int) -> list[str]:
 
 def main() -> None:
     """Write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--draws", type=int, default=1000)
-    parser.add_argument("--out", type=Path, default=RESULTS / "diagnosis" / "calibration.md")
+    parser = script_parser(__doc__)
+    parser.add_argument("--draws", type=int, default=1000, help="number of matrices that are drawn")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "diagnosis" / "calibration.md", help="Markdown file to write"
+    )
     arguments = parser.parse_args()
     draws: int = arguments.draws
     with one_thread_each():

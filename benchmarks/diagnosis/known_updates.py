@@ -1,19 +1,18 @@
-"""Five updates of one base whose diagnosis is known beforehand, for docs/diagnose.md and its gallery.
+"""Make five updates of one base whose diagnosis is known beforehand, for docs/diagnose.md and the gallery.
 
     python -m benchmarks.diagnosis.known_updates SCRATCH
 
-SCRATCH gets a folder for each, beside which the base of the demo is BASE:
+Each gets a folder of its own in SCRATCH. Their base is the base model of the demo.
 
 - `fp32`: the demo's fine-tuning, with the weights written in fp32 as they were trained.
 - `bf16`: the same weights rounded to bf16, as most models are published.
-- `shuffled`: the entries of every update of `fp32` in random order: iid noise of the same law.
-- `adapter`: the eight leading singular directions of every update of `fp32` alone, in fp32: what a merged LoRA is.
+- `shuffled`: the entries of every update of `fp32` in random order, which makes them independent noise of the same law.
+- `adapter`: only the eight leading singular directions of every update of `fp32`, in fp32, as in a merged LoRA adapter.
 - `adapter-bf16`: the same, rounded to bf16.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.shared.arguments import script_parser
 from deltamend.demo.settings import REAL
 from deltamend.demo.task import sums
 from deltamend.inputs.smollm2 import smollm2_folder
@@ -69,8 +69,8 @@ def leading(delta: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     """Write what is not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("scratch", type=Path)
+    parser = script_parser(__doc__)
+    parser.add_argument("scratch", type=Path, help="folder to write the five updates to")
     scratch: Path = parser.parse_args().scratch
     scratch.mkdir(parents=True, exist_ok=True)
     base = smollm2_folder(default_cache_dir())

@@ -1,21 +1,23 @@
-"""Edges and spike counts beside scikit-rmt and WeightWatcher, each in an environment of its own.
+"""Edges of the noise and counts of signal directions beside those of scikit-rmt and WeightWatcher.
 
     python -m benchmarks.diagnosis.other_packages write BASE FINETUNED SHUFFLED spectra.npz
     SCIKIT_RMT_PYTHON -m benchmarks.diagnosis.other_packages scikit-rmt spectra.npz
     WEIGHTWATCHER_PYTHON -m benchmarks.diagnosis.other_packages weightwatcher spectra.npz
 
-The first writes the singular values of a few updates with what deltamend says of them. scikit-rmt (which needs numpy<2)
-gives the edges of the law for the noise deltamend fitted, and its distribution function; WeightWatcher fits its own noise to a smoothed
-density and counts the eigenvalues beyond its edge.
+Each package needs an environment of its own (scikit-rmt asks for numpy<2), whose Python is meant by the words in
+capitals. The first command writes the singular values of a few updates with what deltamend says of them. The second
+prints the edges and the distribution function that scikit-rmt gives for the noise level deltamend fitted. The third
+lets WeightWatcher fit its own noise level to a smoothed density and count the eigenvalues beyond the edge.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from benchmarks.shared.arguments import script_parser
 
 NAMES = ("0.mlp.up_proj", "14.self_attn.v_proj", "14.mlp.down_proj", "29.self_attn.k_proj")
 PLANTED = (((192, 576), 5), ((576, 1536), 20), ((576, 1536), 60))
@@ -103,14 +105,23 @@ def weightwatcher(spectra: Path) -> None:
 
 def main() -> None:
     """Run the step that is named."""
-    step, *paths = sys.argv[1:]
-    match step:
+    parser = script_parser(__doc__)
+    steps = parser.add_subparsers(dest="step", required=True)
+    writing = steps.add_parser("write", help="write the singular values of a few updates")
+    writing.add_argument("base", type=Path, help="folder of the base model")
+    writing.add_argument("finetuned", nargs="+", type=Path, help="folders of fine-tuned models")
+    for name in ("scikit-rmt", "weightwatcher"):
+        steps.add_parser(name, help="print what this package says of them")
+    for step in steps.choices.values():
+        step.add_argument("spectra", type=Path, help="the file of singular values")
+    given = parser.parse_args()
+    match given.step:
         case "write":
-            write(Path(paths[0]), [Path(path) for path in paths[1:-1]], Path(paths[-1]))
+            write(given.base, given.finetuned, given.spectra)
         case "scikit-rmt":
-            scikit_rmt(Path(paths[0]))
+            scikit_rmt(given.spectra)
         case _:
-            weightwatcher(Path(paths[0]))
+            weightwatcher(given.spectra)
 
 
 if __name__ == "__main__":

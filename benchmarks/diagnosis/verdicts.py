@@ -1,17 +1,20 @@
-"""One line for each saved diagnosis; writes benchmarks/results/diagnosis/verdicts.md.
+"""The verdicts of saved diagnoses and the numbers they rest on, one line for each diagnosis.
 
-for update in fp32 bf16 shuffled adapter adapter-bf16; do
-    deltamend diagnose BASE PAIRS/$update --quiet --json PAIRS/$update.json
-done
-python -m benchmarks.diagnosis.verdicts PAIRS/{fp32,bf16,shuffled,adapter,adapter-bf16}.json
+    for update in fp32 bf16 shuffled adapter adapter-bf16; do
+        deltamend diagnose BASE PAIRS/$update --quiet --json PAIRS/$update.json
+    done
+    python -m benchmarks.diagnosis.verdicts PAIRS/{fp32,bf16,shuffled,adapter,adapter-bf16}.json
+
+PAIRS is the folder that `python -m benchmarks.diagnosis.known_updates` filled. The table is printed and written to
+benchmarks/results/diagnosis/verdicts.md.
 """
 
 from __future__ import annotations
 
 import statistics
-import sys
 from pathlib import Path
 
+from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.paths import RESULTS
 from deltamend.diagnosis.records import Diagnosis
 
@@ -30,11 +33,13 @@ def row(name: str, found: Diagnosis) -> str:
 
 def main() -> None:
     """Write the table."""
+    parser = script_parser(__doc__)
+    parser.add_argument("diagnoses", nargs="+", type=Path, help="what `deltamend diagnose --json` wrote")
+    files: list[Path] = parser.parse_args().diagnoses
     lines = [
         "| update | matrices by verdict | KS, median matrix | exactly 0, median matrix | ‖Δ‖² DG-Hard keeps | Δ* lost when written as stored, median matrix |",
         "|---|---|---|---|---|---|",
     ]
-    files = [Path(word) for word in sys.argv[1:]]
     lines += [row(file.stem, Diagnosis.model_validate_json(file.read_text(encoding="utf-8"))) for file in files]
     text = "# Five updates of one base\n\nWritten by `python -m benchmarks.diagnosis.verdicts`; benchmarks/diagnosis/known_updates.py makes the updates.\n\n"
     (RESULTS / "diagnosis" / "verdicts.md").write_text(text + "\n".join(lines) + "\n", encoding="utf-8")

@@ -1,15 +1,12 @@
-"""Kill `deltamend repair` at random moments: is OUT ever half-made, and does `--resume` end with the same bytes.
+"""Kill `deltamend repair` of a real pair at random moments: is OUT ever half-made, and can every run be resumed?
 
     python -m benchmarks.faults.kill BASE FINETUNED [--times 10] [--seed 0]
 
-Exits 1 when a half-made OUT was seen or a resumed run ended with other bytes.
+The exit code is 1 if a half-made OUT was seen, or if a resumed run ended with other bytes than an undisturbed one.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
 import random
 import subprocess
 import sys
@@ -17,26 +14,18 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.faults.promises import content
+from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.measure import DELTAMEND, machine, run
-
-
-def content(out: Path) -> dict[str, str]:
-    """Hash of every file; of the manifest without the seconds and what else may differ from run to run."""
-    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in out.iterdir()}
-    manifest = json.loads((out / "deltamend.json").read_text())
-    del manifest["run"], manifest["self_sha256"]
-    for tensor in manifest["tensors"]:
-        del tensor["seconds"]
-    return hashes | {"deltamend.json": hashlib.sha256(json.dumps(manifest).encode()).hexdigest()}
 
 
 def main() -> int:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("finetuned", type=Path)
-    parser.add_argument("--times", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = script_parser(__doc__)
+    parser.add_argument("base", type=Path, help="folder of the base model")
+    parser.add_argument("finetuned", type=Path, help="folder of the fine-tuned model")
+    parser.add_argument("--times", type=int, default=10, help="number of kills")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     moments = random.Random(arguments.seed)
     wrong = 0

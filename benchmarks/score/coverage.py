@@ -2,20 +2,21 @@
 
     python -m benchmarks.score.coverage [--studies 1000] [--draws 1000] [--only NAME …] [--out FILE]
 
-A study has nine benchmarks and a target, with a base, a fine-tuned and two repaired models. Every benchmark is a
-population of 5,000 right-or-wrong items, on which the models' answers are correlated; a study draws its items from it.
-The truth is the metric of the populations themselves: their means, and the partition these give with the margin that so
-many items have (the standard deviation of f − b over the population, divided by √n); where that would define other parts
-than the study has, the study's own partition. Where a part is undefined in the population or in the study, that part of the
-study is not counted; "of 1000" says how many were.
+A study has nine benchmarks and a target, and a base, a fine-tuned and two repaired models. Every benchmark is a
+population of 5,000 items that a model gets right or wrong; the models' answers to an item are correlated. A study
+draws its items from these populations. The truth is the metric of the populations themselves: their means, parted into
+damaged, improved and neutral benchmarks by the margin that a study of so many items has (the standard deviation of f −
+b over the population, divided by √n). Where that parts them otherwise than the study does, the study's own groups are
+used. A part of the score that is undefined in the population or in the study is not counted for that study; "of 1000"
+says how many were.
 
-"spread" studies draw the true change of every benchmark from N(−0.05, 0.08²), as fine-tuning does. The others have what
-is hard for an interval: changes of exactly zero, a repair at the edge of the scale, few items.
+The studies named "spread" draw the true change of every benchmark from N(−0.05, 0.08²), which is about what
+fine-tuning does. The others have what is hard for an interval: changes of exactly zero, a repair at the edge of the
+scale, few items.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
+from benchmarks.shared.arguments import script_parser
 from deltamend.scoring.bootstrap import percentile_interval
 from deltamend.scoring.cell import Cell
 from deltamend.scoring.metric import FloatArray, Means, parts_of
@@ -204,9 +206,9 @@ def population_means(cell: Cell, settings: Settings, populations: dict[str, Floa
 
 def main() -> None:
     """Print one Markdown table a kind of interval."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--studies", type=int, default=1000)
-    parser.add_argument("--draws", type=int, default=1000)
+    parser = script_parser(__doc__)
+    parser.add_argument("--studies", type=int, default=1000, help="number of simulated studies of each kind")
+    parser.add_argument("--draws", type=int, default=1000, help="number of bootstrap resamples")
     parser.add_argument("--only", nargs="*", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--out", type=Path, default=None, help="write the tables here as well")
     arguments = parser.parse_args()

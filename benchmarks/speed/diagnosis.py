@@ -1,17 +1,18 @@
-"""Time and peak memory of `deltamend diagnose`: on a real pair, and on a pair with the shapes of Llama-3.2-3B.
+"""Time and peak memory of `deltamend diagnose` on a real pair and on one with the shapes of Llama-3.2-3B.
 
     python -m benchmarks.speed.diagnosis BASE FINETUNED [--layers 28] [--scratch DIR]
 
-Goals: under 60 s on two cores for the 135M pair, peak memory below 3 GiB for the 3B pair. The large pair is generated and
-removed again; peak memory does not depend on the number of its layers. `--layers 0` leaves it out.
+The goals are under 60 s on two cores for a real pair of 135M parameters, and less than 3 GiB for the 3B pair. The
+large pair is generated and removed again; its peak memory does not depend on the number of layers. `--layers 0` leaves
+it out.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
+from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.made_up_checkpoint import ModelShape, write_checkpoint
 from benchmarks.shared.measure import DELTAMEND, Usage, apart, machine, run
 
@@ -23,10 +24,10 @@ def row(name: str, usage: Usage) -> str:
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("finetuned", type=Path)
-    parser.add_argument("--layers", type=int, default=28)
+    parser = script_parser(__doc__)
+    parser.add_argument("base", type=Path, help="folder of the base model")
+    parser.add_argument("finetuned", type=Path, help="folder of the fine-tuned model")
+    parser.add_argument("--layers", type=int, default=28, help="layers of the large pair; 0 leaves it out")
     parser.add_argument("--scratch", type=Path, default=None, help="where to make the large pair; removed afterwards")
     arguments = parser.parse_args()
     print(f"{machine()}\n\n| pair | wall, s | processor, s | peak, GiB |\n|---|---|---|---|")

@@ -3,22 +3,23 @@
     python -m benchmarks.speed.evaluation MODEL DATA [--limit 100] [--rounds 3]
 
 Both read the same sequences of ARC-Challenge: the prompt with each choice, without its last token, as lm-eval feeds
-them. The bare pass knows them beforehand, as tokens, sorted by length and padded into batches of up to 1,024 tokens, and
-does nothing with the logits, of which it makes all, as a plain call does. The time of an evaluation is that of lm-eval's whole call, with the making of prompts,
-tokenising, softmax, scores and the record's items; loading the model and the files is left out on both sides.
+them to the model. The bare pass gets them as tokens, sorted by length and padded into batches of at most 1,024 tokens.
+It computes all logits, as a plain call does, and does nothing with them. The time of an evaluation is that of
+lm-eval's whole call: making prompts, tokenising, the softmax, scores and the record's items. Loading the model and the
+files is left out on both sides.
 
-Tokens are counted without padding: the lengths of the sequences. The two alternate, so that a busy machine slows both.
+Tokens are counted without padding. The two alternate, so that other work on the machine slows both.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from pathlib import Path
 
 import torch
 
+from benchmarks.shared.arguments import script_parser
 from deltamend.evaluation.ask import AskOptions, ask_task
 from deltamend.evaluation.backend import BackendOptions, open_backend
 from deltamend.evaluation.lm_eval_tasks import TaskLoader
@@ -41,11 +42,11 @@ def batches(sequences: list[list[int]]) -> list[torch.Tensor]:
 
 def main() -> None:
     """Time both, alternating, and print their medians and the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--limit", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = script_parser(__doc__)
+    parser.add_argument("model", type=Path, help="folder of the model")
+    parser.add_argument("data", type=Path, help="folder of the benchmarks' JSONL files")
+    parser.add_argument("--limit", type=int, default=100, help="number of items")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds, each with both")
     given = parser.parse_args()
     asking = AskOptions(limit=given.limit)
     with third_parties_quiet():

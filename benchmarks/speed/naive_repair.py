@@ -1,18 +1,18 @@
 """The plain script people write first: both models in memory, a full SVD of every delta, save.
 
-It is the baseline of `whole_command.py` and `large_pair.py`, and the paper's method step by step.
-
     python -m benchmarks.speed.naive_repair BASE FINETUNED OUT
+
+It is the baseline of whole_command.py and large_pair.py: the paper's method step by step.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.shared.arguments import script_parser
 from deltamend.spectrum.thresholds import median_coefficient
 
 
@@ -30,7 +30,7 @@ def load_folder(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
-def main(base_folder: Path, finetuned_folder: Path, out: Path) -> None:
+def repair_naively(base_folder: Path, finetuned_folder: Path, out: Path) -> None:
     """Repair every matrix and save one file."""
     base, finetuned = load_folder(base_folder), load_folder(finetuned_folder)
     for name, tensor in finetuned.items():
@@ -41,5 +41,15 @@ def main(base_folder: Path, finetuned_folder: Path, out: Path) -> None:
     save_file(finetuned, out / "model.safetensors", metadata={"format": "pt"})
 
 
+def main() -> None:
+    """Repair the pair that is named."""
+    parser = script_parser(__doc__)
+    parser.add_argument("base", type=Path, help="folder of the base model")
+    parser.add_argument("finetuned", type=Path, help="folder of the fine-tuned model")
+    parser.add_argument("out", type=Path, help="folder to write the repaired model to")
+    given = parser.parse_args()
+    repair_naively(given.base, given.finetuned, given.out)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+    main()

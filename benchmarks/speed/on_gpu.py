@@ -1,10 +1,10 @@
-"""Benchmark: one matrix through the filter with `device="cuda"`, beside the CPU's route and the full SVD on the GPU.
+"""One matrix through the filter on a GPU, beside the CPU's route and the full SVD on the GPU.
 
     python -m benchmarks.speed.on_gpu
 
-Prints a Markdown table; refuses to run without a GPU. Times are wall time, medians of several runs after one that does
-not count, transfers included: the delta lies in the CPU's memory before and Δ* lies there after. Rank and relative
-difference of Δ* are against float64 on the CPU.
+It prints a Markdown table, and refuses to run without a GPU. Times are wall time, the median of several runs after one
+that does not count. They include the transfers: the delta is in the CPU's memory before, and Δ* is there afterwards.
+Rank and relative difference of Δ* are against float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from benchmarks.shared.arguments import script_parser
 from benchmarks.speed.one_matrix import environment, full_svd, reference, synthetic
 from deltamend.machine.threads import one_thread_each
 from deltamend.spectrum.decompositions import Workspace
@@ -64,8 +65,9 @@ def line(shape: tuple[int, int]) -> str:
 
 def main() -> None:
     """Run and print."""
+    script_parser(__doc__).parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("on_gpu.py: torch sees no GPU here; run it where there is one")
+        raise SystemExit("torch sees no GPU here; run it where there is one")
     print(
         f"gpu: {torch.cuda.get_device_name()}", *(f"{key}: {value}" for key, value in environment().items()), sep=", "
     )

@@ -1,13 +1,13 @@
-"""Benchmark 1: one matrix through the filter, against the full SVD of the paper's code.
+"""One matrix through the filter, against the full SVD of the paper's code.
 
     python -m benchmarks.speed.one_matrix [--quick] [--threads 1,2] [--json FILE] [--pair BASE FINETUNED]
 
-Prints a Markdown table. Every time is the median of several runs, and every ratio is taken within the run: how many
-times longer `torch.linalg.svd(full_matrices=False)` in float32 with reconstruction takes (the baseline), how many times
-longer scipy's `gesdd` does, and how long the filter takes in units of one GEMM pass (2·m·n·min(m, n) flops). With one
-BLAS thread times are CPU time of the thread, so that other work on the machine disturbs them little; with two, wall
-time. Rank and relative difference of Δ* are against float64: a full SVD, or `eigh` of the float64 Gram matrix where that
-would take minutes.
+It prints a Markdown table. Every time is the median of several runs, and every ratio is taken within the run: how many
+times longer `torch.linalg.svd(full_matrices=False)` in float32 with reconstruction takes (the baseline), how many
+times longer scipy's `gesdd` does, and how long the filter takes in units of one matrix product (2·m·n·min(m, n)
+flops). With one BLAS thread, times are CPU time of the thread, which other work on the machine disturbs little; with
+two, wall time. Rank and relative difference of Δ* are against float64: a full SVD, or `eigh` of the float64 Gram
+matrix where a full SVD would take minutes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import threadpoolctl
 import torch
 from scipy.linalg import svd as scipy_svd
 
+from benchmarks.shared.arguments import script_parser
 from deltamend.spectrum.blas import gemm
 from deltamend.spectrum.blocks import FloatArray
 from deltamend.spectrum.decompositions import Workspace
@@ -228,7 +229,7 @@ def environment() -> dict[str, str]:
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="only shapes up to 2048×2048")
     parser.add_argument("--threads", default="1,2", help="BLAS threads to measure with (default: 1,2)")
     parser.add_argument("--json", type=Path, help="also write the rows here")

@@ -9,7 +9,6 @@ Wall-clock seconds and CPU seconds of one process with one BLAS thread.
 
 from __future__ import annotations
 
-import argparse
 import resource
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.measure import machine
 from deltamend.scoring.cell import Cell
 from deltamend.scoring.cells import score_over_cells
@@ -66,10 +66,10 @@ def looped(cells: list[Cell], draws: int) -> float:
 
 def main() -> None:
     """Print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--cells", type=int, default=14)
-    parser.add_argument("--methods", type=int, default=9)
-    parser.add_argument("--draws", type=int, default=10_000)
+    parser = script_parser(__doc__)
+    parser.add_argument("--cells", type=int, default=14, help="number of cells")
+    parser.add_argument("--methods", type=int, default=9, help="number of methods")
+    parser.add_argument("--draws", type=int, default=10_000, help="number of bootstrap resamples")
     parser.add_argument("--out", type=Path, default=None, help="write the table here as well")
     arguments = parser.parse_args()
     cells = [made_up(number, arguments.methods) for number in range(arguments.cells)]

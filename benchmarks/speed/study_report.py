@@ -2,19 +2,20 @@
 
     python -m benchmarks.speed.study_report [--seeds 3] [--draws 2000] [--out FILE]
 
-48 cells (four targets, four regimes, three seeds) of 25 models, about 350 items each, with float32 log-likelihoods as lm-eval
-gives them. Wall-clock and CPU seconds of one process with one BLAS thread, and the bytes of the packed records.
+48 cells (four targets, four regimes, three seeds) of 25 models, about 350 items each, with float32 log-likelihoods as
+lm-eval gives them. Wall-clock and CPU seconds of one process with one BLAS thread, and the bytes of the packed
+records.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
+from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.measure import machine
 from deltamend.report.study_page import write_results
 from deltamend.study.config import Study
@@ -70,10 +71,10 @@ def full_size(seeds: int) -> Study:
 
 def main() -> None:
     """Make the records, score them, write the pages, and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--draws", type=int, default=2000)
-    parser.add_argument("--out", type=Path)
+    parser = script_parser(__doc__)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds in each cell of the grid")
+    parser.add_argument("--draws", type=int, default=2000, help="number of bootstrap resamples")
+    parser.add_argument("--out", type=Path, help="Markdown file to write")
     given = parser.parse_args()
     study = full_size(given.seeds)
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):

@@ -1,31 +1,31 @@
-"""The cost of the path on which nothing is filtered: a pair with Δ = 0, against `cp`.
+"""The cost of a repair in which nothing is filtered, a pair with Δ = 0, against `cp`.
 
-    python -m benchmarks.speed.unchanged_pair [--gigabytes 4] [--repeats N] [--scratch DIR]
+    python -m benchmarks.speed.unchanged_pair [--layers 8] [--repeats N] [--scratch DIR]
 
-Goal: at most 1.5 times the wall-clock time of `cp -r`.
+The goal is at most 1.5 times the wall-clock time of `cp -r`.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tempfile
 from pathlib import Path
 
+from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.made_up_checkpoint import ModelShape, write_checkpoint
 from benchmarks.shared.measure import DELTAMEND, alternate, apart, machine, median
 
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = script_parser(__doc__)
     parser.add_argument(
         "--layers",
         type=int,
         default=8,
         help="layers of Llama-3.2-3B's shape, 0.19 GB each, beside its 0.8 GB embedding",
     )
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="number of runs of each command")
     parser.add_argument("--scratch", type=Path, default=None, help="where to make the pair; removed afterwards")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="deltamend-bench-", dir=arguments.scratch) as scratch:

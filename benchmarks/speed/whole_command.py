@@ -2,34 +2,33 @@
 
     python -m benchmarks.speed.whole_command BASE FINETUNED [--repeats N]
 
-Goal: 6 times less wall-clock time, a quarter of the memory.
+The goals are a sixth of the script's wall-clock time and a quarter of its memory.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.measure import DELTAMEND, Usage, alternate, machine, median
 
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("finetuned", type=Path)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = script_parser(__doc__)
+    parser.add_argument("base", type=Path, help="folder of the base model")
+    parser.add_argument("finetuned", type=Path, help="folder of the fine-tuned model")
+    parser.add_argument("--repeats", type=int, default=3, help="number of runs of each command")
     arguments = parser.parse_args()
-    naive = Path(__file__).with_name("naive_repair.py")
     with tempfile.TemporaryDirectory(prefix="deltamend-bench-", dir=arguments.finetuned.parent) as scratch:
         outs = [Path(scratch) / "fast", Path(scratch) / "naive"]
         pair = (arguments.base, arguments.finetuned)
         found = alternate(
             {
                 "deltamend repair": (*DELTAMEND, "repair", "--quiet", *pair, outs[0]),
-                "full SVD script": (sys.executable, naive, *pair, outs[1]),
+                "full SVD script": (sys.executable, "-m", "benchmarks.speed.naive_repair", *pair, outs[1]),
                 "import only": (sys.executable, "-c", "import deltamend"),
             },
             outs,

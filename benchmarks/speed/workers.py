@@ -1,14 +1,13 @@
-"""Workers with one BLAS thread each, or one worker with more threads: which is faster on this machine.
+"""Whether several workers with one BLAS thread each are faster than one worker with several threads.
 
     python -m benchmarks.speed.workers BASE FINETUNED [--repeats N]
 
-deltamend runs one BLAS thread a worker. The alternative, one tensor at a time on all cores, is timed here on the same
-matrices in memory, through the same filter.
+deltamend runs one BLAS thread in each worker. The alternative, one tensor at a time on all cores, is timed here on the
+same matrices in memory, through the same filter.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import time
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.measure import machine
 from benchmarks.speed.naive_repair import load_folder
 from deltamend.spectrum.blocks import FloatArray
@@ -49,10 +49,10 @@ def wall(matrices: list[FloatArray], workers: int, threads: int) -> float:
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("finetuned", type=Path)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = script_parser(__doc__)
+    parser.add_argument("base", type=Path, help="folder of the base model")
+    parser.add_argument("finetuned", type=Path, help="folder of the fine-tuned model")
+    parser.add_argument("--repeats", type=int, default=3, help="number of runs of each command")
     arguments = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     real = deltas(arguments.base, arguments.finetuned)

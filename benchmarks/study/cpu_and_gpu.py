@@ -1,14 +1,14 @@
-"""How far a base answers on a GPU as it does on the CPU: both records of a study's bases, item by item.
+"""How far a base model answers on a GPU as it does on the CPU, item by item, from the records of a study.
 
 python -m benchmarks.study.cpu_and_gpu docs/results/smollm2 --record benchmarks/results/study/cpu_and_gpu.txt
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.shared.arguments import script_parser
 from deltamend.study.records import BaseRecord, read_record
 
 SUFFIX = ".json.xz"
@@ -32,7 +32,7 @@ def lines(out: Path) -> Iterator[str]:
 
 def main() -> None:
     """Compare and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("out", type=Path, help="the study's folder")
     parser.add_argument("--record", type=Path, required=True, help="where to write")
     arguments = parser.parse_args()

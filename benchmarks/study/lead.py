@@ -1,19 +1,24 @@
-"""How far the default of null-space leads in a study, and what the lead hangs on.
+"""How far the default of null-space leads other repairs in a recorded study, and what the lead hangs on.
 
-    python -m benchmarks.study.lead studies/smollm2.yaml docs/results/smollm2 --record benchmarks/results/study/lead.txt
-    python -m benchmarks.study.lead studies/fresh.yaml docs/results/fresh --with studies/smollm2.yaml docs/results/smollm2 --record benchmarks/results/study/lead_fresh.txt
+    python -m benchmarks.study.lead studies/smollm2.yaml docs/results/smollm2 --record FILE
+    python -m benchmarks.study.lead studies/fresh.yaml docs/results/fresh --with studies/smollm2.yaml docs/results/smollm2 --record FILE
 
-All of it is over confirmation cells: in float32, and as `deltamend repair` writes it, in the fine-tuned model's dtype; by regime
-and by target; against WiSE-FT at the alpha that was best in the choosing cells of a regime; with retention measured otherwise;
-without the cluster in which the lead is largest; and over the cells that ran after the default was set. Their seeds, that is the
-fine-tuned models, are new, while targets, regimes and the items of the exam had all been seen. With another study, over both.
+The first wrote benchmarks/results/study/lead.txt, the second lead_fresh.txt beside it, which README's figures are
+taken from.
+
+All of it is over confirmation cells, on which nothing was chosen. It is told in float32 and in the fine-tuned model's
+dtype, as `deltamend repair` writes it; by regime and by target; against WiSE-FT at the alpha that was best in the
+choosing cells of a regime; with retention measured in the other way; without the cluster of cells in which the lead is
+largest; and over the cells that ran after the default was set. Those have new seeds, which means new fine-tuned
+models, while their targets, regimes and questions had all been seen. With another study, everything is then told over
+the cells of both.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from benchmarks.shared.arguments import script_parser
 from deltamend.study.config import read_study
 from deltamend.study.findings.lead import score_study
 from deltamend.study.findings.lead_text import LeadQuestion, lead_lines
@@ -55,7 +60,7 @@ QUESTION = LeadQuestion(
 
 def main() -> None:
     """Compute, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("study", type=Path, help="the study's YAML file")
     parser.add_argument("out", type=Path, help="the study's folder")
     parser.add_argument("--draws", type=int, default=10_000, help="number of bootstrap resamples")

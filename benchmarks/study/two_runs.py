@@ -1,17 +1,17 @@
-"""Whether two runs of a study agree: every score of every item of the models that both have, and the fine-tuned weights.
+"""Whether two runs of a study agree: the fine-tuned weights, and every score of every item of the models both have.
 
-python -m benchmarks.study.two_runs OUT AGAIN --record FILE
+    python -m benchmarks.study.two_runs OUT AGAIN --record FILE
 
-Leaves with 1 where anything differs, or where nothing can be compared.
+The exit code is 1 if anything differs, or if nothing could be compared.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.shared.arguments import script_parser
 from deltamend.study.records import CellRecord, read_record
 
 
@@ -27,9 +27,9 @@ def compared(first: CellRecord, second: CellRecord) -> Iterator[tuple[str, bool]
 
 def main() -> int:
     """Print one line a cell and one a model."""
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("out", type=Path)
-    asked.add_argument("again", type=Path)
+    asked = script_parser(__doc__)
+    asked.add_argument("out", type=Path, help="the study's folder")
+    asked.add_argument("again", type=Path, help="folder of the second run")
     asked.add_argument("--record", type=Path, help="write what is printed to this file too")
     given = asked.parse_args()
     lines, all_same = [], []
