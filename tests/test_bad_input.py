@@ -330,7 +330,7 @@ def test_an_input_that_changes_during_the_run(own_pair: Pair, tmp_path: Path) ->
         (["--method", "wise-ft", "--set", "beta=2"], ("'beta'", "its parameters are: alpha")),
         (["--set", "alpha"], ("'alpha' is not KEY=VALUE",)),
         (["--include", "("], ("--include: '('", "not a regular expression")),
-        (["--out-dtype", "int3"], ("--out-dtype: no dtype 'int3'", "bf16")),
+        (["--out-dtype", "int3"], ("--out-dtype: there is no data type 'int3'", "bf16")),
         (["--max-shard-size", "much"], ("--max-shard-size: 'much'", "5GB")),
     ],
 )

@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import deltamend
 from benchmarks.shared.arguments import script_parser
-from deltamend.repairing.config import RepairConfig
+from deltamend.repairing.yaml_config import RepairConfig
 
 State = dict[str, torch.Tensor]
 SEEDS = 3
@@ -125,7 +125,7 @@ def by_deltamend(case: Case, folder: Path, seed: int) -> tuple[str, State]:
         del content["models"][0]["parameters"]["weight"]
     config = RepairConfig.model_validate(content)
     parameters = config.method_parameters | ({"seed": seed} if case.random else {})
-    method = deltamend.get_method(config.method, parameters)
+    method = deltamend.get_method(config.method_name, parameters)
     out = folder / "deltamend"
     deltamend.repair(folder / "base", folder / "finetuned", out, method=method, out_dtype=config.dtype, overwrite=True)
     return method.described(), matrices(out)

@@ -42,7 +42,12 @@ class DeltamendError(Exception):
 
     def spelled(self, spelling: Spelling) -> str:
         """The text of the error, with the options that it names spelled in this way."""
-        return _OPTION.sub(lambda found: spelling(found[1], found[2]), super().__str__())
+        return spell(super().__str__(), spelling)
+
+
+def spell(text: str, spelling: Spelling) -> str:
+    """A text with the options that it names spelled in this way."""
+    return _OPTION.sub(lambda found: spelling(found[1], found[2]), text)
 
 
 class CheckpointError(DeltamendError):

@@ -24,4 +24,7 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
         The field, such as "rules.0.kind", or "" where the fault lies in the whole; and what is wrong with it.
     """
     first = error.errors(include_url=False)[0]
-    return ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "literal_error":
+        message = f"{first['input']!r} is not valid; expected {first['ctx']['expected']}"
+    return ".".join(str(part) for part in first["loc"]), message

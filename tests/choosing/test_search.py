@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from deltamend.choosing.search import Evaluate, _Search, halves, tune
-from deltamend.cli.repair_command import parameters_of
+from deltamend.cli.options import parameters_of
 from deltamend.errors import EvaluationError, UsageError
 from deltamend.evaluation.record import Evaluation
 from deltamend.methods.hybrid import Hybrid
@@ -171,7 +171,7 @@ def test_the_two_commands_make_the_model_that_was_chosen(
 
 def test_a_target_that_is_not_evaluated_stops_it_after_the_base(float_pair: Pair) -> None:
     seen: list[Path] = []
-    with pytest.raises(UsageError, match="--target 'prods': is none of the tasks; there are arc, sums"):
+    with pytest.raises(UsageError, match="target 'prods': is none of the tasks; there are arc, sums"):
         tune(float_pair.base, float_pair.finetuned, evaluator(float_pair, seen), target="prods")
     assert seen == [float_pair.base]
 
@@ -207,7 +207,7 @@ def test_without_damage_there_is_nothing_to_choose_by(float_pair: Pair) -> None:
         ({"methods": []}, "one at least"),
         ({"strengths": (1.5,)}, "above 0 and up to 1"),
         ({"strengths": ()}, "above 0 and up to 1"),
-        ({"patience": 0}, "--patience"),
+        ({"patience": 0}, "patience"),
     ],
 )
 def test_what_means_nothing_is_refused_before_anything_runs(options: dict[str, object], says: str) -> None:

@@ -49,9 +49,9 @@ def test_a_dash_prints_json_and_nothing_else(llama_pair: Pair, deltamend_cli: Cl
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["-i", "no such name"], "no matrix is left to diagnose; widen --include or --exclude"),
+        (["-i", "no such name"], "no matrix is left to diagnose; let --include match more names, or --exclude fewer"),
         (["-i", "("], "--include: '(' is not a regular expression"),
-        (["--out-dtype", "int3"], "--out-dtype: no dtype 'int3'; there are bf16"),
+        (["--out-dtype", "int3"], "--out-dtype: there is no data type 'int3'; give one of bf16"),
     ],
 )
 def test_what_means_nothing_is_wrong_usage(

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import deltamend
-from deltamend.cli import repair_command
+from deltamend import _api
 from tests.conftest import Pair, Printed
 
 Cli = Callable[..., Printed]
@@ -222,17 +222,15 @@ def test_a_page_that_cannot_be_made_is_refused_before_the_repair(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_page_that_needs_rename_is_refused_before_the_repair(
-    own_pair: Pair, tmp_path: Path, deltamend_cli: Cli
-) -> None:
+def test_a_page_of_a_renamed_pair_shows_what_was_repaired(own_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
     weights = load_file(own_pair.base / "model.safetensors")
     odd = {name.replace("model.", "odd."): tensor for name, tensor in weights.items() if name.startswith("model.")}
     save_file(odd, own_pair.base / "model.safetensors")
     given = ("repair", own_pair.base, own_pair.finetuned, tmp_path / "out", "--rename", "odd.=model.")
     printed = deltamend_cli(*given, "--html", tmp_path / "page.html")
-    assert (printed.code, printed.err.count("\n")) == (2, 1)
-    assert "--html: the diagnosis takes no --rename" in printed.err
-    assert not (tmp_path / "out").exists()
+    assert printed.code == 0
+    assert "model.layers.0.mlp.up_proj" in (tmp_path / "page.html").read_text()
+    assert deltamend.verify(tmp_path / "out") == []
 
 
 def test_a_page_that_fails_all_the_same_says_that_out_is_whole(
@@ -253,9 +251,9 @@ def test_a_page_that_fails_all_the_same_says_that_out_is_whole(
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
-        (("--as", "adapter"), 2, "--method auto is null-space, or wise-ft"),
+        (("--as", "adapter"), 2, "--method auto uses null-space, or wise-ft"),
         (("--include", "("), 2, "is not a regular expression"),
-        (("--vectors", "half"), 2, "vectors: 'half'"),
+        (("--vectors", "half"), 2, "--vectors: 'half'"),
         (("--rounding", "up"), 2, "--rounding"),
         (("--html", "nodir/p.html"), 1, "there is no folder"),
     ],
@@ -269,7 +267,7 @@ def test_auto_refuses_what_it_can_before_it_reads_the_base(
     code: int,
     says: str,
 ) -> None:
-    monkeypatch.setattr(repair_command, "recommend", _never)
+    monkeypatch.setattr(_api, "recommend", _never)
     auto = ("--method", "auto")
     printed = deltamend_cli("repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", *auto, *options)
     assert (printed.code, printed.err.count("\n")) == (code, 1)
@@ -280,7 +278,7 @@ def test_auto_refuses_what_it_can_before_it_reads_the_base(
 def test_auto_looks_at_folders_before_it_reads_the_base(
     llama_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deltamend_cli: Cli
 ) -> None:
-    monkeypatch.setattr(repair_command, "recommend", _never)
+    monkeypatch.setattr(_api, "recommend", _never)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     for folders, says in (

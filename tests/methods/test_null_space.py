@@ -199,7 +199,8 @@ def test_a_tied_matrix_is_repaired_in_memory_as_in_files(tmp_path: Path) -> None
     given = {"activations": moments_of_all(tmp_path / "base", tmp_path / "c"), "ridge": 1.0}
     deltamend.repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", method="null-space", parameters=given)
     in_files = load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"]
-    repaired, records = deltamend.repair_module(base, finetuned, method="null-space", parameters=given)
+    found = deltamend.repair_module(base, finetuned, method="null-space", parameters=given)
+    repaired, records = found.module, found.records
     state = repaired.state_dict()
     assert torch.equal(state["lm_head.weight"], in_files)
     assert torch.equal(state["model.embed_tokens.weight"], in_files)
@@ -219,6 +220,6 @@ def test_a_head_that_only_the_base_ties_is_bent_and_the_embedding_kept(tmp_path:
     outcomes = {tensor.name: tensor.outcome for tensor in report.tensors}
     assert outcomes["lm_head.weight"] == "filtered"
     assert outcomes["model.embed_tokens.weight"] == "identity"
-    _, records = deltamend.repair_module(base, finetuned, method="null-space", parameters=given)
+    records = deltamend.repair_module(base, finetuned, method="null-space", parameters=given).records
     assert records["lm_head.weight"].outcome == "filtered"
     assert records["model.embed_tokens.weight"].outcome == "identity"

@@ -237,9 +237,9 @@ def test_the_size_is_said(llama_pair: Pair, tmp_path: Path, deltamend_cli: Calla
     ("options", "pieces"),
     [
         (["--method", "wise-ft"], ("what wise-ft keeps of a matrix is not low-rank", "dg-hard, shrink, rank")),
-        (["--max-shard-size", "1GB"], ("--max-shard-size", "one file")),
-        (["--rounding", "stochastic"], ("--rounding", "leave it out")),
-        (["--as", "lora"], ("no 'lora'", "checkpoint or adapter")),
+        (["--max-shard-size", "1GB"], ("--max-shard-size", "single file")),
+        (["--rounding", "stochastic"], ("--rounding", "leave this option out")),
+        (["--as", "lora"], ("--as: 'lora' is not valid", "'checkpoint' or 'adapter'")),
     ],
 )
 def test_options_an_adapter_cannot_follow(
@@ -259,7 +259,7 @@ def test_a_resized_vocabulary_is_refused(tmp_path: Path) -> None:
     small.save_pretrained(tmp_path / "base")
     fine_tune(large)
     large.save_pretrained(tmp_path / "finetuned")
-    with pytest.raises(deltamend.UsageError, match=r"200 rows in BASE and 208 in FINETUNED.*--as checkpoint"):
+    with pytest.raises(deltamend.UsageError, match=r"200 rows in BASE and 208 in FINETUNED.*use output=\"checkpoint\""):
         deltamend.repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", output="adapter")
 
 

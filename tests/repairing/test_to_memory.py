@@ -42,7 +42,8 @@ def test_modules_are_repaired_into_a_copy() -> None:
     base, finetuned = gpt2(), gpt2()
     fine_tune(finetuned)
     before = {name: tensor.clone() for name, tensor in finetuned.state_dict().items()}
-    repaired, records = deltamend.repair_module(base, finetuned, method="wise-ft", parameters={"alpha": 0.5})
+    found = deltamend.repair_module(base, finetuned, method="wise-ft", parameters={"alpha": 0.5})
+    repaired, records = found.module, found.records
     assert type(repaired) is type(finetuned)
     assert repaired is not finetuned
     assert all(torch.equal(tensor, before[name]) for name, tensor in finetuned.state_dict().items())
@@ -71,7 +72,9 @@ def test_models_that_do_not_belong_together_are_refused() -> None:
 def test_an_overflow_in_fp16_is_refused() -> None:
     base = {"a": torch.zeros(4, 5)}
     finetuned = {"a": torch.full((4, 5), 1e6)}
-    with pytest.raises(deltamend.FilterError, match=r"tensor 'a' overflows in float16; write it with --out-dtype fp32"):
+    with pytest.raises(
+        deltamend.FilterError, match=r"tensor 'a' overflows in float16; write it with out_dtype=\"fp32\""
+    ):
         deltamend.repair_state_dict(base, finetuned, method="wise-ft", out_dtype="fp16")
 
 
@@ -86,7 +89,7 @@ def test_what_files_refuse_memory_refuses() -> None:
 def test_tied_tensors_are_repaired_as_one_or_not_at_all() -> None:
     base, finetuned = gpt2(), gpt2()
     fine_tune(finetuned)
-    repaired, _ = deltamend.repair_module(base, finetuned)
+    repaired = deltamend.repair_module(base, finetuned).module
     state = repaired.state_dict()
     assert torch.equal(state["lm_head.weight"], state["transformer.wte.weight"])
     with pytest.raises(

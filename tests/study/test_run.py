@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from deltamend import repair
 from deltamend.errors import DeltamendError, EvaluationError, OutputError, UsageError
 from deltamend.evaluation.backend import best_device
-from deltamend.repairing.run import repair
 from deltamend.study.cell import Workplace, ask_base, run_cell
 from deltamend.study.config import Study
 from deltamend.study.exam import set_exam, sit_exam

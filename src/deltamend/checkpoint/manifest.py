@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -164,35 +165,51 @@ class Manifest(Record):
     @property
     def kept_energy(self) -> float:
         """Σ‖Δ*‖² / Σ‖Δ‖² over all matrices; 1 where every delta is zero."""
-        total = sum(tensor.delta_norm**2 for tensor in self.tensors if tensor.delta_norm is not None)
-        kept = sum(tensor.kept_norm**2 for tensor in self.tensors if tensor.kept_norm is not None)
-        return kept / total if total else 1.0
+        return kept_energy_of(self.tensors)
 
     @property
     def realised_error(self) -> float:
         """‖cast(W*) − W_base − Δ*‖ / ‖Δ*‖ over all matrices; 0 where Δ* is zero."""
-        kept = sum(tensor.kept_norm**2 for tensor in self.tensors if tensor.kept_norm is not None)
-        return math.sqrt(self._lost / kept) if kept else 0.0
+        return realised_error_of(self.tensors)
 
     @property
     def undone_by_rounding(self) -> float | None:
-        """‖cast(W*) − W_base − Δ*‖ / ‖Δ − Δ*‖ over all matrices: how large rounding is beside what the repair took away.
+        """‖cast(W*) − W_base − Δ*‖ / ‖Δ − Δ*‖ over all matrices; see `undone_by_rounding_of`."""
+        return undone_by_rounding_of(self.tensors)
 
-        From about 1 on, little of the repair is left. None where nothing was taken away, or that was not measured.
-        """
-        measured = [tensor.removed_norm for tensor in self.tensors if tensor.delta_norm is not None]
-        if any(norm is None for norm in measured):
-            return None
-        removed = sum(norm**2 for norm in measured if norm is not None)
-        return math.sqrt(self._lost / removed) if removed else None
 
-    @property
-    def _lost(self) -> float:
-        return sum(
-            (tensor.realised_error * tensor.kept_norm) ** 2
-            for tensor in self.tensors
-            if tensor.realised_error is not None and tensor.kept_norm is not None
-        )
+def kept_energy_of(matrices: Sequence[MatrixRepair]) -> float:
+    """Σ‖Δ*‖² / Σ‖Δ‖² over the matrices; 1 where every delta is zero."""
+    total = sum(matrix.delta_norm**2 for matrix in matrices if matrix.delta_norm is not None)
+    kept = sum(matrix.kept_norm**2 for matrix in matrices if matrix.kept_norm is not None)
+    return kept / total if total else 1.0
+
+
+def realised_error_of(matrices: Sequence[MatrixRepair]) -> float:
+    """‖cast(W*) − W_base − Δ*‖ / ‖Δ*‖ over the matrices; 0 where Δ* is zero."""
+    kept = sum(matrix.kept_norm**2 for matrix in matrices if matrix.kept_norm is not None)
+    return math.sqrt(_lost_in_cast(matrices) / kept) if kept else 0.0
+
+
+def undone_by_rounding_of(matrices: Sequence[MatrixRepair]) -> float | None:
+    """‖cast(W*) − W_base − Δ*‖ / ‖Δ − Δ*‖ over the matrices: how large rounding is beside what the repair took away.
+
+    From about 1 on, little of the repair is left. None where nothing was taken away, or that was not measured.
+    """
+    measured = [matrix.removed_norm for matrix in matrices if matrix.delta_norm is not None]
+    if any(norm is None for norm in measured):
+        return None
+    removed = sum(norm**2 for norm in measured if norm is not None)
+    return math.sqrt(_lost_in_cast(matrices) / removed) if removed else None
+
+
+def _lost_in_cast(matrices: Sequence[MatrixRepair]) -> float:
+    """Σ‖cast(W*) − W_base − Δ*‖² over the matrices."""
+    return sum(
+        (matrix.realised_error * matrix.kept_norm) ** 2
+        for matrix in matrices
+        if matrix.realised_error is not None and matrix.kept_norm is not None
+    )
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Unpack
 
 import numpy as np
 from pydantic import Field
 
-from deltamend.checkpoint.checkpoint_folder import Checkpoint
-from deltamend.errors import UsageError
-from deltamend.inputs.open_models import open_pair
-from deltamend.inputs.pairing import Submatrix, TensorPair
-from deltamend.machine.threads import one_thread_each
-from deltamend.matrices.buffers import Buffers, norm_squared, row_chunks
+from deltamend.errors import UsageError, option
+from deltamend.inputs.open_models import OpenPair
+from deltamend.machine.threads import Workers
+from deltamend.matrices.buffers import norm_squared, row_chunks
 from deltamend.matrices.delta import DeltaBlocks
-from deltamend.matrices.views import Matrix, StoredMatrix
+from deltamend.matrices.items import CheckpointTensors, MatrixItem, SidesReader, costliest_first, items_of
 from deltamend.methods.method import KeptDelta, Method
 from deltamend.methods.registry import all_methods, get_method
-from deltamend.progress import Progress
+from deltamend.progress import Progress, count_reporter, ignore_progress
 from deltamend.records import Record
-from deltamend.repairing.one_matrix import Job, Survey, apply_method, open_delta, open_part
-from deltamend.repairing.plan import pair_flops
+from deltamend.repairing.one_matrix import apply_method, open_delta
+from deltamend.repairing.options import LEAVES_NONE, PairKeywords, PairOptions, make_options, opened_pair
+from deltamend.repairing.parts import job_for
+from deltamend.repairing.survey import Survey
 from deltamend.spectrum.blocks import Block
 
 
@@ -77,49 +74,47 @@ class Comparison(Record):
 
 
 def compare(
-    base: str | os.PathLike[str],
-    finetuned: str | os.PathLike[str],
+    base: str | os.PathLike[str] | OpenPair,
+    finetuned: str | os.PathLike[str] | None = None,
     *,
     methods: Sequence[str | Method] = ("all",),
-    include: str | None = None,
-    exclude: str | None = None,
     device: str = "cpu",
     workers: int | None = None,
     progress: Progress | None = None,
+    **options: Unpack[PairKeywords],
 ) -> Comparison:
     """Run methods on every matrix of an update, and measure what each keeps.
 
     The weights are read once for all methods, plus twice for those that look at the whole model first. Nothing is written.
 
     Args:
-        base: folder of the checkpoint fine-tuning started from.
-        finetuned: folder of its descendant.
+        base: the checkpoint that fine-tuning started from: a folder, a hub id, or what else `open_checkpoint` takes; or
+            both checkpoints as `open_pair` opened them, which stay open.
+        finetuned: its descendant; None where a pair is given.
         methods: names, or methods made with `get_method`; "all" is every method that needs no parameter.
-        include: regular expression; only matrices whose name it finds are compared.
-        exclude: regular expression; matrices whose name it finds are left out.
-        device: where spectral filters run.
-        workers: matrices worked on at a time; None for one a core.
+        device: where spectral filters run, "cpu" or a torch device such as "cuda".
+        workers: matrices worked on at a time; None for one a core. The result is the same.
         progress: called as work ends.
+        options: `include`, `exclude`, `rename` and `split_fused`, as for `deltamend.repair`; not with an open pair.
+
+    Returns:
+        One record for each method and matrix.
 
     Raises:
         CheckpointError: an input cannot be read, or is quantised.
         PairingError: the inputs do not belong together.
-        UsageError: unknown method, or a method twice; or no matrix is left.
+        UsageError: an unknown method, or one that is given twice; or no matrix is left.
         FilterError: NaN or Inf in a tensor, or a filter failed.
     """
     chosen, left_out = choose_methods(methods)
-    with open_pair(base, finetuned, include=include, exclude=exclude) as pair:
-        items = [
-            (one, part) for one in pair.pairing.pairs if one.action == "filter" for part in one.submatrices or (None,)
-        ]
+    with opened_pair(base, finetuned, make_options(PairOptions, options)) as pair:
+        items = items_of(pair.pairing.pairs)
         if not items:
-            raise UsageError("no matrix is left to compare; widen --include or --exclude")
-        run = _Comparing(pair.base, pair.finetuned, chosen, device, progress)
-        with one_thread_each(), ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as executor:
-            tensors = run.compare(items, executor)
-        return Comparison(
-            base=Path(base).name, finetuned=Path(finetuned).name, tensors=tuple(tensors), left_out=left_out
-        )
+            raise UsageError(f"no matrix is left to compare; {LEAVES_NONE}")
+        comparing = _Comparing(pair, chosen, device, progress or ignore_progress)
+        with Workers(workers) as team:
+            tensors = comparing.compare(items, team)
+        return Comparison(base=pair.names[0], finetuned=pair.names[1], tensors=tuple(tensors), left_out=left_out)
 
 
 def choose_methods(methods: Sequence[str | Method]) -> tuple[list[Method], dict[str, str]]:
@@ -145,83 +140,50 @@ def choose_methods(methods: Sequence[str | Method]) -> tuple[list[Method], dict[
     described = [method.described() for method in chosen]
     for text in described:
         if described.count(text) > 1:
-            raise UsageError(f"--methods: {text!r} is given twice; give it once")
+            raise UsageError(f"{option('methods')}: {text!r} is given twice; give it once")
     return chosen, left_out
 
 
-Item = tuple[TensorPair, Submatrix | None]
-"""A matrix of the output: a tensor, or one of its parts."""
-
-
-def item_name(item: Item) -> str:
-    """The name of the tensor, and the label of the part."""
-    pair, part = item
-    return pair.name if part is None else pair.name + part.label
-
-
 class _Comparing:
-    """The workers of one comparison."""
+    """What the workers of one comparison share."""
 
-    def __init__(
-        self, base: Checkpoint, finetuned: Checkpoint, methods: list[Method], device: str, progress: Progress | None
-    ) -> None:
-        self._base, self._finetuned, self._methods = base, finetuned, methods
-        self._device, self._progress = device, progress
+    def __init__(self, pair: OpenPair, methods: list[Method], device: str, progress: Progress) -> None:
+        self._reader = SidesReader(CheckpointTensors(pair.base), CheckpointTensors(pair.finetuned))
+        self._methods, self._device, self._progress = methods, device, progress
         self._surveyed: dict[Method, Any] = {}
-        self._local = threading.local()
 
-    def compare(self, items: list[Item], executor: ThreadPoolExecutor) -> list[TensorComparison]:
+    def compare(self, items: list[MatrixItem], team: Workers) -> list[TensorComparison]:
         """All rows; the costliest matrices are begun first."""
-
-        def run(function: Callable[[Item], None], items: Sequence[Item]) -> None:
-            list(executor.map(function, items))
-
         for method in self._methods:
-            self._surveyed[method] = method.survey(Survey(items, self._opener(method), self._buffers, run))
-        order = sorted(items, key=lambda item: (-pair_flops(item[0]), item_name(item)))
-        rows: dict[str, list[TensorComparison]] = {}
-        for done, (item, found) in enumerate(zip(order, executor.map(self._compare_one, order), strict=True), start=1):
-            rows[item_name(item)] = found
-            if self._progress is not None:
-                self._progress(item_name(item), done / len(order))
-        return [row for item in items for row in rows[item_name(item)]]
+            job = partial(job_for, method=method, device=self._device)
+            self._surveyed[method] = method.survey(Survey(items, self._reader, job, team.map))
+        report = count_reporter(self._progress, len(items))
 
-    def _compare_one(self, item: Item) -> list[TensorComparison]:
-        base, finetuned, job = self._opener(self._methods[0])(item)
+        def compare_one(item: MatrixItem) -> tuple[str, list[TensorComparison]]:
+            rows = self._compare_one(item)
+            report(item.name)
+            return item.name, rows
+
+        rows = dict(team.map(compare_one, costliest_first(items)))
+        return [row for item in items for row in rows[item.name]]
+
+    def _compare_one(self, item: MatrixItem) -> list[TensorComparison]:
+        """Every method on one matrix; its delta is formed once, but for methods that need it in blocks of whole rows."""
+        buffers = self._reader.buffers()
+        sides = self._reader.sides(item)
+        job = job_for(item, self._methods[0], self._device)
         narrow = replace(job, method=next((method for method in self._methods if not method.whole_rows), job.method))
-        delta, context = open_delta(base, finetuned, narrow, self._buffers())
+        delta, context = open_delta(*sides, narrow, buffers)
         zero = delta.is_zero()
         rows = []
         for method in self._methods:
             started = time.perf_counter()
             own, seen = delta, replace(context, surveyed=self._surveyed[method])
             if method.whole_rows and not delta.in_one_block:
-                own, seen = open_delta(base, finetuned, replace(job, method=method), self._buffers())
-            kept = KeptDelta.identity("") if zero else apply_method(method, own, seen, (base, finetuned))
+                own, seen = open_delta(*sides, replace(job, method=method), buffers)
+            kept = KeptDelta.identity("") if zero else apply_method(method, own, seen, sides)
             rows.append(_measured(method, job.name, own, kept, started))
         return rows
-
-    def _opener(self, method: Method) -> Callable[[Item], tuple[Matrix, Matrix, Job]]:
-        def opened(item: Item) -> tuple[Matrix, Matrix, Job]:
-            pair, part = item
-            if pair.base is None:
-                raise AssertionError(f"{pair.name} has no base")
-            buffers = self._buffers()
-            base = StoredMatrix(self._base, pair.base, buffers, "base")
-            finetuned = StoredMatrix(self._finetuned, pair.finetuned, buffers, "finetuned")
-            job = Job(
-                pair.name, pair.rows, method, self._device, update_rank=pair.update_rank, inputs_of=pair.inputs_of
-            )
-            return (base, finetuned, job) if part is None else open_part((base, finetuned), job, part, buffers)
-
-        return opened
-
-    def _buffers(self) -> Buffers:
-        """The memory of this thread."""
-        if not hasattr(self._local, "buffers"):
-            self._local.buffers = Buffers()
-        buffers: Buffers = self._local.buffers
-        return buffers
 
 
 @dataclass

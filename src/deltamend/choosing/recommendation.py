@@ -8,40 +8,21 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from deltamend.checkpoint.hashing import hash_folder
 from deltamend.checkpoint.safetensors_header import read_header
-from deltamend.errors import CheckpointError, OutputError
+from deltamend.errors import CheckpointError, OutputError, UsageError, option
 from deltamend.inputs.open_models import model_and_adapter, model_folder
 from deltamend.machine.cache import default_cache_dir
 from deltamend.machine.digests import fingerprint
 from deltamend.methods.null_space import VERSION
+from deltamend.methods.registry import all_methods
 from deltamend.progress import Progress
+from deltamend.repairing.options import AUTO, Recommendation, RepairOptions
 
-AUTO = "auto"
 _SAMPLES, _TOKENS, _SEED = 48, 96, 0
 _FALLBACK = ("wise-ft", {"alpha": 0.5}, 0.5)
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """A method, as `repair` takes it.
-
-    Attributes:
-        method: its name.
-        parameters: its parameters.
-        vectors: what norms and biases follow.
-        reason: one sentence for a person.
-        fallback: whether it stands in for the one we recommend.
-    """
-
-    method: str
-    parameters: dict[str, object]
-    vectors: str | float
-    reason: str
-    fallback: bool = False
 
 
 def recommend(
@@ -50,7 +31,7 @@ def recommend(
     """The method that was best in the choosing cells of our study, or WiSE-FT where it cannot run.
 
     That is `null-space` (docs/results). Over the cells that chose nothing it has the highest mean, not beyond doubt in cells like
-    them, and none of its lead is in bf16 (benchmarks/results/study/lead_fresh.txt). It needs the base to write a few texts: it is loaded
+    them, and none of its lead is in bf16 (benchmarks/study_lead_fresh.txt). It needs the base to write a few texts: it is loaded
     with transformers, in float32, and what its layers are given is kept in the cache for the next fine-tuned model of the same
     base; a damaged file is made again. Where this is not possible it is WiSE-FT at 0.5, norms and biases too.
 
@@ -110,6 +91,26 @@ def recommend(
         "finetuned",
         f"null-space keeps what the update does to inputs that are not the base's own; the base was {read}",
     )
+
+
+def refuse_with_auto(options: RepairOptions) -> None:
+    """Refuse what cannot be asked for together with `auto`, before the base is read for minutes.
+
+    Raises:
+        UsageError: parameters, rules or an adapter are asked for.
+    """
+    auto = option("method", AUTO)
+    if options.parameters or options.rules:
+        raise UsageError(
+            f"{auto}: the method and its parameters are chosen for you; leave out {option('parameters')} and "
+            f"{option('rules')}, or name a method"
+        )
+    if options.output == "adapter":
+        able = ", ".join(name for name, kind in all_methods().items() if kind.low_rank)
+        raise UsageError(
+            f"{option('output', 'adapter')}: {auto} uses null-space, or wise-ft where the base cannot be run, and the update that "
+            f"these keep is not low-rank; use one of {able}, or {option('output', 'checkpoint')}"
+        )
 
 
 def _is_whole(file: Path) -> bool:

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from deltamend.errors import EvaluationError, MethodError, UsageError
+from deltamend.errors import EvaluationError, MethodError, UsageError, option
 from deltamend.evaluation.record import Evaluation
 from deltamend.inputs.open_models import open_checkpoint
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method
-from deltamend.progress import Progress
+from deltamend.progress import Progress, ignore_progress
 from deltamend.records import FiniteRecord
-from deltamend.repairing.run import repair
+from deltamend.repairing.options import RepairOptions
+from deltamend.repairing.run import repair_folders
 from deltamend.scoring.cell import open_cell
 from deltamend.scoring.metric import parts_of
 from deltamend.scoring.result import Score
@@ -100,21 +101,21 @@ def tune(
     candidates = [_made(method) for method in methods]
     names = [method.described() for method in candidates]
     if len(set(names)) < len(names) or not names:
-        raise UsageError("--methods: give each method once, and one at least")
+        raise UsageError(f"{option('methods')}: give each method once, and one at least")
     if not strengths or len(set(strengths)) < len(strengths) or not all(0 < strength <= 1 for strength in strengths):
-        raise UsageError("--strengths: give numbers above 0 and up to 1, each once")
+        raise UsageError(f"{option('strengths')}: give numbers above 0 and up to 1, each once")
     if patience < 1:
-        raise UsageError("--patience: give 1 or more")
-    told = progress or (lambda _name, _share: None)
+        raise UsageError(f"{option('patience')}: give 1 or more")
+    report = progress or ignore_progress
     search = _Search(Path(base), Path(finetuned), evaluate, target, chosen_by)
-    told("base", 0.0)
+    report("base", 0.0)
     search.records["base"] = evaluate(Path(base))
     check_target(target, search.records["base"].tasks)
-    told("fine-tuned", 0.0)
+    report("fine-tuned", 0.0)
     search.records["finetuned"] = evaluate(Path(finetuned))
     with tempfile.TemporaryDirectory(dir=work, prefix="deltamend-tune-") as folder:
         for number, method in enumerate(candidates):
-            search.try_method(method, strengths, patience, Path(folder), _at(told, number / len(candidates)))
+            search.try_method(method, strengths, patience, Path(folder), _at(report, number / len(candidates)))
     return search.found()
 
 
@@ -125,13 +126,13 @@ def check_target(target: str, tasks: Collection[str]) -> None:
         UsageError: there is no such task, or no benchmark beside it.
     """
     if target not in tasks:
-        raise UsageError(f"--target {target!r}: is none of the tasks; there are {', '.join(tasks)}")
+        raise UsageError(f"{option('target')} {target!r}: is none of the tasks; there are {', '.join(tasks)}")
     if len(tasks) == 1:
-        raise UsageError(f"--target {target!r}: is the only task; add benchmarks that may have been damaged")
+        raise UsageError(f"{option('target')} {target!r}: is the only task; add benchmarks that may have been damaged")
 
 
-def _at(told: Progress, share: float) -> Callable[[str], None]:
-    return lambda doing: told(doing, share)
+def _at(progress: Progress, share: float) -> Callable[[str], None]:
+    return lambda doing: progress(doing, share)
 
 
 def halves(record: Evaluation) -> tuple[Evaluation, Evaluation]:
@@ -158,7 +159,7 @@ def _half(task: str, item: str) -> int:
 def _made(method: str | Method) -> Method:
     made = method if isinstance(method, Method) else get_method(method)
     if made.name in ("none", "revert"):
-        raise UsageError(f"--methods: {made.name!r} is always scored; leave it out")
+        raise UsageError(f"{option('methods')}: {made.name!r} is always scored; leave it out")
     return made
 
 
@@ -174,22 +175,22 @@ class _Search:
         self._stopped: list[str] = []
 
     def try_method(
-        self, method: Method, strengths: Sequence[float], patience: int, folder: Path, told: Callable[[str], None]
+        self, method: Method, strengths: Sequence[float], patience: int, folder: Path, report: Callable[[str], None]
     ) -> None:
         """Filter once, then try the strengths until `patience` of them were no better."""
         filtered, candidate = folder / "filtered", folder / "candidate"
         best, without_gain = -1.0, 0
-        told(method.described())
-        repair(self._base, self._finetuned, filtered, method=method, out_dtype="fp32")
+        report(method.described())
+        repair_folders(self._base, self._finetuned, filtered, RepairOptions(method=method, out_dtype="fp32"))
         dtype = _dtype_of(self._finetuned)
         for strength in strengths:
             name = f"{method.described()} × {strength:g}"
             if without_gain >= patience:
                 self._stopped.append(name)
                 continue
-            told(name)
-            scaled = {"weight": strength}
-            repair(self._base, filtered, candidate, method="task-arithmetic", parameters=scaled, out_dtype=dtype)
+            report(name)
+            scaled = RepairOptions(method="task-arithmetic", parameters={"weight": strength}, out_dtype=dtype)
+            repair_folders(self._base, filtered, candidate, scaled)
             self.records[name] = self._evaluate(candidate)
             shutil.rmtree(candidate)
             trial = self._trial(name, method, strength)

@@ -10,9 +10,11 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 
+from deltamend import __version__
 from deltamend.cli.calibrate_command import calibrate
 from deltamend.cli.compare_command import compare
 from deltamend.cli.demo_command import demo
@@ -21,6 +23,7 @@ from deltamend.cli.diff_command import diff
 from deltamend.cli.evaluate_command import evaluate
 from deltamend.cli.inspect_command import inspect
 from deltamend.cli.methods_command import methods
+from deltamend.cli.options import spelled_on_command_line
 from deltamend.cli.push_command import push
 from deltamend.cli.repair_command import repair
 from deltamend.cli.score_command import score
@@ -33,10 +36,23 @@ app = typer.Typer(
     name="deltamend",
     help="Repair a fine-tuned language model after the fact, from its base and fine-tuned checkpoints alone.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version of deltamend and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    """Repair a fine-tuned language model after the fact, from its base and fine-tuned checkpoints alone."""
+    if version:
+        typer.echo(f"deltamend {__version__}")
+        raise typer.Exit
+
+
 app.command()(repair)
 app.command()(verify)
 app.command()(inspect)
@@ -68,7 +84,7 @@ def main() -> None:
     except DeltamendError as error:
         if "-vv" in sys.argv:
             traceback.print_exc()
-        typer.echo(f"deltamend: {error}", err=True)
+        typer.echo(f"deltamend: {error.spelled(spelled_on_command_line)}", err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deltamend.cli.repair_command import progress_bar
+from deltamend.cli.terminal import progress_bar
 
 calibrate = typer.Typer(
     help="Compute what the methods null-space, fisher and graft want to know; holds whole models in memory.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,53 +12,57 @@ from rich.table import Column, Table
 
 import deltamend
 from deltamend.choosing.compare_methods import Comparison, choose_methods
-from deltamend.choosing.compare_methods import compare as compare_methods
-from deltamend.cli.repair_command import parameters_of, progress_bar
+from deltamend.cli.options import given_options, parameters_of, with_options
+from deltamend.cli.terminal import progress_bar
 from deltamend.errors import UsageError
 from deltamend.machine.atomic import write_whole
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method
+from deltamend.repairing.options import PairOptions
 from deltamend.report.compare_page import COLUMNS, compare_csv, method_row, render_compare_page
 
 
+@with_options(PairOptions)
 def compare(
-    base: Annotated[str, typer.Argument(help="Folder of the checkpoint fine-tuning started from.")],
-    finetuned: Annotated[str, typer.Argument(help="Folder of its fine-tuned descendant.")],
+    base: Annotated[str, typer.Argument(help="The checkpoint that fine-tuning started from: a folder or a hub id.")],
+    finetuned: Annotated[
+        str, typer.Argument(help="Its fine-tuned descendant; MODEL+ADAPTER for a model with a LoRA adapter.")
+    ],
     methods: Annotated[
         str,
-        typer.Option(help="all, or names with commas between; parameters follow after colons, as in ties:density=0.1."),
+        typer.Option(help="all, or names separated by commas; parameters follow a colon, as in ties:density=0.1."),
     ] = "all",
-    include: Annotated[
-        str | None, typer.Option("-i", "--include", metavar="REGEX", help="Only matrices it finds.")
-    ] = None,
-    exclude: Annotated[
-        str | None, typer.Option("-e", "--exclude", metavar="REGEX", help="No matrices it finds.")
-    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
-    csv: Annotated[Path | None, typer.Option(help="Write a line for each method and matrix.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with both tables.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write a CSV file with a line for each method and matrix.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write an HTML page with the tables.")] = None,
     write: Annotated[
-        str | None, typer.Option(help="Methods whose checkpoint to write, into --out; written like --methods.")
+        str | None,
+        typer.Option(help="Methods whose repaired checkpoint is to be written into --out; same form as --methods."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for --write; each method gets one of its own in it.")] = None,
-    device: Annotated[str, typer.Option(help="Where filters run: cpu, or cuda.")] = "cpu",
-    workers: Annotated[int | None, typer.Option(min=1, help="Matrices at a time; default: one a core.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for --write; each method gets a folder of its own inside it.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where spectral filters are computed: cpu, or cuda.")] = "cpu",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Number of matrices worked on at a time; by default one for each core.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+    **chosen: Any,
 ) -> None:
     """Compare methods on one update, in one pass over the weights, without writing checkpoints."""
     wanted, not_written = choose_methods(_methods(write))
     if bool(wanted) != (out is not None):
         raise UsageError("--write and --out belong together: --write dg-hard,ties --out FOLDER")
+    selection = given_options(chosen)
     with progress_bar(quiet, "comparing") as progress:
-        found = compare_methods(
+        found = deltamend.compare(
             base,
             finetuned,
             methods=_methods(methods),
-            include=include,
-            exclude=exclude,
             device=device,
             workers=workers,
             progress=progress,
+            **selection,
         )
     if as_json:
         content = {"methods": [row.model_dump() for row in found.methods], **found.model_dump()}
@@ -79,11 +83,10 @@ def compare(
                 finetuned,
                 Path(str(out)) / folder,
                 method=method,
-                include=include,
-                exclude=exclude,
                 device=device,
                 workers=workers,
                 progress=progress,
+                **selection,
             )
 
 

@@ -5,55 +5,60 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
-from deltamend.cli.repair_command import progress_bar
-from deltamend.diagnosis import Diagnosis, MatrixDiagnosis
-from deltamend.diagnosis import diagnose as diagnose_update
+import deltamend
+from deltamend.cli.options import given_options, with_options
+from deltamend.cli.terminal import progress_bar
 from deltamend.diagnosis.groups import by_layer, grouped
-from deltamend.diagnosis.records import Group
+from deltamend.diagnosis.records import Diagnosis, Group, MatrixDiagnosis
 from deltamend.machine.atomic import write_whole
+from deltamend.repairing.options import PairOptions
 from deltamend.report.diagnosis_page import diagnosis_csv, percent, render_diagnosis_page
 
 _BARS = "▁▂▃▄▅▆▇█"
 _FULL_KS = 0.4
 
 
+@with_options(PairOptions)
 def diagnose(
-    base: Annotated[str, typer.Argument(help="The model fine-tuning started from: a folder or hub id.")],
-    finetuned: Annotated[str, typer.Argument(help="Its fine-tuned descendant; MODEL+ADAPTER for a LoRA.")],
-    include: Annotated[
-        str | None, typer.Option("-i", "--include", metavar="REGEX", help="Only matrices it finds.")
-    ] = None,
-    exclude: Annotated[
-        str | None, typer.Option("-e", "--exclude", metavar="REGEX", help="No matrices it finds.")
-    ] = None,
+    base: Annotated[str, typer.Argument(help="The checkpoint that fine-tuning started from: a folder or a hub id.")],
+    finetuned: Annotated[
+        str, typer.Argument(help="Its fine-tuned descendant; MODEL+ADAPTER for a model with a LoRA adapter.")
+    ],
     out_dtype: Annotated[
-        str | None, typer.Option(help="bf16, fp16 or fp32: what writing would do; default: as FINETUNED.")
+        str | None,
+        typer.Option(
+            help="Data type that a repair would write, whose rounding is predicted: bf16, fp16 or fp32; by default that of FINETUNED."
+        ),
     ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures.")] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every number; - prints it.")] = None,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a line for each matrix.")] = None,
-    values: Annotated[bool, typer.Option("--values", help="Put every singular value into the JSON.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Matrices at a time; default: one a core.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML page with plots.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every number as JSON; - prints it.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a CSV file with a line for each matrix.")
+    ] = None,
+    values: Annotated[bool, typer.Option("--values", help="Include every singular value in the JSON.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Number of matrices worked on at a time; by default one for each core.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+    **chosen: Any,
 ) -> None:
     """Say what the update looks like, and whether a spectral threshold can be trusted on it. Nothing is repaired."""
     with progress_bar(quiet, "diagnosing") as progress:
-        found = diagnose_update(
+        found = deltamend.diagnose(
             base,
             finetuned,
-            include=include,
-            exclude=exclude,
             out_dtype=out_dtype,
             values=values,
             workers=workers,
             progress=progress,
+            **given_options(chosen),
         )
     printed = json is not None and str(json) == "-"
     if printed:

@@ -12,26 +12,28 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from deltamend.cli.repair_command import progress_bar
+import deltamend
+from deltamend.cli.terminal import progress_bar
 from deltamend.machine.atomic import write_whole
 from deltamend.matrices.difference import Difference
-from deltamend.matrices.difference import diff as compare_checkpoints
 
 _SHOWN = 20
 _FIELDS = ("norm", "distance", "relative", "largest", "differing")
 
 
 def diff(
-    a: Annotated[str, typer.Argument(help="Folder of a checkpoint.")],
-    b: Annotated[str, typer.Argument(help="Folder of another.")],
+    a: Annotated[str, typer.Argument(help="A checkpoint: a folder or a hub id.")],
+    b: Annotated[str, typer.Argument(help="Another checkpoint.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
-    table: Annotated[Path | None, typer.Option("--csv", help="Write a line for each tensor.")] = None,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Every tensor, not only the first 20.")] = False,
+    table: Annotated[Path | None, typer.Option("--csv", help="Write a CSV file with a line for each tensor.")] = None,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Print every tensor, not only the first 20.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Compare two checkpoints tensor by tensor, the furthest apart first."""
     with progress_bar(quiet, "comparing") as progress:
-        found = compare_checkpoints(a, b, progress=progress)
+        found = deltamend.diff(a, b, progress=progress)
     if table is not None:
         write_whole(table, _csv(found))
     if as_json:

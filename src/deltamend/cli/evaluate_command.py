@@ -12,7 +12,8 @@ import yaml
 from rich.console import Console
 from rich.table import Column, Table
 
-from deltamend.cli.repair_command import parameters_of, progress_bar
+from deltamend.cli.options import parameters_of
+from deltamend.cli.terminal import progress_bar
 from deltamend.errors import UsageError
 from deltamend.evaluation.ask import AskOptions
 from deltamend.evaluation.backend import BackendOptions

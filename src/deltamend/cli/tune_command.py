@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 import deltamend.choosing.search as tuning
-from deltamend.cli.repair_command import progress_bar
 from deltamend.cli.score_command import print_tables
+from deltamend.cli.terminal import progress_bar
 from deltamend.errors import UsageError
 from deltamend.evaluation.record import Evaluation
 from deltamend.evaluation.suite import Suite, joined, read_suite, suite_of_tasks

@@ -13,8 +13,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from deltamend._api import repair
 from deltamend.checkpoint.file_names import MANIFEST_FILE
-from deltamend.choosing.recommendation import AUTO, Recommendation, recommend
+from deltamend.choosing.recommendation import recommend
 from deltamend.demo.measurement import Exam, Measured, exam_length, measure
 from deltamend.demo.probes import Probes, load_probes
 from deltamend.demo.settings import REPAIRS, DemoSettings, RepairChoice
@@ -27,7 +28,8 @@ from deltamend.language_models.training import chat_example, train
 from deltamend.machine.atomic import publish
 from deltamend.machine.digests import fingerprint
 from deltamend.machine.threads import one_thread_each
-from deltamend.repairing.run import RepairReport, repair
+from deltamend.repairing.options import AUTO, Recommendation
+from deltamend.repairing.repair_report import RepairReport
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deltamend.choosing.recommendation import AUTO
 from deltamend.language_models.training import Recipe
+from deltamend.repairing.options import AUTO
 
 
 @dataclass(frozen=True)

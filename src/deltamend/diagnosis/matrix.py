@@ -34,7 +34,7 @@ from deltamend.matrices.views import Matrix
 from deltamend.methods.dg_hard import DGHard
 from deltamend.methods.finetuned_blocks import BaseOnly, FinetunedBlocks
 from deltamend.methods.method import TensorContext, spectral_result
-from deltamend.repairing.one_matrix import refuse_damaged, write_merged
+from deltamend.repairing.merge import refuse_damaged, write_merged
 from deltamend.spectrum.blocks import Blocks, FloatArray
 from deltamend.spectrum.decompositions import Workspace
 from deltamend.spectrum.entry_tests import EntrySums, EntryTests, NeighbourTest, VarianceTest

@@ -1,86 +1,86 @@
-"""Diagnose a whole update: every matrix both checkpoints hold, one at a time in each worker."""
+"""Diagnose a whole update: every matrix that both checkpoints hold, one at a time in each worker."""
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Unpack
 
-from deltamend.checkpoint.checkpoint_folder import Checkpoint
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
-from deltamend.choosing.compare_methods import Item, item_name
 from deltamend.diagnosis.matrix import Question, diagnose_matrix
 from deltamend.diagnosis.records import Diagnosis, MatrixDiagnosis
 from deltamend.diagnosis.verdict import summary
 from deltamend.errors import UsageError
-from deltamend.inputs.open_models import open_pair
-from deltamend.machine.threads import one_thread_each
-from deltamend.matrices.buffers import Buffers
-from deltamend.matrices.views import Matrix, StoredMatrix, SubMatrix
-from deltamend.progress import Progress
-from deltamend.repairing.plan import out_dtype_name, pair_flops
+from deltamend.inputs.open_models import OpenPair
+from deltamend.machine.threads import Workers
+from deltamend.matrices.items import CheckpointTensors, MatrixItem, SidesReader, costliest_first, items_of
+from deltamend.progress import Progress, count_reporter, ignore_progress
+from deltamend.repairing.options import (
+    LEAVES_NONE,
+    PairKeywords,
+    PairOptions,
+    RepairOptions,
+    make_options,
+    opened_pair,
+)
 
 
 def diagnose(
-    base: str | os.PathLike[str],
-    finetuned: str | os.PathLike[str],
+    base: str | os.PathLike[str] | OpenPair,
+    finetuned: str | os.PathLike[str] | None = None,
     *,
-    include: str | None = None,
-    exclude: str | None = None,
     out_dtype: str | None = None,
     values: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
+    **options: Unpack[PairKeywords],
 ) -> Diagnosis:
     """Measure what an update looks like, and say whether a spectral threshold can be trusted on it.
 
-    Nothing is written. Memory does not grow with the model: each worker holds one delta of at most `delta.BLOCK_ELEMENTS`
-    entries and a few squares of a matrix's shorter side. The same inputs give the same numbers with any number of workers.
+    Nothing is written. Memory does not grow with the model: each worker holds one delta of at most
+    `matrices.delta.BLOCK_ELEMENTS` entries and a few squares of a matrix's shorter side. The same inputs give the same numbers
+    with any number of workers.
 
     Args:
-        base: the model fine-tuning started from: a folder, a hub id, or what else `open_checkpoint` takes.
-        finetuned: its descendant.
-        include: regular expression; only matrices whose name it finds are diagnosed.
-        exclude: regular expression; matrices whose name it finds are left out.
-        out_dtype: bf16, fp16 or fp32: what the realised delta is predicted for; None for the dtype each tensor has.
+        base: the checkpoint that fine-tuning started from: a folder, a hub id, or what else `open_checkpoint` takes; or
+            both checkpoints as `open_pair` or a `RepairPlan` opened them (`plan.pair`), which stay open.
+        finetuned: its descendant; None where a pair is given.
+        out_dtype: "bf16", "fp16" or "fp32": what the realised delta is predicted for; None for the dtype each tensor has.
         values: whether the records hold every singular value.
         workers: matrices worked on at a time; None for one a core.
         progress: called as work ends.
+        options: `include`, `exclude`, `rename` and `split_fused`, as for `deltamend.repair`; not with an open pair.
+
+    Returns:
+        One record for each matrix, and what they say together.
 
     Raises:
         CheckpointError: an input cannot be read, or is quantised.
         PairingError: the inputs do not belong together.
-        UsageError: `out_dtype`, `include` or `exclude` means nothing, or no matrix is left.
+        UsageError: an option is invalid, or no matrix is left.
         FilterError: NaN or Inf in a tensor, or no algorithm gave a checked answer.
     """
     started = time.perf_counter()
-    written = out_dtype_name(out_dtype)
-    with open_pair(base, finetuned, include=include, exclude=exclude) as pair:
-        items = [
-            (one, part) for one in pair.pairing.pairs if one.action == "filter" for part in one.submatrices or (None,)
-        ]
-        if not items:
-            raise UsageError("no matrix is left to diagnose; widen --include or --exclude")
-        run = _Diagnosing(pair.base, pair.finetuned, written, values)
-        order = sorted(items, key=lambda item: (-pair_flops(item[0]), item_name(item)))
-        found: dict[str, MatrixDiagnosis] = {}
-        with one_thread_each(), ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as executor:
-            try:
-                for done, matrix in enumerate(executor.map(run.one, order), start=1):
-                    found[matrix.name] = matrix
-                    if progress is not None:
-                        progress(matrix.name, done / len(order))
-            except BaseException:
-                executor.shutdown(cancel_futures=True)
-                raise
-    matrices = tuple(found[item_name(item)] for item in items)
+    written = make_options(RepairOptions, {"out_dtype": out_dtype}).dtype_name
+    with opened_pair(base, finetuned, make_options(PairOptions, options)) as pair:
+        refuse_nothing_to_diagnose(pair)
+        items = items_of(pair.pairing.pairs)
+        reader = SidesReader(CheckpointTensors(pair.base), CheckpointTensors(pair.finetuned))
+        report = count_reporter(progress or ignore_progress, len(items))
+
+        def diagnose_one(item: MatrixItem) -> MatrixDiagnosis:
+            found = _diagnose_item(item, reader, written, values)
+            report(item.name)
+            return found
+
+        with Workers(workers) as team:
+            by_name = {matrix.name: matrix for matrix in team.map(diagnose_one, costliest_first(items))}
+    matrices = tuple(by_name[item.name] for item in items)
     verdict, sentences, commands = summary(matrices)
     return Diagnosis(
-        base=Path(base).name,
-        finetuned=Path(finetuned).name,
+        base=pair.names[0],
+        finetuned=pair.names[1],
         written=out_dtype or "as stored",
         matrices=matrices,
         left_out=dict(Counter(one.reason for one in pair.pairing.pairs if one.action == "keep")),
@@ -92,28 +92,18 @@ def diagnose(
     )
 
 
-class _Diagnosing:
-    """The workers of one diagnosis."""
+def refuse_nothing_to_diagnose(pair: OpenPair) -> None:
+    """Refuse an update without a matrix.
 
-    def __init__(self, base: Checkpoint, finetuned: Checkpoint, written: str | None, values: bool) -> None:
-        self._base, self._finetuned, self._written, self._values = base, finetuned, written, values
-        self._local = threading.local()
+    Raises:
+        UsageError: none is left.
+    """
+    if not items_of(pair.pairing.pairs):
+        raise UsageError(f"no matrix is left to diagnose; {LEAVES_NONE}")
 
-    def one(self, item: Item) -> MatrixDiagnosis:
-        """One matrix, in the memory of the calling thread."""
-        pair, part = item
-        if pair.base is None:
-            raise AssertionError(f"{pair.name} has no base")
-        if not hasattr(self._local, "buffers"):
-            self._local.buffers = Buffers()
-        buffers: Buffers = self._local.buffers
-        base: Matrix = StoredMatrix(self._base, pair.base, buffers, "base")
-        finetuned: Matrix = StoredMatrix(self._finetuned, pair.finetuned, buffers, "finetuned")
-        rows = pair.rows
-        if part is not None:
-            base = SubMatrix(base, part.base_rows, part.columns, buffers, "base-part")
-            finetuned = SubMatrix(finetuned, part.finetuned_rows, part.columns, buffers, "finetuned-part")
-            rows = part.rows
-        written = NUMPY_DTYPES[self._written or pair.finetuned.output_dtype]
-        question = Question(item_name(item), rows, written, self._values, pair.update_rank)
-        return diagnose_matrix(base, finetuned, question, buffers)
+
+def _diagnose_item(item: MatrixItem, reader: SidesReader, written: str | None, values: bool) -> MatrixDiagnosis:
+    """One matrix, in the memory of the calling thread."""
+    dtype = NUMPY_DTYPES[written or item.pair.finetuned.output_dtype]
+    question = Question(item.name, item.rows, dtype, values, item.pair.update_rank)
+    return diagnose_matrix(*reader.sides(item), question, reader.buffers())

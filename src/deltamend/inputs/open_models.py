@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,11 +54,26 @@ GGUF_SUFFIX = ".gguf"
 
 @dataclass(frozen=True)
 class OpenPair:
-    """Both models, and which tensors belong together; a context manager that closes them."""
+    """Both models, and which tensors belong together; a context manager that closes them.
+
+    Attributes:
+        base: the model that fine-tuning started from, shown in the layout of FINETUNED.
+        finetuned: its descendant.
+        pairing: what is to be done to each tensor of FINETUNED.
+        called: what each model was called when it was opened, base first.
+        selection: the options of `open_pair` that it was opened with, by name.
+    """
 
     base: Checkpoint
     finetuned: Checkpoint
     pairing: Pairing
+    called: tuple[str, str]
+    selection: Mapping[str, str | bool | None]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The last part of what each model was called, such as a folder's own name."""
+        return Path(self.called[0]).name, Path(self.called[1]).name
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -108,7 +124,8 @@ def open_pair(
                 pairing, pairs=tuple(replace(pair, update_rank=ranks[pair.name]) for pair in pairing.pairs)
             )
         opened.pop_all()
-    return OpenPair(ours, theirs, pairing)
+    selection = {"include": include, "exclude": exclude, "rename": rename, "split_fused": split_fused}
+    return OpenPair(ours, theirs, pairing, (os.fspath(base), os.fspath(finetuned)), selection)
 
 
 def model_and_adapter(text: str) -> tuple[str, str] | None:

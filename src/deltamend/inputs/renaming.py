@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from deltamend.checkpoint.checkpoint_folder import Checkpoint, ComputedTensor, StoredTensor
-from deltamend.errors import PairingError, UsageError
+from deltamend.errors import PairingError, UsageError, option
 from deltamend.inputs.computed_tensors import EntrySpan
 
 _Shapes = Mapping[str, tuple[int, ...]]
@@ -30,20 +30,32 @@ def rename_base(base: Checkpoint, finetuned: Checkpoint, given: str | None) -> N
         PairingError: two pairs of prefixes match equally many matrices in different ways, or two tensors get one name.
         UsageError: `given` is not written like OLD=NEW, or matches nothing.
     """
-    ours, theirs = _matrices(base.tensors), _matrices(finetuned.tensors)
-    rule = _found_rule(ours, theirs) if given is None else _given_rule(given, ours, theirs)
+    rule = prefix_rule(base.tensors, finetuned.tensors, given)
     if rule is not None:
+        ours, theirs = _matrices(base.tensors), _matrices(finetuned.tensors)
         count = _matched(ours, theirs, rule)
         note = f"BASE's {rule[0]!r} is FINETUNED's {rule[1]!r}: {count} of {len(theirs)} matrices have a partner so"
         _show_renamed(base, rule, note)
 
 
+def prefix_rule(
+    base: Mapping[str, StoredTensor], finetuned: Mapping[str, StoredTensor], given: str | None
+) -> _Rule | None:
+    """Which prefix of names in BASE stands for which in FINETUNED; see `rename_base` for arguments and errors.
+
+    Returns:
+        (OLD, NEW); None where as many matrices have the same name on both sides as would have by any rule.
+    """
+    ours, theirs = _matrices(base), _matrices(finetuned)
+    return _found_rule(ours, theirs) if given is None else _given_rule(given, ours, theirs)
+
+
 def _given_rule(given: str, ours: _Shapes, theirs: _Shapes) -> _Rule:
     old, separator, new = given.partition("=")
     if not separator:
-        raise UsageError(f"--rename: {given!r} is not OLD=NEW; write it like --rename model.=language_model.model.")
+        raise UsageError(f"{option('rename')}: {given!r} is not OLD=NEW; write it like model.=language_model.model.")
     if not _matched(ours, theirs, (old, new)):
-        raise UsageError(f"--rename: {given!r} gives no matrix of BASE a name and shape that FINETUNED has")
+        raise UsageError(f"{option('rename')}: {given!r} gives no matrix of BASE a name and shape that FINETUNED has")
     return old, new
 
 
@@ -56,10 +68,10 @@ def _found_rule(ours: _Shapes, theirs: _Shapes) -> _Rule | None:
     winners = [rule for rule, score in scores.items() if score == top]
     # A longer pair of prefixes with the same ending says the same; the shortest is the rule.
     best = min(winners, key=lambda rule: (len(rule[0]) + len(rule[1]), rule))
-    renamed = [{name: _renamed(name, rule) for name in ours if _renamed(name, rule) in theirs} for rule in winners]
-    if any(mapping != renamed[winners.index(best)] for mapping in renamed):
+    mappings = [{name: renamed(name, rule) for name in ours if renamed(name, rule) in theirs} for rule in winners]
+    if any(mapping != mappings[winners.index(best)] for mapping in mappings):
         written = ", ".join(f"{old}={new}" for old, new in sorted(winners))
-        raise PairingError(f"names match in several ways ({written}); say which with --rename OLD=NEW")
+        raise PairingError(f"names match in several ways ({written}); say which with {option('rename', 'OLD=NEW')}")
     return best
 
 
@@ -67,9 +79,11 @@ def _show_renamed(base: Checkpoint, rule: _Rule, note: str) -> None:
     tensors: dict[str, StoredTensor] = {}
     computed: dict[StoredTensor, ComputedTensor] = {}
     for tensor in base.tensors.values():
-        shown = replace(tensor, name=_renamed(tensor.name, rule), origin=tensor.own_name)
+        shown = replace(tensor, name=renamed(tensor.name, rule), origin=tensor.own_name)
         if shown.name in tensors:
-            raise PairingError(f"two tensors of BASE would be called {shown.name!r}; give another --rename OLD=NEW")
+            raise PairingError(
+                f"two tensors of BASE would be called {shown.name!r}; give another {option('rename', 'OLD=NEW')}"
+            )
         tensors[shown.name] = shown
         if shown != tensor and base.is_computed(tensor):
             computed[shown] = EntrySpan(base, tensor)
@@ -83,11 +97,12 @@ def _matrices(tensors: Mapping[str, StoredTensor]) -> _Shapes:
 def _matched(ours: _Shapes, theirs: _Shapes, rule: _Rule) -> int:
     """How many matrices get a partner of the same name and width."""
     return sum(
-        shape[1:] == theirs.get(_renamed(name, rule), ())[1:] and _renamed(name, rule) in theirs
+        shape[1:] == theirs.get(renamed(name, rule), ())[1:] and renamed(name, rule) in theirs
         for name, shape in ours.items()
     )
 
 
-def _renamed(name: str, rule: _Rule) -> str:
+def renamed(name: str, rule: _Rule) -> str:
+    """The name of a tensor of BASE by a rule of `prefix_rule`."""
     old, new = rule
     return new + name.removeprefix(old) if name.startswith(old) else name

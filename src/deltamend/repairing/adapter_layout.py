@@ -26,7 +26,7 @@ from deltamend.checkpoint.architecture import (
 from deltamend.checkpoint.checkpoint_folder import Checkpoint
 from deltamend.checkpoint.dtypes import itemsize
 from deltamend.checkpoint.manifest import TensorRecord
-from deltamend.errors import OutputError, UsageError
+from deltamend.errors import OutputError, UsageError, option
 from deltamend.inputs.pairing import Pairing, TensorPair
 from deltamend.methods.method import Method
 from deltamend.methods.registry import all_methods
@@ -35,6 +35,7 @@ Kind = Literal["linear", "conv1d", "embedding", "other"]
 """What a module is to peft. `other`: it is saved whole, which any module can be."""
 
 PREFIX = "base_model.model."
+_ADAPTER, _CHECKPOINT = option("output", "adapter"), option("output", "checkpoint")
 _EMBEDDINGS = TOKEN_EMBEDDINGS | {"wpe"}
 _BODIES = _EMBEDDINGS | {"h", "layers"}
 """First parts of names by which a body that was saved without its language-model head is known."""
@@ -104,14 +105,14 @@ def plan_adapter(base: Checkpoint, base_name: str, pairing: Pairing, methods: Ma
     for pair in pairing.pairs:
         _refuse(pair, methods.get(pair.name))
     if base.config.get("is_encoder_decoder"):
-        raise UsageError("--as adapter: encoder-decoder models share their embedding; write --as checkpoint")
+        raise UsageError(f"{_ADAPTER}: encoder-decoder models share their embedding; use {_CHECKPOINT}")
     if base.adapter is not None:
-        raise UsageError("--as adapter: BASE has an adapter of its own, and peft loads one; write --as checkpoint")
+        raise UsageError(f"{_ADAPTER}: BASE has an adapter of its own, and peft loads one; use {_CHECKPOINT}")
     first = next(iter(base.tensors), "")
     if has_head(base.config) and first.partition(".")[0] in _BODIES:
         raise UsageError(
-            f"--as adapter: BASE was saved without its head (it names {first!r}), so that an adapter would not find its "
-            "modules; save it again with save_pretrained, or write --as checkpoint"
+            f"{_ADAPTER}: BASE was saved without its head (it names {first!r}), so that an adapter would not find its "
+            f"modules; save it again with save_pretrained, or use {_CHECKPOINT}"
         )
     matrices = [pair for pair in pairing.pairs if len(pair.finetuned.shape) == 2]
     kinds: dict[str, Kind] = {pair.name: _kind(pair.name, base.config) for pair in matrices}
@@ -119,26 +120,26 @@ def plan_adapter(base: Checkpoint, base_name: str, pairing: Pairing, methods: Ma
     tied = tied_head(base.config, base.tensors)
     own = next((name for name in base.tensors if tied is not None and module_of(name) == tied[1]), None)
     if own is not None:
-        raise UsageError(f"--as adapter: {own!r} belongs to a head that is tied otherwise; write --as checkpoint")
+        raise UsageError(f"{_ADAPTER}: {own!r} belongs to a head that is tied otherwise; use {_CHECKPOINT}")
     return AdapterPlan(base_name, task, kinds, tied)
 
 
 def _refuse(pair: TensorPair, method: Method | None) -> None:
-    instead = "write --as checkpoint"
+    instead = f"use {_CHECKPOINT}"
     if method is not None and len(pair.finetuned.shape) == 2 and not method.low_rank:
         able = ", ".join(name for name, kind in all_methods().items() if kind.low_rank)
         raise UsageError(
-            f"--as adapter: what {method.name} keeps of a matrix is not low-rank; use one of {able}, or {instead}"
+            f"{_ADAPTER}: what {method.name} keeps of a matrix is not low-rank; use one of {able}, or {instead}"
         )
     if pair.base is None:
-        raise UsageError(f"--as adapter: BASE has no tensor {pair.name!r} to add to; {instead}")
+        raise UsageError(f"{_ADAPTER}: BASE has no tensor {pair.name!r} to add to; {instead}")
     if pair.base.shape != pair.finetuned.shape:
         raise UsageError(
-            f"--as adapter: tensor {pair.name!r} has {pair.base.shape[0]} rows in BASE and {pair.finetuned.shape[0]} in "
+            f"{_ADAPTER}: tensor {pair.name!r} has {pair.base.shape[0]} rows in BASE and {pair.finetuned.shape[0]} in "
             f"FINETUNED, and an adapter cannot resize it; {instead}"
         )
     if pair.submatrices:
-        raise UsageError(f"--as adapter: tensor {pair.name!r} is repaired in parts, which share no factors; {instead}")
+        raise UsageError(f"{_ADAPTER}: tensor {pair.name!r} is repaired in parts, which share no factors; {instead}")
     if is_expert(pair.name) and pair.action == "filter":
         raise UsageError(expert_refusal(pair.name))
 
@@ -146,8 +147,8 @@ def _refuse(pair: TensorPair, method: Method | None) -> None:
 def expert_refusal(name: str) -> str:
     """Why the update of an expert cannot be in an adapter."""
     return (
-        f"--as adapter: {name!r} belongs to an expert, which is loaded under another name than it is stored; "
-        "write --as checkpoint"
+        f"{_ADAPTER}: {name!r} belongs to an expert, which is loaded under another name than it is stored; "
+        f"use {_CHECKPOINT}"
     )
 
 
@@ -227,7 +228,7 @@ def _rank(record: TensorRecord) -> int:
 def _refuse_parameter(record: TensorRecord, able: set[str]) -> None:
     if leaf_of(record.name) not in able or record.adapter == ():
         raise OutputError(
-            f"tensor {record.name!r} has changed and belongs to no module that an adapter can save; write --as checkpoint"
+            f"tensor {record.name!r} has changed and belongs to no module that an adapter can save; use {_CHECKPOINT}"
         )
 
 

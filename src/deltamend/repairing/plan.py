@@ -1,89 +1,78 @@
-"""The plan of a repair: everything that is decided before a weight is read."""
+"""Decide everything about a repair before a weight is read or a byte is written."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
-
-import numpy as np
-from threadpoolctl import threadpool_limits
+from typing import Any, Self
 
 from deltamend.checkpoint.checkpoint_folder import Checkpoint
-from deltamend.checkpoint.dtypes import FLOAT_NAMES, OUT_DTYPES
+from deltamend.checkpoint.dtypes import FLOAT_NAMES
 from deltamend.checkpoint.file_names import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from deltamend.checkpoint.hashing import hash_file
 from deltamend.checkpoint.layout import Layout, plan_layout
-from deltamend.checkpoint.manifest import Output
 from deltamend.checkpoint.output_place import check_output
 from deltamend.checkpoint.sidecars import LeftOut, Sidecar, list_sidecars, with_tokenizer_of
-from deltamend.errors import CheckpointError, UsageError
-from deltamend.inputs.open_models import open_pair
+from deltamend.errors import CheckpointError, UsageError, option
+from deltamend.inputs.open_models import OpenPair
 from deltamend.inputs.pairing import Pairing, TensorPair
-from deltamend.matrices.delta import BLOCK_ELEMENTS
+from deltamend.machine.digests import json_sha256
 from deltamend.methods.hybrid import Hybrid
 from deltamend.methods.method import Method
 from deltamend.methods.registry import method_class
 from deltamend.repairing.adapter_layout import AdapterPlan, plan_adapter
-from deltamend.repairing.rounding import Rounding
-from deltamend.repairing.rules import MethodChoice, Rule, Vectors
+from deltamend.repairing.estimate import RunEstimate, estimate_run
+from deltamend.repairing.options import AUTO, Recommendation, RepairOptions, with_recommendation
+from deltamend.repairing.rules import MethodChoice, Rule
 
-_WRITE_BYTES_PER_SECOND = 0.4e9  # to a fresh file on the machine this was measured on
-_RESIDENT_BYTES = 100 << 20  # Python with numpy and scipy loaded
-_FACTOR_BYTES = 64 << 20  # a piece of a factor in fp64, rounded, and what the rounding did
-
-
-@dataclass(frozen=True)
-class RepairOptions:
-    """What can be asked for beside the method; see `repair` for the meaning of each."""
-
-    include: str | None = None
-    exclude: str | None = None
-    out_dtype: str | None = None
-    max_shard_size: int | str | None = None
-    rules: tuple[Rule, ...] = ()
-    vectors: Vectors = "finetuned"
-    rename: str | None = None
-    split_fused: bool = False
-    output: Output = "checkpoint"
-    rounding: Rounding = "nearest"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run is expected to take on this machine, within a factor of about two."""
-
-    seconds: float
-    memory_bytes: int
+Recommend = Callable[[], Recommendation]
+"""Finds the method that `auto` stands for. It is called once everything else has been checked, as it may take minutes."""
 
 
 @dataclass(frozen=True)
 class RepairPlan:
-    """What will be done. Both checkpoints stay open until `close`.
+    """What will be done. A context manager that closes both checkpoints, which stay open until then.
 
-    `method` is the default one, `methods` that of each tensor whose action is "filter". `adapter` is None for a checkpoint;
-    for an adapter `layout` is that of the checkpoint it stands for.
+    Attributes:
+        pair: both checkpoints, and which of their tensors belong together.
+        out: the folder that will be written.
+        options: everything that was asked for, with the recommended method in place of "auto".
+        method: the method of every matrix that no rule gives another one.
+        methods: the method of each tensor whose action is "filter".
+        pairing: the tensors, with the actions that the methods make of them.
+        layout: the weight files; for an adapter, those of the checkpoint that it stands for.
+        sidecars: the files of FINETUNED that are copied.
+        left_out: its files that are not, and why.
+        adapter: what goes where in an adapter; None for a checkpoint.
+        recommendation: what "auto" was found to stand for; None where a method was named.
     """
 
-    base: Checkpoint
-    finetuned: Checkpoint
+    pair: OpenPair
     out: Path
+    options: RepairOptions
     method: Method
     methods: Mapping[str, Method]
-    options: RepairOptions
     pairing: Pairing
     layout: Layout
     sidecars: tuple[Sidecar, ...]
     left_out: tuple[LeftOut, ...]
     adapter: AdapterPlan | None = None
+    recommendation: Recommendation | None = None
+
+    @property
+    def base(self) -> Checkpoint:
+        """The model that fine-tuning started from."""
+        return self.pair.base
+
+    @property
+    def finetuned(self) -> Checkpoint:
+        """The fine-tuned model."""
+        return self.pair.finetuned
 
     @cached_property
     def sha256(self) -> str:
@@ -104,13 +93,13 @@ class RepairPlan:
             described[side] = [(item.name, item.dtype, item.shape, item.file, item.start) for item in tensors]
             adapter = {} if checkpoint.adapter is None else checkpoint.adapter.config
             described[f"{side} configs"] = [dict(checkpoint.config), dict(adapter)]
-        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        return json_sha256(described)
 
     @cached_property
     def resume_key(self) -> str:
         """Identifies the plan and these very files, by their times; what `--resume` compares."""
         times = [*self.base.modification_times(), *self.finetuned.modification_times()]
-        return hashlib.sha256(json.dumps([self.sha256, times]).encode()).hexdigest()
+        return json_sha256([self.sha256, times])
 
     @property
     def inputs(self) -> list[Path]:
@@ -132,7 +121,7 @@ class RepairPlan:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know of how the inputs are read."""
-        return (*self.base.notes, *self.finetuned.notes)
+        return self.pair.notes
 
     @property
     def described_options(self) -> dict[str, str | None]:
@@ -156,14 +145,9 @@ class RepairPlan:
         """Size of the output's weights and copied files."""
         return self.layout.nbytes + sum(sidecar.size for sidecar in self.sidecars)
 
-    def estimate(self, workers: int) -> Estimate:
-        """Expected time and memory with `workers` workers, from a quick measurement of this machine's arithmetic."""
-        matrices = [pair for pair in self.pairing.pairs if pair.action == "filter" and pair.is_matrix]
-        seconds = sum(pair_flops(pair) for pair in matrices) / _flops_per_second() / workers
-        seconds += self.bytes_to_write / _WRITE_BYTES_PER_SECOND
-        largest = max((_matrix_bytes(pair) for pair in matrices), default=0)
-        largest += 0 if self.adapter is None else _FACTOR_BYTES
-        return Estimate(seconds, _RESIDENT_BYTES + workers * largest)
+    def estimate(self, workers: int) -> RunEstimate:
+        """Expected time and memory with this many workers."""
+        return estimate_run(self.pairing.pairs, self.bytes_to_write, workers, adapter=self.adapter is not None)
 
     def described(self, workers: int) -> dict[str, Any]:
         """The plan for a script: what `--dry-run --json` prints."""
@@ -192,54 +176,64 @@ class RepairPlan:
 
     def close(self) -> None:
         """Close both checkpoints."""
-        self.base.close()
-        self.finetuned.close()
+        self.pair.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def plan_repair(
-    base: str | os.PathLike[str],
-    finetuned: str | os.PathLike[str],
+    pair: OpenPair,
     out: str | os.PathLike[str],
+    options: RepairOptions,
     *,
-    method: str | Method = "dg-hard",
-    parameters: Mapping[str, object] | None = None,
-    options: RepairOptions | None = None,
     overwrite: bool = False,
+    recommend: Recommend | None = None,
 ) -> RepairPlan:
-    """Open both checkpoints and decide everything, without reading a weight or writing a byte.
+    """Decide everything about a repair, without reading a weight or writing a byte.
 
-    Arguments and errors are those of `repair`. The caller closes the plan.
+    Args:
+        pair: both checkpoints; the plan closes them when it is closed.
+        out: the folder to write.
+        options: what is asked for; which matrices are selected is taken from the pair.
+        overwrite: whether OUT may exist.
+        recommend: what finds the method in place of "auto".
+
+    Raises:
+        UsageError: there is no such method, or an option is invalid.
+        OutputError: OUT exists, or is not a place that can be written to.
     """
-    wanted = options or RepairOptions()
-    check_output_options(wanted)
-    choice = MethodChoice(method, parameters, wanted.rules, wanted.vectors)
-    with ExitStack() as opened:
-        pair = opened.enter_context(
-            open_pair(
-                base,
-                finetuned,
-                include=wanted.include,
-                exclude=wanted.exclude,
-                rename=wanted.rename,
-                split_fused=wanted.split_fused,
-            )
-        )
-        ours, theirs = pair.base, pair.finetuned
-        layout = plan_layout(theirs, out_dtype=out_dtype_name(wanted.out_dtype), max_shard_size=wanted.max_shard_size)
-        sidecars, left_out = list_sidecars(theirs.folder, frozenset(theirs.headers))
-        if theirs.adapter is not None:
-            sidecars = with_tokenizer_of(sidecars, theirs.adapter.folder)
-        pairing, methods = assign_methods(pair.pairing, choice)
-        adapter = None
-        if wanted.output == "adapter":
-            adapter = plan_adapter(ours, os.fspath(base), pairing, methods)
-            sidecars, left_out = _sidecars_of_an_adapter(sidecars, left_out)
-        plan = RepairPlan(
-            ours, theirs, Path(out), choice.default, methods, wanted, pairing, layout, sidecars, left_out, adapter
-        )
-        check_output(plan.out, plan.inputs, overwrite=overwrite)
-        opened.pop_all()
+    options = options.model_copy(update=dict(pair.selection))
+    layout = plan_layout(pair.finetuned, out_dtype=options.dtype_name, max_shard_size=options.max_shard_size)
+    sidecars, left_out = list_sidecars(pair.finetuned.folder, frozenset(pair.finetuned.headers))
+    if pair.finetuned.adapter is not None:
+        sidecars = with_tokenizer_of(sidecars, pair.finetuned.adapter.folder)
+    if options.output == "adapter":
+        sidecars, left_out = _sidecars_of_an_adapter(sidecars, left_out)
+    advice = None
+    if options.method == AUTO:
+        check_output(Path(out), [*pair.base.folders, *pair.finetuned.folders], overwrite=overwrite)
+        # A rule with a method that does not exist is found before the base is read for minutes, not after.
+        MethodChoice("none", None, options.rules, options.vectors)
+        advice = _recommended(recommend)
+        options = with_recommendation(options, advice)
+    choice = MethodChoice(options.method, options.parameters, options.rules, options.vectors)
+    pairing, methods = assign_methods(pair.pairing, choice)
+    adapter = plan_adapter(pair.base, pair.called[0], pairing, methods) if options.output == "adapter" else None
+    plan = RepairPlan(
+        pair, Path(out), options, choice.default, methods, pairing, layout, sidecars, left_out, adapter, advice
+    )
+    check_output(plan.out, plan.inputs, overwrite=overwrite)
     return plan
+
+
+def _recommended(recommend: Recommend | None) -> Recommendation:
+    if recommend is None:
+        raise UsageError(f"{option('method', AUTO)}: nothing can recommend a method here; name one")
+    return recommend()
 
 
 def _files_of(method: Method) -> Iterator[Path]:
@@ -275,24 +269,6 @@ def _sidecars_of_an_adapter(
     return tuple(sidecar for sidecar in sidecars if sidecar.name not in others), left_out + dropped
 
 
-def check_output_options(options: RepairOptions) -> None:
-    """Refuse options of the output that are unknown or exclude each other.
-
-    Raises:
-        UsageError: they do.
-    """
-    for option, value, known in (
-        ("--as", options.output, get_args(Output)),
-        ("--rounding", options.rounding, get_args(Rounding)),
-    ):
-        if value not in known:
-            raise UsageError(f"{option}: there is no {value!r}; give {' or '.join(known)}")
-    if options.output == "adapter" and options.max_shard_size is not None:
-        raise UsageError("--max-shard-size: an adapter is one file; leave it out")
-    if options.output == "adapter" and options.rounding != "nearest":
-        raise UsageError("--rounding: an adapter holds factors, not rounded weights; leave it out")
-
-
 def assign_methods(pairing: Pairing, choice: MethodChoice) -> tuple[Pairing, dict[str, Method]]:
     """Give every matrix its method, and those of the other tensors that have one; the pairing then says so."""
     pairs, methods = [], {}
@@ -305,49 +281,8 @@ def assign_methods(pairing: Pairing, choice: MethodChoice) -> tuple[Pairing, dic
     return replace(pairing, pairs=tuple(pairs)), methods
 
 
-def out_dtype_name(text: str | None) -> str | None:
-    """The safetensors name of an `--out-dtype`.
-
-    Raises:
-        UsageError: it is none of those that can be written.
-    """
-    if text is not None and text not in OUT_DTYPES:
-        raise UsageError(f"--out-dtype: no dtype {text!r}; there are {', '.join(OUT_DTYPES)}")
-    return None if text is None else OUT_DTYPES[text]
-
-
 def is_shared_vector(pair: TensorPair) -> bool:
     """Whether it is a tensor of both sides that is no matrix but can be added to."""
     if pair.base is None or pair.is_matrix or pair.finetuned.shape != pair.base.shape:
         return False
     return pair.finetuned.elements > 0 and {pair.finetuned.dtype, pair.base.dtype} <= FLOAT_NAMES
-
-
-def pair_flops(pair: TensorPair) -> float:
-    """Floating-point operations of filtering one pair: 2·m·n·min(m, n), one GEMM-equivalent pass."""
-    if pair.action != "filter" or not pair.is_matrix:
-        return 0.0
-    return sum(2.0 * m * n * min(m, n) for m, n in pair.shapes)
-
-
-def _matrix_bytes(pair: TensorPair) -> int:
-    """Most memory one worker needs for a matrix: a block in fp32, and three squares of the shorter side in fp64.
-
-    A wide matrix that is cut is read in columns, for which a block of both sides and of the output are held as well.
-    """
-
-    def needed(m: int, n: int) -> int:
-        blocks = 3 if m < n and m * n > BLOCK_ELEMENTS else 1
-        return 4 * blocks * min(m * n, BLOCK_ELEMENTS) + 3 * 8 * min(m, n) ** 2
-
-    return max(needed(*shape) for shape in pair.shapes)
-
-
-def _flops_per_second(size: int = 768) -> float:
-    """What one core does in an fp32 matrix product, halved: a filter does about two passes' worth of work."""
-    square = np.ones((size, size), dtype=np.float32)
-    with threadpool_limits(1):
-        square @ square  # the first product starts the library
-        started = time.perf_counter()
-        square @ square
-        return size**3 / (time.perf_counter() - started)

@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from deltamend.checkpoint.architecture import Kind, kind_of, layer_of
-from deltamend.errors import UsageError
+from deltamend.errors import UsageError, option
 from deltamend.methods.interpolation import WiseFT
 from deltamend.methods.method import Method
 from deltamend.methods.none_and_revert import NoRepair, Revert
 from deltamend.methods.registry import get_method, method_class
+from deltamend.records import Record, first_problem
 
 Vectors = str | float
 """What parameters that are no matrices follow: "finetuned", "base", or the share of the way from base to fine-tuned."""
@@ -23,13 +24,11 @@ Vectors = str | float
 _LAYERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
-class Rule(BaseModel):
+class Rule(Record):
     """Another method, or other parameters, for the tensors that all of `filter`, `layers` and `kind` match.
 
     A rule is for matrices, unless its kind is "norm": then for the one-dimensional parameters of norms.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     filter: str | None = Field(None, description="Regular expression that is searched for in the tensor's name.")
     layers: str | None = Field(None, description='Numbers of layers, such as "0-3,7".')
@@ -85,7 +84,7 @@ class MethodChoice:
 
     Raises:
         MethodError: unknown method, or a parameter is wrong.
-        UsageError: `vectors` means nothing.
+        UsageError: `vectors` is invalid.
     """
 
     def __init__(
@@ -133,7 +132,7 @@ def read_rules(rules: object) -> tuple[Rule, ...]:
     """Rules from plain data.
 
     Raises:
-        UsageError: a field is unknown or has a value that means nothing.
+        UsageError: a field is unknown or has an invalid value.
     """
     if not isinstance(rules, list | tuple):
         raise UsageError(f"rules: expected a list of rules; got {type(rules).__name__}")
@@ -142,9 +141,8 @@ def read_rules(rules: object) -> tuple[Rule, ...]:
         try:
             made.append(rule if isinstance(rule, Rule) else Rule.model_validate(rule))
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in ("rules", number, *first["loc"]))
-            message = first["msg"].removeprefix("Value error, ")
+            inner, message = first_problem(error)
+            field = f"rules.{number}.{inner}".removesuffix(".")
             raise UsageError(f"{field}: {message}; a rule has {', '.join(Rule.model_fields)}") from error
     return tuple(made)
 
@@ -188,5 +186,5 @@ def _vector_method(vectors: Vectors) -> Method | None:
     except ValueError:
         share = -1.0
     if not 0.0 <= share <= 1.0:
-        raise UsageError(f"vectors: {vectors!r} is neither finetuned, base, nor a number from 0 to 1")
+        raise UsageError(f"{option('vectors')}: {vectors!r} is neither finetuned, base, nor a number from 0 to 1")
     return NoRepair() if share == 1.0 else WiseFT(alpha=share)

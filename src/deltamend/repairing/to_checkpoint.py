@@ -1,18 +1,88 @@
-"""Where one tensor of the output goes: its place in a file, hashed as it is written."""
+"""The output as a checkpoint: each tensor goes to its place in a shard, and is hashed as it is written."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
+from contextlib import ExitStack
 
 import xxhash
 
 from deltamend.checkpoint.checkpoint_folder import StoredTensor
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
-from deltamend.checkpoint.hashing import tensor_hash
+from deltamend.checkpoint.hashing import hash_file, tensor_hash
+from deltamend.checkpoint.layout import ShardLayout
+from deltamend.checkpoint.manifest import FileRecord, InputRecord, TensorRecord
 from deltamend.checkpoint.shard_writer import ShardWriter
+from deltamend.checkpoint.work_folder import WorkFolder
+from deltamend.inputs.pairing import TensorPair
+from deltamend.machine.threads import Workers
 from deltamend.matrices.buffers import Array, bytes_of
 from deltamend.matrices.views import StoredMatrix
+from deltamend.repairing.outputs import WrittenTensor
+from deltamend.repairing.plan import RepairPlan
+from deltamend.repairing.tensors import TensorRepairer
+
+
+class CheckpointOutput:
+    """Writes every tensor into the shards of the work folder; as `FolderOutput`.
+
+    Args:
+        plan: the plan of the repair.
+        work: the work folder.
+        stopped: set when the run is to end.
+
+    Raises:
+        OutputError: a file cannot be made, or there is not enough space for it.
+    """
+
+    def __init__(self, plan: RepairPlan, work: WorkFolder, stopped: threading.Event) -> None:
+        self._plan, self._work, self._stopped = plan, work, stopped
+        self._targets = {tensor.name: tensor for shard in plan.layout.shards for tensor in shard.tensors}
+        self._writers: dict[str, ShardWriter] = {}
+        with ExitStack() as opening:
+            for shard in plan.layout.shards:
+                writer = self._writers[shard.file] = ShardWriter(work.staged, shard)
+                opening.callback(writer.close)
+            self._open_files = opening.pop_all()
+
+    def is_intact(self, pair: TensorPair, record: TensorRecord) -> bool:
+        """See `FolderOutput.is_intact`."""
+        target = self._targets[pair.name]
+        return record.xxh3 == tensor_hash(self._writers[target.file].read(target))
+
+    def write(self, pair: TensorPair, repairer: TensorRepairer) -> WrittenTensor:
+        """See `TensorOutput.write`."""
+        target = self._targets[pair.name]
+        sink = FileSink(self._writers[target.file], target, self._stopped)
+        done, parts = repairer.repair(pair, sink)
+        return WrittenTensor(done, parts, target.dtype, target.file, sink.xxh3())
+
+    def finish(
+        self, records: Sequence[TensorRecord], finetuned: InputRecord, workers: Workers
+    ) -> tuple[tuple[TensorRecord, ...], list[FileRecord]]:
+        """Hash the shards; one that was copied tensor by tensor has the hash of its original. See `FolderOutput.finish`."""
+        changed = {record.file for record in records if record.outcome in {"filtered", "reverted"}}
+        known = {file.name: file for file in finetuned.files}
+
+        def hash_one(shard: ShardLayout) -> FileRecord:
+            copied = shard.file not in changed and self._is_as_in_finetuned(shard)
+            return known[shard.file] if copied else hash_file(self._work.staged / shard.file, shard.file)
+
+        return tuple(records), workers.map(hash_one, self._plan.layout.shards)
+
+    def close(self) -> None:
+        """Close every shard."""
+        self._open_files.close()
+
+    def _is_as_in_finetuned(self, shard: ShardLayout) -> bool:
+        """Whether a shard's header is that of FINETUNED's own file, and none of its tensors is computed while it is read."""
+        theirs = self._plan.finetuned
+        if any(theirs.is_computed(theirs.tensors[tensor.name]) for tensor in shard.tensors):
+            return False
+        original = theirs.headers.get(shard.file)
+        return original is not None and original.text == shard.header
 
 
 class FileSink:

@@ -14,6 +14,7 @@ from statistics import median
 
 from pydantic import ValidationError
 
+from deltamend._api import repair
 from deltamend.calibration.activations import write_activations
 from deltamend.checkpoint.hashing import hash_folder
 from deltamend.checkpoint.manifest import Manifest
@@ -27,7 +28,6 @@ from deltamend.machine.cache import default_cache_dir
 from deltamend.machine.threads import one_thread_each
 from deltamend.methods.null_space import VERSION
 from deltamend.progress import Progress
-from deltamend.repairing.run import repair
 from deltamend.study.config import Cell, ModelEntry, Repair, Study, Target
 from deltamend.study.environment import machine, versions
 from deltamend.study.exam import Paper, set_exam, sit_exam

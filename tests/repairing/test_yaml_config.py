@@ -13,8 +13,8 @@ import deltamend
 from deltamend.checkpoint.architecture import kind_of, layer_of
 from deltamend.methods.pages import all_pages
 from deltamend.methods.registry import all_methods
-from deltamend.repairing.config import read_config
 from deltamend.repairing.rules import MethodChoice
+from deltamend.repairing.yaml_config import read_config
 from tests.conftest import Pair, Printed
 from tests.reference import load
 
@@ -163,10 +163,10 @@ def test_a_config_of_mergekit_is_understood(llama_pair: Pair, tmp_path: Path, de
     ("content", "message"),
     [
         ("a: [", "cannot be read as YAML"),
-        ("- a", "expected `key: value` lines"),
+        ("- a", "expected lines of the form `key: value`"),
         ("densty: 1", "densty: Extra inputs are not permitted; the keys are base_model,"),
         ("method: tise", "no method 'tise'; did you mean 'ties'?"),
-        ("rules: [{kind: atention}]", "rules.0.kind: Input should be 'attention'"),
+        ("rules: [{kind: atention}]", "rules.0.kind: 'atention' is not valid; expected 'attention'"),
         ("rules: [{layers: 3-}]", 'write it like "0-3,7"'),
         ("rules: [{filter: '('}]", "not a regular expression"),
         ("rules: [{kind: norm, method: dg-hard}]", "norms are no matrices"),
@@ -175,7 +175,10 @@ def test_a_config_of_mergekit_is_understood(llama_pair: Pair, tmp_path: Path, de
         ("vectors: both", "vectors: 'both' is neither finetuned, base, nor a number"),
         ("vectors: 1.5", "nor a number from 0 to 1"),
         ("models: [{model: a}, {model: b}]", "models lists 2 beside the base model"),
-        ("parameters: {normalize: true}\nmodels: [{model: a}]", "normalize means nothing with one fine-tuned model"),
+        (
+            "parameters: {normalize: true}\nmodels: [{model: a}]",
+            "normalize has no effect with a single fine-tuned model",
+        ),
         ("method: ties\nmodels: [{model: a, parameters: {weight: 0.5}}]", "write lambda or leave it out"),
         (
             "method: ties\nparameters: {density: [1, 0.5]}",

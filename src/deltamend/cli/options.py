@@ -1,0 +1,113 @@
+"""Flags that are made from the models of options, and KEY=VALUE texts."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any
+
+import typer
+import yaml
+from pydantic.fields import FieldInfo
+from typer.models import ArgumentInfo
+
+from deltamend.errors import UsageError, spelled_in_python
+from deltamend.records import Record
+from deltamend.repairing.options import Flag, RepairOptions
+
+
+def with_options(
+    model: type[Record], only: Iterable[str] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags of a model of options, which it gets as keyword arguments.
+
+    An option that is not given on the command line is None, and a flag that is not given False, whatever the model's default, so
+    that the command can tell what was asked for.
+
+    Args:
+        model: its fields become flags, with their descriptions as help.
+        only: names of fields; None for all that have a flag.
+    """
+    names = [name for name in model.model_fields if only is None or name in set(only)]
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in inspect.signature(command, eval_str=True).parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        made = [parameter for name in names if (parameter := _parameter(name, model.model_fields[name]))]
+        arguments = [parameter for parameter in own if _is_argument(parameter)]
+        others = [parameter for parameter in own if not _is_argument(parameter)]
+
+        @functools.wraps(command)
+        def wrapped(**given: Any) -> None:
+            command(**given)
+
+        del wrapped.__wrapped__  # typer reads what it finds there
+        wrapped.__annotations__ = {}
+        wrapped.__signature__ = inspect.Signature([*arguments, *made, *others])  # type: ignore[attr-defined]
+        return wrapped
+
+    return add
+
+
+def given_options(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options of `with_options` that were given on the command line."""
+    return {name: value for name, value in chosen.items() if value not in (None, False, "")}
+
+
+def spelled_on_command_line(name: str, value: str | None) -> str:
+    """An option as it is typed in a shell: `--out-dtype fp32`."""
+    field = RepairOptions.model_fields.get(name)
+    flag = None if field is None else _flag_of(field)
+    if flag is not None and flag.names is None:
+        return spelled_in_python(name, value)
+    written = f"--{name.replace('_', '-')}" if flag is None or flag.names is None else flag.names[-1]
+    return written if value in (None, "True") else f"{written} {value}"
+
+
+def parameters_of(settings: Iterable[str], option: str = "--set") -> dict[str, object]:
+    """The parameters that KEY=VALUE texts give; a value in [ ] or { } is read as YAML.
+
+    Raises:
+        UsageError: a text is not of this form.
+    """
+    parameters: dict[str, object] = {}
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if not separator:
+            raise UsageError(f"{option}: {setting!r} is not KEY=VALUE; write it like alpha=0.5")
+        try:
+            parameters[key] = yaml.safe_load(value) if value[:1] in ("[", "{") else value
+        except yaml.YAMLError as error:
+            raise UsageError(f"{option}: {value!r} is not YAML ({' '.join(str(error).split())}); correct it") from error
+    return parameters
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter | None:
+    """One flag; None for a field that has none."""
+    flag = _flag_of(field) or Flag((f"--{name.replace('_', '-')}",))
+    if flag.names is None:
+        return None
+    described = field.description or ""
+    kind: Any = str | None
+    if field.annotation is bool:
+        kind = bool
+    elif flag.repeated:
+        kind = list[str] | None
+        described += " May be given several times."
+    elif isinstance(field.default, str):
+        described += f" Default: {field.default}."
+    info = typer.Option(*flag.names, help=described, metavar=flag.metavar)
+    default = False if kind is bool else None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
+
+
+def _flag_of(field: FieldInfo) -> Flag | None:
+    return next((item for item in field.metadata if isinstance(item, Flag)), None)
+
+
+def _is_argument(parameter: inspect.Parameter) -> bool:
+    return any(isinstance(item, ArgumentInfo) for item in getattr(parameter.annotation, "__metadata__", ()))

@@ -1,0 +1,220 @@
+"""What an adapter holds of each tensor, filtered and factored, in a file of its own in the work folder."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deltamend.checkpoint.checkpoint_folder import StoredTensor
+from deltamend.checkpoint.dtypes import FLOAT_NAMES, NUMPY_DTYPES, itemsize
+from deltamend.checkpoint.hashing import tensor_hash
+from deltamend.checkpoint.layout import ShardLayout
+from deltamend.checkpoint.manifest import AdapterRecord, TensorRecord
+from deltamend.checkpoint.shard_writer import ShardWriter
+from deltamend.errors import OutputError, option
+from deltamend.inputs.pairing import TensorPair
+from deltamend.matrices.buffers import Array, bytes_of, norm_squared, row_chunks
+from deltamend.matrices.delta import DeltaBlocks
+from deltamend.methods.method import KeptDelta
+from deltamend.repairing.adapter_layout import PREFIX, AdapterPlan
+from deltamend.repairing.rounded_factors import RoundedProduct, slices_of_block
+from deltamend.repairing.sinks import Norms
+from deltamend.repairing.to_checkpoint import FileSink
+from deltamend.spectrum.blocks import FloatArray
+from deltamend.spectrum.kept_subspace import SpectralFilter
+
+
+class AdapterParts:
+    """The parts of an adapter in the work folder, one file for each tensor: their sizes are known only once it is filtered.
+
+    Args:
+        plan: what goes where.
+        folder: where the parts are; they stay there until the work folder goes.
+        order: the names of all tensors, in the order in which they will lie in the adapter.
+        dtype: safetensors name of the dtype of everything; None for fp32 factors (fp64 where FINETUNED is fp64), and
+            FINETUNED's bytes where nothing is filtered.
+        stopped: set when the run is to end.
+    """
+
+    def __init__(
+        self, plan: AdapterPlan, folder: Path, order: Iterable[str], dtype: str | None, stopped: threading.Event
+    ) -> None:
+        self.plan = plan
+        self.dtype = dtype
+        self.stopped = stopped
+        self._order = {name: index for index, name in enumerate(order)}
+        self._folder = folder
+
+    def path(self, name: str) -> Path:
+        """The file of one tensor's part."""
+        return self._folder / f"{self._order[name]:06d}"
+
+    def is_finished(self, record: TensorRecord) -> bool:
+        """Whether the part a journal speaks of is there and undamaged."""
+        return record.adapter is not None and tensor_hash(_pieces(self.path(record.name))) == record.xxh3
+
+    def sink(self, pair: TensorPair) -> PartSink:
+        """The sink of one tensor; to be closed."""
+        return PartSink(self, pair)
+
+    def pieces(self, name: str, start: int, count: int) -> Iterator[bytes]:
+        """Some of the bytes of one tensor's part."""
+        return _pieces(self.path(name), start, count)
+
+
+class PartSink:
+    """Takes one tensor of an adapter: its factors where Δ* is low-rank, nothing where Δ* = 0, else all of it.
+
+    As `FactorSink`; the dtype of what is written whole is known once the outcome is.
+    """
+
+    def __init__(self, parts: AdapterParts, pair: TensorPair) -> None:
+        self._parts, self._pair = parts, pair
+        self._places = parts.plan.factor_places(pair.name)
+        own = pair.finetuned.output_dtype
+        self._wide = "F64" if own == "F64" else "F32"
+        self._whole_dtype = self._wide if pair.action == "filter" and not self._places else own
+        if parts.dtype is not None and own in FLOAT_NAMES:
+            self._wide = self._whole_dtype = parts.dtype
+        self._writer: ShardWriter | None = None
+        self._whole: FileSink | None = None
+        self._records: tuple[AdapterRecord, ...] = ()
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """See `Sink.dtype`."""
+        return NUMPY_DTYPES[self._whole_dtype]
+
+    @property
+    def dtype_name(self) -> str:
+        """The safetensors name of the dtype of what is stored."""
+        return self._records[0].dtype if self._records else self._whole_dtype
+
+    def write_rows(self, start: int, values: Array) -> None:
+        """See `Sink.write_rows`."""
+        self._open_whole().write_rows(start, values)
+
+    def write_columns(self, start: int, values: Array, row: int = 0) -> None:
+        """See `Sink.write_columns`."""
+        self._open_whole().write_columns(start, values, row)
+
+    def take_factors(self, delta: DeltaBlocks, kept: KeptDelta) -> Norms | None:
+        """See `FactorSink.take_factors`."""
+        if kept.outcome == "reverted":
+            return Norms(delta=sum(_energy(block.values) for block in delta), unmoved=None)
+        if kept.outcome != "filtered":
+            return None
+        found = kept.spectrum
+        if found is None or found.basis is None:
+            raise OutputError(
+                f"tensor {self._pair.name!r}: its method gave no factors; use {option('output', 'checkpoint')}"
+            )
+        if not self._places or found.rank * sum(found.shape) > math.prod(found.shape):
+            self._whole_dtype = self._wide  # the matrix itself is smaller than its factors
+            return None
+        return self._write_factors(delta, found)
+
+    def finish(self) -> tuple[tuple[AdapterRecord, ...], str]:
+        """What was written, and the hash of the part; call it once all of it is."""
+        if self._whole is not None:
+            xxh3 = self._whole.xxh3()
+            key = PREFIX + self._pair.name
+            shape = self._pair.finetuned.shape
+            return (AdapterRecord(key=key, shape=shape, dtype=self._whole_dtype, xxh3=xxh3),), xxh3
+        return self._records, tensor_hash(_pieces(self._parts.path(self._pair.name)))
+
+    def close(self) -> None:
+        """Close the part's file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _open(self, tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[StoredTensor, ...]:
+        """Make the part's file for these tensors (name, dtype, shape), one after another."""
+        path = self._parts.path(self._pair.name)
+        stored, position = [], 0
+        for name, dtype, shape in tensors:
+            nbytes = math.prod(shape) * itemsize(dtype)
+            stored.append(StoredTensor(name, dtype, shape, path.name, position, position + nbytes))
+            position += nbytes
+        path.unlink(missing_ok=True)
+        self._writer = ShardWriter(path.parent, ShardLayout(path.name, b"", tuple(stored), position))
+        return tuple(stored)
+
+    def _open_whole(self) -> FileSink:
+        if self._whole is None:
+            (tensor,) = self._open([(self._pair.name, self._whole_dtype, self._pair.finetuned.shape)])
+            if self._writer is None:
+                raise AssertionError("the part's file was just opened")
+            self._whole = FileSink(self._writer, tensor, self._parts.stopped)
+        return self._whole
+
+    def _write_factors(self, delta: DeltaBlocks, found: SpectralFilter) -> Norms:
+        """Write L and R with √s of the singular values on each, and measure what their rounding does to L·R."""
+        m, n = found.shape
+        lengths = {"left": m, "right": n}
+        dtype = self._wide
+        shapes = [
+            (found.rank, lengths[place.side]) if place.by_rank else (lengths[place.side], found.rank)
+            for place in self._places
+        ]
+        stored = self._open([(place.key, dtype, shape) for place, shape in zip(self._places, shapes, strict=True)])
+        short, long = ("left", "right") if found.wide else ("right", "left")
+        strengths = np.sqrt(found.singular_values * found.gains)
+        basis = np.asarray(found.basis, np.float64)
+        product = RoundedProduct(basis * strengths, NUMPY_DTYPES[dtype], self._pair.name)
+        self._write_side(stored, short, 0, product.short.T)
+        norms = Norms(unmoved=None)
+        for start, _, values in delta:
+            norms.delta += _energy(values)
+            for first, part in slices_of_block(values, found):
+                exact = found.coefficients(part) * (strengths / found.singular_values)[:, None]
+                self._write_side(stored, long, start + first, product.add(exact))
+        product.measure(norms)
+        if self._writer is None:
+            raise AssertionError("the part's file was opened above")
+        self._records = tuple(
+            AdapterRecord(key=tensor.name, shape=tensor.shape, dtype=dtype, xxh3=tensor_hash(self._writer.read(tensor)))
+            for tensor in stored
+        )
+        return norms
+
+    def _write_side(self, stored: Sequence[StoredTensor], side: str, start: int, values: Array) -> None:
+        """Write `values` (rank, length), which begin at `start` of the side, wherever that side is stored."""
+        if self._parts.stopped.is_set():
+            raise CancelledError
+        if self._writer is None:
+            raise AssertionError("the part's file is opened first")
+        size = values.dtype.itemsize
+        for place, tensor in zip(self._places, stored, strict=True):
+            if place.side != side:
+                continue
+            if not place.by_rank:
+                self._writer.write(tensor, start * len(values) * size, bytes_of(np.ascontiguousarray(values.T)))
+                continue
+            for row, part in enumerate(np.ascontiguousarray(values)):
+                self._writer.write(tensor, (row * tensor.shape[1] + start) * size, bytes_of(part))
+
+
+def _energy(values: FloatArray) -> float:
+    """‖values‖², a chunk at a time."""
+    return sum(norm_squared(values[first:last]) for first, last in row_chunks((values.shape[0], values.shape[1])))
+
+
+def _pieces(path: Path, start: int = 0, count: int | None = None, size: int = 1 << 22) -> Iterator[bytes]:
+    """The bytes of a part from `start` on; nothing where there is no such file."""
+    try:
+        opened = path.open("rb")
+    except FileNotFoundError:
+        return
+    with opened:
+        opened.seek(start)
+        left = path.stat().st_size if count is None else count
+        while left and (piece := opened.read(min(size, left))):
+            left -= len(piece)
+            yield piece

@@ -1,0 +1,111 @@
+"""Repair a tensor as one matrix, or each of its parts by itself, such as the experts of a fused stack."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from deltamend.checkpoint.manifest import MatrixRepair, PartRecord
+from deltamend.inputs.pairing import Submatrix, TensorPair
+from deltamend.matrices.buffers import Buffers
+from deltamend.matrices.items import MatrixItem, part_of
+from deltamend.matrices.views import Matrix
+from deltamend.methods.method import Method, Place
+from deltamend.repairing.merge import copy_rows
+from deltamend.repairing.one_matrix import Job, repair_matrix
+from deltamend.repairing.rounding import Rounding
+from deltamend.repairing.sinks import PartOfSink, Sink
+
+
+def repair_parts(
+    sides: tuple[Matrix, Matrix], pair: TensorPair, job: Job, sink: Sink, buffers: Buffers
+) -> tuple[MatrixRepair, tuple[PartRecord, ...]]:
+    """Repair a tensor: as one matrix, or each of its parts by itself, and copy what is in none of them.
+
+    Args:
+        sides: base and fine-tuned, whole.
+        pair: says what the parts are.
+        job: for the whole tensor.
+        sink: takes the result.
+        buffers: this thread's memory.
+
+    Returns:
+        What was done over all, and for each part where there are several.
+    """
+    if not pair.submatrices:
+        return repair_matrix(*sides, job, sink, buffers), ()
+    done = []
+    for part in pair.submatrices:
+        inner = PartOfSink(sink, part.finetuned_rows, part.columns)
+        repaired = repair_matrix(*part_of(sides, part, buffers), job_of_part(job, part), inner, buffers)
+        done.append(PartRecord(label=part.label, **repaired.model_dump()))
+    covered = sorted(span for part in pair.submatrices for span in part.finetuned_rows)
+    position = 0
+    for start, stop in [*covered, (sides[1].shape[0], sides[1].shape[0])]:
+        if start > position:
+            copy_rows(sides[1], (position, start), sink, job.name, buffers)
+        position = max(position, stop)
+    if len(done) == 1:
+        return MatrixRepair(**done[0].model_dump(exclude={"label"})), ()
+    return _over_all(done, pair), tuple(done)
+
+
+def job_for(
+    item: MatrixItem, method: Method, device: str, surveyed: object = None, rounding: Rounding = "nearest"
+) -> Job:
+    """What is to be done to a matrix of the update.
+
+    Args:
+        item: the matrix.
+        method: decides what of its delta is kept.
+        device: where spectral filters run, "cpu" or a torch device.
+        surveyed: what the method's survey of the whole model found.
+        rounding: how sums are rounded to a narrower dtype.
+    """
+    pair = item.pair
+    job = Job(
+        pair.name,
+        MatrixItem(pair).rows,
+        method,
+        device,
+        surveyed,
+        pair.update_rank,
+        rounding=rounding,
+        inputs_of=pair.inputs_of,
+    )
+    return job if item.part is None else job_of_part(job, item.part)
+
+
+def job_of_part(job: Job, part: Submatrix) -> Job:
+    """The job of one part of a tensor, from the job of the whole."""
+    place = Place(job.name, part.finetuned_rows, part.columns)
+    return replace(job, name=job.name + part.label, rows=part.rows, place=place)
+
+
+def _over_all(parts: Sequence[PartRecord], pair: TensorPair) -> MatrixRepair:
+    """What was done to a tensor of several matrices."""
+
+    def norm(values: Iterable[float | None]) -> float:
+        return math.sqrt(sum(value**2 for value in values if value is not None))
+
+    outcomes = Counter(part.outcome for part in parts)
+    delta, kept = norm(part.delta_norm for part in parts), norm(part.kept_norm for part in parts)
+    lost = norm((part.realised_error or 0.0) * (part.kept_norm or 0.0) for part in parts)
+    sizes = [rows * columns for rows, columns in pair.shapes]
+    unmoved = sum((part.unmoved or 0.0) * size for part, size in zip(parts, sizes, strict=True))
+    only = next(iter(outcomes)) if len(outcomes) == 1 else "filtered"
+    return MatrixRepair(
+        outcome=only,
+        reason=", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common()),
+        delta_norm=delta,
+        kept_norm=kept,
+        kept_energy=(kept / delta) ** 2 if delta else None,
+        removed_norm=None
+        if any(part.removed_norm is None for part in parts)
+        else norm(part.removed_norm for part in parts),
+        realised_norm=norm(part.realised_norm for part in parts),
+        realised_error=lost / kept if kept else None,
+        unmoved=unmoved / sum(sizes),
+    )

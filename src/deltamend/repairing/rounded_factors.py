@@ -1,0 +1,71 @@
+"""What rounding the two factors of a low-rank Δ* does to their product."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from deltamend.checkpoint.dtypes import all_finite
+from deltamend.errors import FilterError, option
+from deltamend.matrices.buffers import Array
+from deltamend.repairing.sinks import Norms
+from deltamend.spectrum.blocks import FloatArray
+from deltamend.spectrum.kept_subspace import SpectralFilter
+
+_SLICE_ELEMENTS = 1 << 21
+"""Entries of a factor handled at a time: 16 MiB in fp64."""
+
+
+class RoundedProduct:
+    """The product of two rounded factors against that of the exact ones, from k×k squares alone.
+
+    ‖SᵣLᵣ − SL‖² = ‖dS·Lᵣ + S·dL‖², with dS = Sᵣ − S and dL = Lᵣ − L: nothing cancels, so that fp32 squares will do.
+    """
+
+    def __init__(self, short: FloatArray, dtype: np.dtype[Any], name: str) -> None:
+        self._dtype, self._name = dtype, name
+        self._exact = short
+        self.short = self._cast(short)
+        rank = short.shape[1]
+        self._long, self._cross, self._change = (np.zeros((rank, rank)) for _ in range(3))
+        self._energies = np.zeros(rank)
+
+    def add(self, exact: FloatArray) -> Array:
+        """Round the next columns of L, shape (rank, length), and take them into account."""
+        rounded = self._cast(exact)
+        written = rounded.astype(np.float32)
+        change = (rounded.astype(np.float64) - exact).astype(np.float32)
+        self._long += written @ written.T
+        self._cross += written @ change.T
+        self._change += change @ change.T
+        self._energies += np.einsum("ij,ij->i", exact, exact, dtype=np.float64)
+        return rounded
+
+    def measure(self, norms: Norms) -> None:
+        """Fill in ‖Δ*‖², the norm of what is stored, and its distance to Δ*."""
+        norms.removed = None
+        rounded = self.short.astype(np.float64)
+        change = rounded - self._exact
+        norms.kept = float(np.sum(np.einsum("ij,ij->j", self._exact, self._exact) * self._energies))
+        norms.realised = float(np.sum((rounded.T @ rounded) * self._long))
+        lost = np.sum((change.T @ change) * self._long) + 2.0 * np.sum((change.T @ self._exact) * self._cross)
+        norms.lost = max(0.0, float(lost + np.sum((self._exact.T @ self._exact) * self._change)))
+
+    def _cast(self, values: FloatArray) -> Array:
+        with np.errstate(over="ignore"):
+            rounded = values.astype(self._dtype)
+        if not all_finite(np.ascontiguousarray(rounded)):
+            raise FilterError(
+                f"tensor {self._name!r}: its factors overflow in {self._dtype}; write them with {option('out_dtype', 'fp32')}"
+            )
+        return rounded
+
+
+def slices_of_block(values: FloatArray, found: SpectralFilter) -> Iterator[tuple[int, FloatArray]]:
+    """A block cut along its length, so that the coefficients of a piece are few."""
+    length = values.shape[1] if found.wide else values.shape[0]
+    step = max(1, _SLICE_ELEMENTS // found.rank)
+    for first in range(0, length, step):
+        yield first, values[:, first : first + step] if found.wide else values[first : first + step]

@@ -1,0 +1,109 @@
+"""A repair as a YAML file, with the keys mergekit's users know."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from deltamend.errors import UsageError
+from deltamend.records import Record, first_problem
+from deltamend.repairing.options import RepairOptions
+
+_WITHOUT_EFFECT = ("normalize", "int8_mask")
+_NORMALISED = ("ties", "della")
+"""Methods of mergekit that divide by the weights of the models by default, so that the weight of one has no effect."""
+
+
+class ModelEntry(Record):
+    """One entry of `models`."""
+
+    model: str = Field(description="Folder of a checkpoint.")
+    parameters: dict[str, Any] = Field(default_factory=dict, description="Parameters of the method.")
+
+
+class RepairConfig(RepairOptions):
+    """The keys of the file: the options of a repair, and the models it is for."""
+
+    base_model: str | None = Field(default=None, description="Folder of the checkpoint that fine-tuning started from.")
+    finetuned_model: str | None = Field(
+        default=None, description="Folder of its fine-tuned descendant; or use `models`."
+    )
+    models: tuple[ModelEntry, ...] = Field(
+        default=(),
+        description="The fine-tuned model and its parameters, as mergekit writes it; the base may be listed too.",
+    )
+    out: str | None = Field(default=None, description="Folder to write.")
+    dtype: str | None = Field(
+        default=None,
+        description="The data type to write where `out_dtype` is not given; sums are formed in fp32 all the same.",
+    )
+
+    @model_validator(mode="after")
+    def _one_fine_tuned_model(self) -> Self:
+        if self.models and (self.finetuned_model is not None or len(self._others) != 1):
+            raise ValueError(
+                f"models lists {len(self._others)} beside the base model; deltamend repairs one fine-tuned model"
+            )
+        for key in _WITHOUT_EFFECT:
+            if key in self.method_parameters:
+                raise ValueError(f"{key} has no effect with a single fine-tuned model; leave it out")
+        if self.models and self.method_name in _NORMALISED and self.method_parameters.get("weight", 1) != 1:
+            raise ValueError(
+                f"mergekit divides the weight of one model out of {self.method}, and deltamend would not; write lambda or leave it out"
+            )
+        return self
+
+    @property
+    def _others(self) -> list[ModelEntry]:
+        return [entry for entry in self.models if entry.model != self.base_model]
+
+    @property
+    def finetuned(self) -> str | None:
+        """The fine-tuned model, wherever it is given."""
+        return self._others[0].model if self.models else self.finetuned_model
+
+    @property
+    def method_parameters(self) -> dict[str, Any]:
+        """The parameters of the method; those of the model's entry win."""
+        return {**self.parameters, **(self._others[0].parameters if self.models else {})}
+
+
+def read_config(path: str | os.PathLike[str]) -> RepairConfig:
+    """Read a YAML file.
+
+    Raises:
+        UsageError: it cannot be read, is no mapping, or a key is unknown or has an invalid value.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(
+            f"{path}: cannot be read as YAML ({' '.join(str(error).split())}); correct the file"
+        ) from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected lines of the form `key: value`; the keys are {_keys()}")
+    try:
+        return RepairConfig.model_validate(content)
+    except ValidationError as error:
+        field, message = first_problem(error)
+        where = f"{path}: {field}" if field else f"{path}"
+        raise UsageError(f"{where}: {message}; the keys are {_keys()}") from error
+
+
+def options_of(config: RepairConfig) -> dict[str, Any]:
+    """The options that the file gives, by name, as `make_options` takes them."""
+    given = {name: getattr(config, name) for name in RepairOptions.model_fields if name in config.model_fields_set}
+    if config.method_parameters:
+        given["parameters"] = config.method_parameters
+    if config.dtype is not None:
+        given.setdefault("out_dtype", config.dtype)
+    return given
+
+
+def _keys() -> str:
+    own = [name for name in RepairConfig.model_fields if name not in RepairOptions.model_fields]
+    return ", ".join([*own, *RepairOptions.model_fields])
