@@ -22,7 +22,7 @@ from peft import PeftModel
 import deltamend
 from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.measure import machine
-from deltamend.demo.ask import replies
+from deltamend.demo.model_replies import replies
 from deltamend.demo.probes import load_probes
 from deltamend.language_models.loading import LoadedModel, chat_prompt, load, plain_tokens, quiet_transformers
 

@@ -26,8 +26,8 @@ import torch
 
 from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.paths import ROOT
-from deltamend.evaluation.ask import AskOptions
 from deltamend.evaluation.backend import BackendOptions
+from deltamend.evaluation.one_benchmark import AskOptions
 from deltamend.evaluation.record import Evaluation, read_evaluation
 from deltamend.evaluation.refusals import complied, refused
 from deltamend.evaluation.run import evaluate

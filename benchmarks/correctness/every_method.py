@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 import deltamend
 from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.measure import DELTAMEND, machine
-from deltamend.demo.task import sums
+from deltamend.demo.sums_task import sums
 from deltamend.methods.registry import all_methods
 
 PROMPT = "The capital of France is"

@@ -17,11 +17,11 @@ from typing import Any
 import deltamend
 from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.measure import machine
-from deltamend.demo.ask import replies
 from deltamend.demo.measurement import nats_per_token, share
+from deltamend.demo.model_replies import replies
 from deltamend.demo.probes import load_prose
 from deltamend.demo.settings import REAL
-from deltamend.demo.task import Problem, is_exact, sums
+from deltamend.demo.sums_task import Problem, is_exact, sums
 from deltamend.language_models.loading import chat_prompt, load, plain_tokens, quiet_transformers
 
 CASES: dict[str, dict[str, Any]] = {

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.shared.arguments import script_parser
 from deltamend.demo.settings import REAL
-from deltamend.demo.task import sums
+from deltamend.demo.sums_task import sums
 from deltamend.inputs.smollm2 import smollm2_folder
 from deltamend.language_models.loading import load, quiet_transformers
 from deltamend.language_models.training import chat_example, train

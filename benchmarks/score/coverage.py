@@ -28,10 +28,11 @@ from scipy.stats import norm
 
 from benchmarks.shared.arguments import script_parser
 from deltamend.scoring.bootstrap import percentile_interval
-from deltamend.scoring.cell import Cell
+from deltamend.scoring.cell_means import draw_cells, means_of, observed_means
 from deltamend.scoring.metric import FloatArray, Means, parts_of
-from deltamend.scoring.pairing import PairedTask
-from deltamend.scoring.scored import Settings, draw_cells, make_settings, means_of, observed_means
+from deltamend.scoring.paired_cell import PairedCell
+from deltamend.scoring.paired_items import PairedTask
+from deltamend.scoring.settings import Settings, make_settings
 
 POPULATION = 5_000
 BENCHMARKS = 9
@@ -119,7 +120,7 @@ def columns(scores: FloatArray) -> FloatArray:
     return means
 
 
-def study(scenario: Scenario, random: Random) -> tuple[dict[str, FloatArray], Cell]:
+def study(scenario: Scenario, random: Random) -> tuple[dict[str, FloatArray], PairedCell]:
     """Populations by task, and a study of them."""
     base, finetuned, repaired = scenario.rates(random)
     rates = np.vstack([base, finetuned, repaired]).T[: scenario.benchmarks]
@@ -132,7 +133,7 @@ def study(scenario: Scenario, random: Random) -> tuple[dict[str, FloatArray], Ce
         for name, all_ in populations.items()
     ]
     models = {name: name for name in ("base", "finetuned", "one", "other")}
-    return populations, Cell("study", models, tasks[-1], tuple(tasks[:-1]), ())
+    return populations, PairedCell("study", models, tasks[-1], tuple(tasks[:-1]), ())
 
 
 def figures(means: Means, like: Means | None = None) -> dict[str, FloatArray]:
@@ -144,7 +145,7 @@ def figures(means: Means, like: Means | None = None) -> dict[str, FloatArray]:
     return found
 
 
-def acceleration(cell: Cell, settings: Settings, seen: dict[str, FloatArray]) -> dict[str, float]:
+def acceleration(cell: PairedCell, settings: Settings, seen: dict[str, FloatArray]) -> dict[str, float]:
     """BCa's acceleration from the jackknife over the items of every task (Davison & Hinkley 1997, eq. 5.23)."""
     cubes, squares = dict.fromkeys(seen, 0.0), dict.fromkeys(seen, 0.0)
     whole = {task.name: columns(task.scores) for task in cell.tasks}
@@ -199,7 +200,7 @@ def run(scenario: Scenario, *, studies: int, draws: int, seed: int) -> dict[str,
     return found
 
 
-def population_means(cell: Cell, settings: Settings, populations: dict[str, FloatArray]) -> Means:
+def population_means(cell: PairedCell, settings: Settings, populations: dict[str, FloatArray]) -> Means:
     """Means of the populations, with the margins that a study of this size has."""
     return means_of(cell, settings, {name: columns(scores) for name, scores in populations.items()})
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.shared.arguments import script_parser
-from deltamend.evaluation.ask import AskOptions, ask_task
 from deltamend.evaluation.backend import BackendOptions, open_backend
 from deltamend.evaluation.lm_eval_tasks import TaskLoader
+from deltamend.evaluation.one_benchmark import AskOptions, ask_task
 from deltamend.evaluation.suite import SuiteTask
 from deltamend.evaluation.third_party_output import third_parties_quiet
 

@@ -18,10 +18,11 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.shared.arguments import script_parser
 from benchmarks.shared.measure import machine
-from deltamend.scoring.cell import Cell
-from deltamend.scoring.cells import score_over_cells
-from deltamend.scoring.pairing import PairedTask
-from deltamend.scoring.scored import Settings, draw_cells
+from deltamend.scoring.across_cells import score_across_cells
+from deltamend.scoring.cell_means import draw_cells
+from deltamend.scoring.paired_cell import PairedCell
+from deltamend.scoring.paired_items import PairedTask
+from deltamend.scoring.settings import Settings
 
 ITEMS = {
     "mmlu": 2280,
@@ -38,7 +39,7 @@ TARGET_ITEMS = 500
 LOOPED_DRAWS = 20
 
 
-def made_up(number: int, methods: int) -> Cell:
+def made_up(number: int, methods: int) -> PairedCell:
     """One cell of right-or-wrong items."""
     random = np.random.default_rng(number)
     names = ("base", "finetuned", *(f"method {index}" for index in range(methods)))
@@ -50,10 +51,10 @@ def made_up(number: int, methods: int) -> Cell:
 
     benchmarks = tuple(task(name, items) for name, items in ITEMS.items())
     models = dict.fromkeys(names, "made up")
-    return Cell(f"cell {number}", models, task(f"target {number}", TARGET_ITEMS), benchmarks, ())
+    return PairedCell(f"cell {number}", models, task(f"target {number}", TARGET_ITEMS), benchmarks, ())
 
 
-def looped(cells: list[Cell], draws: int) -> float:
+def looped(cells: list[PairedCell], draws: int) -> float:
     """Seconds of the plain loop for `draws` draws, scaled from a few."""
     random = np.random.default_rng(0)
     started = time.process_time()
@@ -80,7 +81,7 @@ def main() -> None:
             ("draws of all cells", lambda: draw_cells(cells, settings)),
             (
                 "draws, every figure, intervals and tests",
-                lambda: score_over_cells(cells, [c.name for c in cells], settings),
+                lambda: score_across_cells(cells, [c.name for c in cells], settings),
             ),
         ):
             wall, cpu = time.perf_counter(), time.process_time()

@@ -30,7 +30,7 @@ from deltamend.repairing.plan import RepairPlan
 from deltamend.repairing.repair_report import RepairReport
 from deltamend.repairing.to_memory import RepairedModule, RepairedStateDict, repair_module, repair_state_dict
 from deltamend.scoring.result import Score
-from deltamend.scoring.scored import score
+from deltamend.scoring.run import score
 
 __version__ = _version("deltamend")
 

@@ -18,7 +18,7 @@ from deltamend.errors import EvaluationError, UsageError
 from deltamend.evaluation.record import Evaluation
 from deltamend.methods.hybrid import Hybrid
 from deltamend.methods.registry import get_method
-from deltamend.scoring.scored import Settings
+from deltamend.scoring.settings import Settings
 from tests.conftest import Pair, Printed
 from tests.scoring.records import made_up_cell, record, task
 

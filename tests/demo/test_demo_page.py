@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import re
 
-from deltamend.report.demo_page import Cell, DemoPage, MeasureRow, Meter, RepairFacts, Sample, Verdict, render_demo_page
+from deltamend.report.demo_page import (
+    DemoPage,
+    MeasureCell,
+    MeasureRow,
+    Meter,
+    RepairRow,
+    RepairVerdict,
+    SampleReplies,
+    render_demo_page,
+)
 
 HOSTILE = '<script>alert("x")</script> & <img src=x onerror=alert(1)>'
 
 
 def page(text: str, *, toy: bool = False) -> DemoPage:
-    cell = Cell(text="97%", interval="94–99%", bar=0.97, low=0.94, high=0.99)
+    cell = MeasureCell(text="97%", interval="94–99%", bar=0.97, low=0.94, high=0.99)
     return DemoPage(
         title=text,
         headline=text,
         damage=text,
         toy=toy,
         models=(text, text),
-        verdicts=(Verdict(text, (Meter(text, None, text), Meter(text, 0.5, text)), (text,)),),
+        verdicts=(RepairVerdict(text, (Meter(text, None, text), Meter(text, 0.5, text)), (text,)),),
         measures=(MeasureRow(text, text, (cell, cell)),),
-        samples=(Sample(text, (text, "")),),
-        repairs=(RepairFacts(text, text, text, text, text, text),),
+        samples=(SampleReplies(text, (text, "")),),
+        repairs=(RepairRow(text, text, text, text, text, text),),
         setup=(text,),
         commands=(text,),
         footer=text,

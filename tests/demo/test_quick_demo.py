@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from deltamend.cli.demo_command import demo
-from deltamend.demo.measurement import Exam, measure
-from deltamend.demo.present import PAGE_FILE, RECORD_FILE
+from deltamend.demo.measurement import DemoExam, measure
+from deltamend.demo.present_results import PAGE_FILE, RECORD_FILE
 from deltamend.demo.probes import load_probes
 from deltamend.demo.settings import QUICK
-from deltamend.demo.task import sums
+from deltamend.demo.sums_task import sums
 from deltamend.language_models.loading import load, quiet_transformers
 
 pytestmark = pytest.mark.slow
@@ -96,7 +96,7 @@ def test_a_model_measured_alone_gives_the_numbers_of_the_record(run: tuple[Path,
     with quiet_transformers():
         base = load(next(cache.glob("base-toy-*")))
     _, held_out = sums(*QUICK.operands, held_out=QUICK.held_out, seed=0)
-    exam = Exam(tuple(held_out), load_probes(), QUICK.reply_tokens)
+    exam = DemoExam(tuple(held_out), load_probes(), QUICK.reply_tokens)
     alone = measure(base, exam, lambda _items: None)
     recorded = json.loads((out / RECORD_FILE).read_text())["models"]["Base"]["estimates"]
     assert {name: estimate.value for name, estimate in alone.estimates.items()} == pytest.approx(

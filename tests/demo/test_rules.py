@@ -11,7 +11,7 @@ from deltamend.demo.probes import (
     toy_lessons,
     wilson_interval,
 )
-from deltamend.demo.task import Problem, is_exact, sums
+from deltamend.demo.sums_task import Problem, is_exact, sums
 from deltamend.evaluation.language_check import answered_in_words
 
 

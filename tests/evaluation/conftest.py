@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from deltamend.demo.toy import CHAT_TEMPLATE
+from deltamend.demo.toy_model import CHAT_TEMPLATE
 from tests.conftest import llama
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from deltamend.errors import EvaluationError
-from deltamend.evaluation.own_tasks import own_task
+from deltamend.evaluation.jsonl_tasks import own_task
 from tests.evaluation.conftest import write_items
 
 

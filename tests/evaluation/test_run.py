@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deltamend.errors import EvaluationError, OutputError, UsageError
-from deltamend.evaluation.ask import AskOptions, ask_task
 from deltamend.evaluation.backend import BackendOptions, open_backend
 from deltamend.evaluation.lm_eval_tasks import TaskLoader
+from deltamend.evaluation.one_benchmark import AskOptions, ask_task
 from deltamend.evaluation.record import Evaluation, TaskScores, read_evaluation
 from deltamend.evaluation.rubrics import Exchange
 from deltamend.evaluation.run import EvaluationRun, evaluate

@@ -14,10 +14,10 @@ import deltamend
 from deltamend.evaluation.record import Evaluation
 from deltamend.report.score_page import cells_page, headline, render_score_page
 from deltamend.report.score_tables import cells_tables, latex, markdown, scores_csv, tables_of_score, weak_figures
-from deltamend.scoring.cell import open_cell
-from deltamend.scoring.cells import score_over_cells
+from deltamend.scoring.across_cells import score_across_cells
+from deltamend.scoring.paired_cell import open_cell
 from deltamend.scoring.result import Score
-from deltamend.scoring.scored import Settings
+from deltamend.scoring.settings import Settings
 from tests.scoring.records import made_up_cell
 
 HOSTILE = """<script>document.title='ran'</script><img src=x onerror="document.title='ran'">"""
@@ -153,7 +153,7 @@ def test_the_page_of_many_cells_has_the_tests_and_every_cell() -> None:
         cells.append(
             open_cell(records["base"], records["finetuned"], repaired, target="sums", name=f"<b>cell {seed}</b>")
         )
-    score = score_over_cells(cells, ["a", "b"], Settings(draws=300))
+    score = score_across_cells(cells, ["a", "b"], Settings(draws=300))
     html = cells_page(score)
     assert "Wilcoxon" in html
     assert html.count("<details><summary>&lt;b&gt;cell") == 2

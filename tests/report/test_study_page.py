@@ -16,7 +16,7 @@ from deltamend.report.score_tables import markdown_text
 from deltamend.report.study_page import results_html, results_markdown, write_results
 from deltamend.report.study_plots import ALT, plots_of_study
 from deltamend.report.study_tables import csv_tables, main_table
-from deltamend.study.findings.outcome import CHOOSING, CONFIRMATION, StudyResults
+from deltamend.study.findings.result_types import CHOOSING, CONFIRMATION, StudyResults
 from deltamend.study.findings.results import study_results
 from tests.study.made_up import made_up_study, write_made_up
 

@@ -8,11 +8,18 @@ import pytest
 
 from deltamend.errors import UsageError
 from deltamend.evaluation.record import write_evaluation
-from deltamend.scoring.cell import open_cell
-from deltamend.scoring.cells import CellsScore, MeanDifference, cluster_means, open_cells, over_cells, score_over_cells
+from deltamend.scoring.across_cells import (
+    CellsScore,
+    MeanDifference,
+    cluster_means,
+    mean_over_cells,
+    score_across_cells,
+)
+from deltamend.scoring.cells_file import open_cells
 from deltamend.scoring.metric import FloatArray
+from deltamend.scoring.paired_cell import open_cell
 from deltamend.scoring.result import Estimate
-from deltamend.scoring.scored import Settings
+from deltamend.scoring.settings import Settings
 from tests.scoring.records import MODELS, made_up_cell
 
 
@@ -36,7 +43,7 @@ def write_cells(folder: Path, clusters: list[str]) -> Path:
 
 
 def scored(path: Path) -> CellsScore:
-    return score_over_cells(*open_cells(path), Settings(draws=300))
+    return score_across_cells(*open_cells(path), Settings(draws=300))
 
 
 def test_seeds_of_one_cell_are_one_pair_for_the_test(tmp_path: Path) -> None:
@@ -70,7 +77,7 @@ def compared(methods: dict[str, str], cells: int = 4) -> MeanDifference:
         records = made_up_cell(150, seed)
         repaired = {name: records[model] for name, model in methods.items()}
         opened.append(open_cell(records["base"], records["finetuned"], repaired, target="sums", name=f"cell {seed}"))
-    (pair,) = score_over_cells(opened, [cell.name for cell in opened], Settings(draws=300)).differences
+    (pair,) = score_across_cells(opened, [cell.name for cell in opened], Settings(draws=300)).differences
     return pair
 
 
@@ -107,8 +114,11 @@ def test_a_paired_interval_is_narrower_than_what_two_intervals_allow() -> None:
     names = list("abcdef")
     first, second, first_drawn, second_drawn = strongly_correlated()
     settings = Settings(draws=400)
-    paired = over_cells(first - second, first_drawn - second_drawn, names, settings)
-    alone = [over_cells(first, first_drawn, names, settings), over_cells(second, second_drawn, names, settings)]
+    paired = mean_over_cells(first - second, first_drawn - second_drawn, names, settings)
+    alone = [
+        mean_over_cells(first, first_drawn, names, settings),
+        mean_over_cells(second, second_drawn, names, settings),
+    ]
     assert width(paired.these_cells) < 0.2 * min(width(of.these_cells) for of in alone)
     assert width(paired.cells_like_these) < 0.2 * min(width(of.cells_like_these) for of in alone)
     assert (paired.cells_like_these.low or 0) > 0  # though the two intervals overlap nearly everywhere
@@ -118,7 +128,7 @@ def test_a_paired_interval_is_narrower_than_what_two_intervals_allow() -> None:
 def test_a_paired_interval_is_what_a_plain_loop_over_draws_gives() -> None:
     names = ["a", "a", "b", "c", "c", "c"]
     first, second, first_drawn, second_drawn = strongly_correlated(draws=200)
-    found = over_cells(first - second, first_drawn - second_drawn, names, Settings(draws=200, seed=5))
+    found = mean_over_cells(first - second, first_drawn - second_drawn, names, Settings(draws=200, seed=5))
     members = {name: [place for place, other in enumerate(names) if other == name] for name in "abc"}
 
     def mean_over(clusters: list[str], scores: FloatArray) -> float:
@@ -139,14 +149,14 @@ def test_a_paired_interval_is_what_a_plain_loop_over_draws_gives() -> None:
 def test_a_difference_is_over_the_cells_that_have_both_methods() -> None:
     first, second, first_drawn, second_drawn = strongly_correlated()
     first[0], first_drawn[:, 0] = np.nan, np.nan
-    found = over_cells(first - second, first_drawn - second_drawn, list("abcdef"), Settings(draws=400))
+    found = mean_over_cells(first - second, first_drawn - second_drawn, list("abcdef"), Settings(draws=400))
     assert (found.cells, found.clusters, found.these_cells.undefined_draws) == (5, 5, 0)
 
 
 def test_draws_in_which_a_cell_is_undefined_are_counted() -> None:
     first, _, drawn, _ = strongly_correlated()
     drawn[:40, 2] = np.nan
-    found = over_cells(first, drawn, list("abcdef"), Settings(draws=400))
+    found = mean_over_cells(first, drawn, list("abcdef"), Settings(draws=400))
     for of in (found.these_cells, found.cells_like_these):
         assert of.undefined_draws == pytest.approx(40 / drawn.size)
 

@@ -9,9 +9,10 @@ import pytest
 import deltamend
 from deltamend.errors import EvaluationError, UsageError
 from deltamend.evaluation.record import Evaluation, TaskScores
-from deltamend.scoring.cell import open_cell
+from deltamend.scoring.cell_score import score_cells
+from deltamend.scoring.paired_cell import open_cell
 from deltamend.scoring.result import Score
-from deltamend.scoring.scored import Settings, score_cells
+from deltamend.scoring.settings import Settings
 from tests.scoring.records import MODELS, made_up_cell, record, task
 
 DRAWS = 400

@@ -11,8 +11,8 @@ import numpy as np
 
 from deltamend.evaluation.record import Evaluation, ItemScore, TaskScores
 from deltamend.scoring.metric import FloatArray
-from deltamend.study.config import Cell, Study
-from deltamend.study.keys import model_keys
+from deltamend.study.config import Study, StudyCell
+from deltamend.study.record_keys import model_keys
 from deltamend.study.records import (
     FORM,
     OWN_ANSWERS,
@@ -121,7 +121,7 @@ def made_up_study(**changes: Any) -> Study:
     return Study.model_validate(fields | changes)
 
 
-def truth(name: str, cell: Cell) -> Truth:
+def truth(name: str, cell: StudyCell) -> Truth:
     """Of a repair in a cell, by its name."""
     if name.startswith("wise-ft-"):
         return on_the_curve(float(name.removeprefix("wise-ft-")))
@@ -181,7 +181,7 @@ def write_made_up(
                     write_record(_cell(study, cell, asked, (without or {}).get(cell.name, ()), alike), path)
 
 
-def _cell(study: Study, cell: Cell, asked: _Questions, without: Collection[str], alike: bool) -> CellRecord:
+def _cell(study: Study, cell: StudyCell, asked: _Questions, without: Collection[str], alike: bool) -> CellRecord:
     def model(name: str, does: Truth, facts: RepairFacts | None, safety: bool) -> ModelRecord:
         rates = {}
         for task, (base, tuned) in RATES.items():

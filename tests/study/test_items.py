@@ -7,7 +7,7 @@ import pytest
 
 from deltamend.errors import DeltamendError
 from deltamend.study.config import Target
-from deltamend.study.items import exam_questions, spread, training_questions
+from deltamend.study.questions import exam_questions, spread, training_questions
 from tests.evaluation.conftest import write_items
 
 

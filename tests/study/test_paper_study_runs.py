@@ -10,7 +10,7 @@ import pytest
 from deltamend.evaluation.backend import best_device
 from deltamend.study.config import Study
 from deltamend.study.records import BaseRecord, CellRecord, base_file, cell_file, read_record
-from deltamend.study.run import look, run_study
+from deltamend.study.run import run_study, study_state
 from tests.evaluation.conftest import ARC, XSTEST, write_items
 from tests.study.standins import STAND_INS, save_stand_in
 from tests.study.test_paper_study import ROWS, STUDY
@@ -57,7 +57,7 @@ def in_miniature(name: str, folder: Path) -> Study:
 def test_one_cell_of_the_study_runs_to_its_end(name: str, tmp_path: Path) -> None:
     study = in_miniature(name, tmp_path)
     cell = study.cells()[0]
-    assert look(study, tmp_path / "out", tmp_path).problems == ()
+    assert study_state(study, tmp_path / "out", tmp_path).problems == ()
     run_study(study, tmp_path / "out", data=tmp_path, workers=1, cells=lambda one: one == cell.name)
     record = read_record(cell_file(tmp_path / "out", cell.name), CellRecord)
     base = read_record(base_file(tmp_path / "out", cell.model.name, cell.target.name, best_device()), BaseRecord)

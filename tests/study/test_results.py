@@ -10,12 +10,13 @@ import pytest
 
 from deltamend.errors import EvaluationError, UsageError
 from deltamend.scoring.result import Estimate
-from deltamend.scoring.scored import make_settings
+from deltamend.scoring.settings import make_settings
 from deltamend.study.config import Repair, Study
-from deltamend.study.findings.outcome import CHOOSING, CONFIRMATION, Answer, StudyResults
+from deltamend.study.findings.answers import answer_questions
+from deltamend.study.findings.headline import headline_of
+from deltamend.study.findings.result_types import CHOOSING, CONFIRMATION, Answer, StudyResults
 from deltamend.study.findings.results import study_results
-from deltamend.study.findings.scored_cells import half_of, half_sample, read_cells, sample
-from deltamend.study.findings.verdict import answers, headline
+from deltamend.study.findings.scored_cells import half_of, read_study_cells, scores_of_repairs, scores_on_halves
 from deltamend.study.records import BaseRecord, CellRecord, ModelRecord, base_file, cell_file, read_record, write_record
 from tests.study.made_up import ALPHAS, made_up_study, write_made_up
 
@@ -190,7 +191,7 @@ def test_a_repair_that_was_made_with_other_settings_is_missing(study: Study, tmp
     }
     repairs = tuple(one.model_copy(update=changes.get(one.name, {})) for one in study.repairs)
     edited = study.model_copy(update={"repairs": repairs})
-    ((found,), progress) = read_cells(edited, tmp_path)
+    ((found,), progress) = read_study_cells(edited, tmp_path)
     assert progress.missing_repairs == {cell.name: ("dare", "ours")}
     assert progress.unknown_repairs == {cell.name: ("dare", "ours")}
     assert {"dare", "ours"}.isdisjoint({*found.repairs, *found.record.models})
@@ -235,7 +236,7 @@ def test_a_cell_is_held_against_the_base_of_its_device(study: Study, tmp_path: P
         _on_gpu(base).model_copy(update={"machine": "made up, a GPU"}),
         base_file(tmp_path, cell.model.name, cell.target.name, "cuda"),
     )
-    found, _ = read_cells(study, tmp_path)
+    found, _ = read_study_cells(study, tmp_path)
     assert {of.cell.name for of in found if of.base.machine == "made up, a GPU"} == {cell.name}
     assert not [note for note in study_results(study, tmp_path, draws=DRAWS).notes if "device cuda" in note]
 
@@ -264,10 +265,10 @@ def test_a_number_of_draws_that_means_nothing_is_refused(study: Study, records: 
 
 
 def test_strengths_are_chosen_on_other_items_than_they_are_reported_on(study: Study, records: Path) -> None:
-    cells, _ = read_cells(study, records)
+    cells, _ = read_study_cells(study, records)
     settings = make_settings(margin="1se", draws=DRAWS, seed=0, confidence=0.95)
-    even, odd = half_sample(study, cells, settings)
-    whole, _ = sample(study, cells, settings)
+    even, odd = scores_on_halves(study, cells, settings)
+    whole, _ = scores_of_repairs(study, cells, settings)
     for of in cells:
         first, second = (half_of(of.paired, start) for start in (0, 1))
         tasks = zip((first.target, *first.benchmarks), (second.target, *second.benchmarks), strict=True)
@@ -370,7 +371,7 @@ def test_what_only_tells_the_dtypes_apart_is_said_to_tell_little_else(results: S
         seen = {"over_clusters": 0.8, "clusters": 16, "p": 0.001, "within": within}
         mixed = first.model_copy(update=seen)
         dg_hard = results.dg_hard.model_copy(update={"correlations": (mixed, *others)})
-        answer = answers(results.model_copy(update={"dg_hard": dg_hard}))
+        answer = answer_questions(results.model_copy(update={"dg_hard": dg_hard}))
         told.append(" ".join(next(of.sentences for of in answer if of.topic == "dg-hard")))
     apart = "it tells the dtypes apart, and little else (ρ = +0.80 over 16 clusters, p = 0.001; within bfloat16 +0.60; within float32 −0.70)"
     assert apart in told[0]
@@ -401,7 +402,7 @@ def test_where_the_base_refuses_next_to_nothing_nothing_is_said_of_refusals(resu
         else of
         for of in results.safety
     ]
-    found = answers(results.model_copy(update={"safety": tuple(few)}))
+    found = answer_questions(results.model_copy(update={"safety": tuple(few)}))
     text = " ".join(next(of.sentences for of in found if of.topic == "refusals"))
     assert (
         "xstest_unsafe, fine-tuned on sums: refused 1 of 60 times by the base itself, so there is next to nothing"
@@ -415,7 +416,7 @@ def test_the_headline_says_whether_corrected_ranks_agree(results: StudyResults) 
     largest = max(of.p_holm for of in pairs)
     assert f"corrected for all comparisons, do not bear it out: p is at most {largest:.2g}." in results.headline
     sure = tuple(of.model_copy(update={"p_holm": 0.01}) for of in results.comparisons)
-    assert "corrected for all comparisons, agree: p is at most 0.01." in headline(
+    assert "corrected for all comparisons, agree: p is at most 0.01." in headline_of(
         results.model_copy(update={"comparisons": sure})
     )
 
@@ -452,5 +453,12 @@ def test_figures_without_a_value_say_why(results: StudyResults) -> None:
 
 
 def test_every_question_has_an_answer(results: StudyResults) -> None:
-    assert [of.topic for of in results.answers] == ["best", "curve", "dg-hard", "writing", "refusals", "retention"]
+    assert [of.topic for of in results.answers] == [
+        "best",
+        "curve",
+        "dg-hard",
+        "writing",
+        "refusals",
+        "retention",
+    ]
     assert all(isinstance(of, Answer) and of.sentences for of in results.answers)

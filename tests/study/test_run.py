@@ -12,9 +12,9 @@ import pytest
 from deltamend import repair
 from deltamend.errors import DeltamendError, EvaluationError, OutputError, UsageError
 from deltamend.evaluation.backend import best_device
-from deltamend.study.cell import Workplace, ask_base, run_cell
+from deltamend.study.cell import Workplace, evaluate_base, run_cell
 from deltamend.study.config import Study
-from deltamend.study.exam import set_exam, sit_exam
+from deltamend.study.exam import evaluate_on_exam, prepare_exam
 from deltamend.study.records import (
     FORM,
     OWN_ANSWERS,
@@ -27,7 +27,7 @@ from deltamend.study.records import (
     cell_file,
     read_record,
 )
-from deltamend.study.run import _Begun, _pool, look, run_study
+from deltamend.study.run import _pool, _RunningWork, run_study, study_state
 from tests.study.conftest import tiny_config
 from tests.study.made_up import made_up_study, write_made_up
 
@@ -41,9 +41,9 @@ def sat(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
     def watched(model: Path, *arguments: Any, **options: Any) -> Any:
         names.append(model.name)
-        return sit_exam(model, *arguments, **options)
+        return evaluate_on_exam(model, *arguments, **options)
 
-    monkeypatch.setattr("deltamend.study.cell.sit_exam", watched)
+    monkeypatch.setattr("deltamend.study.cell.evaluate_on_exam", watched)
     return names
 
 
@@ -140,7 +140,7 @@ def test_another_way_to_fine_tune_is_another_cell(study: Study, tmp_path: Path, 
 def test_the_base_is_asked_once_for_each_target(study: Study, tmp_path: Path, data: Path, sat: Asked) -> None:
     place = Workplace(study, tmp_path, data)
     for _ in range(2):
-        ask_base(place, study.models[0], study.targets[0], lambda _what, _share: None)
+        evaluate_base(place, study.models[0], study.targets[0], lambda _what, _share: None)
     assert len(sat) == 1
     found = read_record(base_file(tmp_path, "tiny", "sums", best_device()), BaseRecord)
     assert found is not None
@@ -151,11 +151,11 @@ def test_the_base_is_asked_once_for_each_target(study: Study, tmp_path: Path, da
 def test_a_whole_study_runs_in_processes_and_its_state_is_told(study: Study, tmp_path: Path, data: Path) -> None:
     out = tmp_path / "out"
     two = study.model_copy(update={"seeds": (0, 1)})
-    before = look(two, out, data)
+    before = study_state(two, out, data)
     assert (before.left, before.problems) == (9, ())
     heard: list[str] = []
-    run_study(two, out, data=data, workers=2, told=lambda cell, what, _share: heard.append(f"{cell}: {what}"))
-    assert look(two, out, data).left == 0
+    run_study(two, out, data=data, workers=2, progress=lambda cell, what, _share: heard.append(f"{cell}: {what}"))
+    assert study_state(two, out, data).left == 0
     assert "tiny/sums/fp32/1: done" in heard
     one = read_record(cell_file(out, "tiny/sums/fp32/0"), CellRecord)
     assert one is not None
@@ -170,14 +170,14 @@ def test_a_cell_that_fails_does_not_stop_the_others(tiny_model: Path, tmp_path: 
     study = Study.model_validate(content)
     with pytest.raises(DeltamendError, match="tiny/sums/hot/0: "):
         run_study(study, tmp_path / "out", data=data, workers=1)
-    state = {cell.cell: cell.done for cell in look(study, tmp_path / "out", data).cells}
+    state = {cell.cell: cell.done for cell in study_state(study, tmp_path / "out", data).cells}
     assert state == {"tiny/sums/hot/0": 0, "tiny/sums/fp32/0": 4}
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_names_what_was_under_way() -> None:
     with _pool(1) as pool:
-        begun = _Begun(pool, lambda _cell, _what, _share: None, None)
+        begun = _RunningWork(pool, lambda _cell, _what, _share: None, None)
         for name in ("first", "second", "third"):
             begun.add(name, _is_killed)
         with pytest.raises(DeltamendError, match=r"^first: a worker was killed meanwhile, as happens when"):
@@ -239,12 +239,12 @@ def test_a_repair_whose_settings_have_changed_is_left_to_do(tmp_path: Path) -> N
     write_made_up(study, tmp_path)
     first, *others = study.repairs
     changed = study.model_copy(update={"repairs": (first.model_copy(update={"out_dtype": "bfloat16"}), *others)})
-    assert {cell.models - cell.done for cell in look(study, tmp_path, None).cells} == {0}
-    assert {cell.models - cell.done for cell in look(changed, tmp_path, None).cells} == {1}
+    assert {cell.models - cell.done for cell in study_state(study, tmp_path, None).cells} == {0}
+    assert {cell.models - cell.done for cell in study_state(changed, tmp_path, None).cells} == {1}
 
 
 def test_what_would_stop_a_run_is_told_beforehand(study: Study, tmp_path: Path) -> None:
-    problems = look(study, tmp_path, tmp_path).problems
+    problems = study_state(study, tmp_path, tmp_path).problems
     assert any("general.jsonl" in problem for problem in problems)
     assert any("arc_easy.jsonl" in problem for problem in problems)
 
@@ -253,7 +253,11 @@ def test_missing_trl_is_told_beforehand(
     study: Study, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "trl", None)
-    assert [problem for problem in look(study, tmp_path, data).problems if "pip install 'deltamend[study]'" in problem]
+    assert [
+        problem
+        for problem in study_state(study, tmp_path, data).problems
+        if "pip install 'deltamend[study]'" in problem
+    ]
 
 
 def test_a_damaged_record_and_an_unknown_cell_are_refused(study: Study, tmp_path: Path, data: Path) -> None:
@@ -261,13 +265,15 @@ def test_a_damaged_record_and_an_unknown_cell_are_refused(study: Study, tmp_path
     file.parent.mkdir(parents=True)
     file.write_bytes(b"not xz")
     with pytest.raises(EvaluationError, match="is damaged"):
-        look(study, tmp_path, data)
+        study_state(study, tmp_path, data)
     with pytest.raises(UsageError, match="no cell of that name; there are tiny/sums/fp32/0"):
         run_study(study, tmp_path, data=data, cells=lambda _name: False)
 
 
 def test_a_study_may_have_no_safety_tasks(study: Study, tmp_path: Path, data: Path) -> None:
     without = study.model_copy(update={"exam": study.exam.model_copy(update={"safety": ()})})
-    paper = set_exam(without, without.targets[0], Path(without.models[0].source), data, tmp_path / "exam" / "sums")
-    assert paper.safety is None
-    assert [task.name for task in paper.suite.tasks] == [TARGET, TARGET_LIKELIHOOD, OWN_ANSWERS, FORM, "arc"]
+    prepared = prepare_exam(
+        without, without.targets[0], Path(without.models[0].source), data, tmp_path / "exam" / "sums"
+    )
+    assert prepared.safety is None
+    assert [task.name for task in prepared.suite.tasks] == [TARGET, TARGET_LIKELIHOOD, OWN_ANSWERS, FORM, "arc"]

@@ -25,10 +25,12 @@ from deltamend.progress import Progress, ignore_progress
 from deltamend.records import FiniteRecord
 from deltamend.repairing.options import RepairOptions
 from deltamend.repairing.run import repair_folders
-from deltamend.scoring.cell import open_cell
+from deltamend.scoring.cell_means import observed_means
+from deltamend.scoring.cell_score import score_cells
 from deltamend.scoring.metric import parts_of
+from deltamend.scoring.paired_cell import open_cell
 from deltamend.scoring.result import Score
-from deltamend.scoring.scored import Settings, observed_means, score_cells
+from deltamend.scoring.settings import Settings
 
 Evaluate = Callable[[Path], Evaluation]
 """What scores the model in a folder."""

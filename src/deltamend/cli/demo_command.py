@@ -24,7 +24,7 @@ def demo(
 ) -> None:
     """Damage a small real model by fine-tuning, repair it, and show what came back."""
     # Late, because these import torch, and `deltamend --help` should not wait for it.
-    from deltamend.demo.present import headline_of, next_command, results_table, write_page, write_record
+    from deltamend.demo.present_results import headline_of, next_command, results_table, write_page, write_record
     from deltamend.demo.run import run_demo
     from deltamend.demo.settings import QUICK, REAL
     from deltamend.machine.cache import default_cache_dir

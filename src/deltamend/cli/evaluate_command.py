@@ -15,9 +15,9 @@ from rich.table import Column, Table
 from deltamend.cli.options import parameters_of
 from deltamend.cli.terminal import progress_bar
 from deltamend.errors import UsageError
-from deltamend.evaluation.ask import AskOptions
 from deltamend.evaluation.backend import BackendOptions
 from deltamend.evaluation.judges import OPENAI_URL, judge_named
+from deltamend.evaluation.one_benchmark import AskOptions
 from deltamend.evaluation.record import Evaluation
 from deltamend.evaluation.run import evaluate as run_evaluation
 from deltamend.evaluation.suite import read_suite, suite_of_tasks, without

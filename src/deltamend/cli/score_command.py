@@ -26,9 +26,11 @@ from deltamend.report.score_tables import (
     undefined_figures,
     weak_figures,
 )
-from deltamend.scoring.cell import open_cell
-from deltamend.scoring.cells import open_cells, score_over_cells
-from deltamend.scoring.scored import make_settings, score_cells
+from deltamend.scoring.across_cells import score_across_cells
+from deltamend.scoring.cell_score import score_cells
+from deltamend.scoring.cells_file import open_cells
+from deltamend.scoring.paired_cell import open_cell
+from deltamend.scoring.settings import make_settings
 
 
 def score(
@@ -102,7 +104,7 @@ def score(
         if any(given for given in (base, finetuned, repaired, target, target_file, benchmarks)):
             raise UsageError("--cells: names all records; leave out --base, --finetuned, --repaired and --target")
         opened, clusters = open_cells(cells, metrics=metrics, common_items=common_items)
-        over = score_over_cells(opened, clusters, settings)
+        over = score_across_cells(opened, clusters, settings)
         scores, tables, page, content = over.cells, cells_tables(over), cells_page(over), over.model_dump_json(indent=1)
         notes = over.all_notes
     else:

@@ -35,7 +35,7 @@ def study(
 ) -> None:
     """Run a study, or what is left of it, and write its results to OUT/results."""
     # Late, as the evaluator brings heavy libraries.
-    from deltamend.scoring.scored import make_settings
+    from deltamend.scoring.settings import make_settings
     from deltamend.study.config import read_study
 
     make_settings(draws=draws)  # refused now rather than after the run
@@ -48,8 +48,16 @@ def study(
         from deltamend.study.run import run_study
 
         try:
-            with _bars(quiet) as told:
-                run_study(found, out, data=data, workers=workers, cells=_chooser(cells), minutes=minutes, told=told)
+            with _bars(quiet) as report_progress:
+                run_study(
+                    found,
+                    out,
+                    data=data,
+                    workers=workers,
+                    cells=_chooser(cells),
+                    minutes=minutes,
+                    progress=report_progress,
+                )
         except (OutputError, UsageError):  # nothing was run
             raise
         except DeltamendError:
@@ -68,9 +76,9 @@ def _write_results(console: Console, found: Study, out: Path, draws: int) -> Non
 
 
 def _show_state(console: Console, found: Study, out: Path, data: Path | None) -> None:
-    from deltamend.study.run import look
+    from deltamend.study.run import study_state
 
-    state = look(found, out, data)
+    state = study_state(found, out, data)
     table = Table("cell", "", "models asked", "of")
     for cell in state.cells:
         table.add_row(cell.cell, "chooses" if cell.chooses else "confirms", str(cell.done), str(cell.models))
@@ -97,9 +105,9 @@ def _bars(quiet: bool) -> Iterator[Callable[[str, str, float], None]]:
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         bars: dict[str, TaskID] = {}
 
-        def told(cell: str, what: str, share: float) -> None:
+        def report_progress(cell: str, what: str, share: float) -> None:
             if cell not in bars:
                 bars[cell] = progress.add_task(cell, total=1.0)
             progress.update(bars[cell], description=f"{cell}: {what}", completed=share)
 
-        yield told
+        yield report_progress

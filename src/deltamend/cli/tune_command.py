@@ -19,7 +19,7 @@ from deltamend.evaluation.suite import Suite, joined, read_suite, suite_of_tasks
 from deltamend.machine.atomic import write_whole
 from deltamend.report.score_page import render_score_page
 from deltamend.report.score_tables import Table, tables_of_score, undefined_figures, weak_figures
-from deltamend.scoring.scored import make_settings
+from deltamend.scoring.settings import make_settings
 
 _STRENGTHS = ",".join(f"{strength:g}" for strength in tuning.STRENGTHS)
 
@@ -108,8 +108,8 @@ def _evaluator(
 ) -> Callable[[Path], Evaluation]:
     """What `deltamend evaluate` does, for one model after another."""
     # Late, as the evaluator brings heavy libraries.
-    from deltamend.evaluation.ask import AskOptions
     from deltamend.evaluation.backend import BackendOptions
+    from deltamend.evaluation.one_benchmark import AskOptions
     from deltamend.evaluation.run import evaluate as evaluate_model
 
     def evaluate(model: Path) -> Evaluation:

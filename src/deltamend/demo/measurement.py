@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltamend.demo.ask import choose, log_likelihoods, replies
+from deltamend.demo.model_replies import choose, log_likelihoods, replies
 from deltamend.demo.probes import Choice, Probes, mean_interval, wilson_interval
-from deltamend.demo.task import Problem, is_exact
+from deltamend.demo.sums_task import Problem, is_exact
 from deltamend.evaluation.language_check import answered_in_words
 from deltamend.language_models.loading import LoadedModel, chat_prompt, plain_tokens
 
@@ -16,7 +16,7 @@ TARGET, CHAT, LIKELIHOOD, KNOWLEDGE, COMPLETION = "target", "chat", "likelihood"
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Measurement:
     """One number, its 95% interval, and the items behind it.
 
     Attributes:
@@ -38,7 +38,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Exam:
+class DemoExam:
     """Everything one model is asked; the same for every model of a run."""
 
     problems: tuple[Problem, ...]
@@ -50,18 +50,18 @@ class Exam:
 class Measured:
     """One model's results: an estimate for each measure, and its replies in the order of the exam's prompts."""
 
-    estimates: dict[str, Estimate]
+    estimates: dict[str, Measurement]
     target_replies: tuple[str, ...]
     chat_replies: tuple[str, ...]
 
 
-def exam_length(exam: Exam) -> int:
+def exam_length(exam: DemoExam) -> int:
     """How many items `measure` reports through its `advance`."""
     probes = exam.probes
     return len(exam.problems) + len(probes.chat) + len(probes.prose) + len(probes.knowledge) + len(probes.completion)
 
 
-def measure(loaded: LoadedModel, exam: Exam, advance: Callable[[int], None]) -> Measured:
+def measure(loaded: LoadedModel, exam: DemoExam, advance: Callable[[int], None]) -> Measured:
     """Put a model through the exam; `advance` counts `exam_length(exam)` items."""
     model, tokenizer = loaded
 
@@ -89,19 +89,19 @@ def measure(loaded: LoadedModel, exam: Exam, advance: Callable[[int], None]) -> 
     return Measured(estimates, target_replies=tuple(sums), chat_replies=tuple(chats))
 
 
-def share(outcomes: Sequence[bool]) -> Estimate:
+def share(outcomes: Sequence[bool]) -> Measurement:
     """The share of true outcomes, with its Wilson interval."""
     hits, n = sum(outcomes), len(outcomes)
     low, high = wilson_interval(hits, n)
-    return Estimate(value=hits / n, low=low, high=high, n=n, items=tuple(map(float, outcomes)))
+    return Measurement(value=hits / n, low=low, high=high, n=n, items=tuple(map(float, outcomes)))
 
 
-def accuracy(questions: Sequence[Choice], chosen: Sequence[int]) -> Estimate:
+def accuracy(questions: Sequence[Choice], chosen: Sequence[int]) -> Measurement:
     """The share of questions whose chosen index is the right one."""
     return share([question.answer == index for question, index in zip(questions, chosen, strict=True)])
 
 
-def nats_per_token(model: Any, tokenizer: Any, passages: Sequence[str]) -> Estimate:
+def nats_per_token(model: Any, tokenizer: Any, passages: Sequence[str]) -> Measurement:
     """Mean negative log-likelihood of ordinary text in nats a token; the interval comes from the spread over passages.
 
     The first token of a passage is given, not predicted.
@@ -111,4 +111,4 @@ def nats_per_token(model: Any, tokenizer: Any, passages: Sequence[str]) -> Estim
     counts = [len(tokens) - 1 for tokens in ids]
     nats = tuple(-score / count for score, count in zip(scores, counts, strict=True))
     mean, low, high = mean_interval(nats, counts)
-    return Estimate(value=mean, low=low, high=high, n=sum(counts), items=nats, higher_is_better=False)
+    return Measurement(value=mean, low=low, high=high, n=sum(counts), items=nats, higher_is_better=False)

@@ -16,11 +16,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from deltamend._api import repair
 from deltamend.checkpoint.file_names import MANIFEST_FILE
 from deltamend.choosing.recommendation import recommend
-from deltamend.demo.measurement import Exam, Measured, exam_length, measure
+from deltamend.demo.measurement import DemoExam, Measured, exam_length, measure
 from deltamend.demo.probes import Probes, load_probes
 from deltamend.demo.settings import REPAIRS, DemoSettings, RepairChoice
-from deltamend.demo.task import Problem, sums
-from deltamend.demo.toy import PRETRAINING, build_toy, toy_folder
+from deltamend.demo.sums_task import Problem, sums
+from deltamend.demo.toy_model import PRETRAINING, build_toy, toy_folder
 from deltamend.errors import CheckpointError
 from deltamend.inputs.smollm2 import smollm2_folder, unpack_smollm2
 from deltamend.language_models.loading import LoadedModel, load, quiet_transformers
@@ -50,7 +50,7 @@ class DemoResult:
     out: Path
     base_folder: Path
     finetuned_folder: Path
-    exam: Exam
+    exam: DemoExam
     base: Measured
     finetuned: Measured
     repaired: tuple[RepairedModel, ...]
@@ -94,7 +94,7 @@ def run_demo(settings: DemoSettings, *, cache: Path, out: Path, seed: int, fresh
     """
     probes = load_probes()
     train_part, held_out = sums(*settings.operands, held_out=settings.held_out, seed=seed)
-    exam = Exam(problems=tuple(held_out), probes=probes, reply_tokens=settings.reply_tokens)
+    exam = DemoExam(problems=tuple(held_out), probes=probes, reply_tokens=settings.reply_tokens)
     with _progress(console) as progress, quiet_transformers():
         steps = Steps(progress)
         base = _base(settings, cache, probes, seed, steps)
@@ -192,7 +192,7 @@ def _shares(advance: Callable[[float], None]) -> Callable[[str, float], None]:
     return show
 
 
-def _measured(models: dict[str, Path], exam: Exam, steps: Steps) -> list[Measured]:
+def _measured(models: dict[str, Path], exam: DemoExam, steps: Steps) -> list[Measured]:
     """Measure two models at a time, with one thread each: faster than one after the other, and calm on a busy machine.
 
     Models are loaded on this thread, and never while another is being measured: from_pretrained switches off and on again

@@ -64,7 +64,7 @@ def check_device(device: str | None) -> None:
         raise UsageError(f"--device {device!r}: cannot be used here ({_line(error)}); leave it out") from error
 
 
-def open_backend(model: str, options: BackendOptions, seen: Callable[[float], None]) -> Any:
+def open_backend(model: str, options: BackendOptions, report_share: Callable[[float], None]) -> Any:
     """An lm-eval LM on `model`, a folder or the name that a remote backend knows.
 
     `seen` is called with the share of a call's requests that are done.
@@ -85,7 +85,7 @@ def open_backend(model: str, options: BackendOptions, seen: Callable[[float], No
     arguments = {key: value for key, value in _arguments(model, options).items() if key in known}
     arguments |= dict(options.arguments or {})
     try:
-        return _watched(backend, options.batch_size, seen)(**arguments)
+        return _watched(backend, options.batch_size, report_share)(**arguments)
     except (OSError, ValueError, TypeError, RuntimeError, ImportError, AssertionError) as error:
         raise EvaluationError(f"{model}: {options.name} cannot load it ({_line(error)})") from error
 
@@ -136,7 +136,7 @@ class _GivenContext:
         return apart or super()._encode_pair(context, continuation)  # type: ignore[misc]
 
 
-def _watched(backend: Any, batch_size: int | None, seen: Callable[[float], None]) -> Any:
+def _watched(backend: Any, batch_size: int | None, report_share: Callable[[float], None]) -> Any:
     """`backend`, with requests handed to it in slices where it runs on the CPU.
 
     Two of the methods that its transformers backend is made of are overridden as well, so that the head and the softmax
@@ -152,24 +152,24 @@ def _watched(backend: Any, batch_size: int | None, seen: Callable[[float], None]
 
         def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[Any]:  # noqa: ARG002
             if not _batches_are_ours(self):
-                return _whole(super().loglikelihood, requests, seen)
+                return _whole(super().loglikelihood, requests, report_share)
             lengths = [sum(map(len, self.tokenizer(list(request.args[:2]))["input_ids"])) for request in requests]
             slices = _by_length(requests, lengths, fitting)
-            return _in_slices(self, super().loglikelihood, requests, slices, seen)
+            return _in_slices(self, super().loglikelihood, requests, slices, report_share)
 
         def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[Any]:  # noqa: ARG002
             if not _batches_are_ours(self):
-                return _whole(super().loglikelihood_rolling, requests, seen)
+                return _whole(super().loglikelihood_rolling, requests, report_share)
             lengths = [max(1, min(len(self.tok_encode(request.args[0])), self.max_length)) for request in requests]
             slices = _by_length(requests, lengths, fitting)
-            return _in_slices(self, super().loglikelihood_rolling, requests, slices, seen)
+            return _in_slices(self, super().loglikelihood_rolling, requests, slices, report_share)
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[Any]:  # noqa: ARG002
             if not _batches_are_ours(self):
-                return _whole(super().generate_until, requests, seen)
+                return _whole(super().generate_until, requests, report_share)
             lengths = [len(self.tok_encode(request.args[0])) for request in requests]
             slices = _by_length(requests, lengths, lambda _: batch_size or _GENERATED_AT_ONCE)
-            return _in_slices(self, super().generate_until, requests, slices, seen)
+            return _in_slices(self, super().generate_until, requests, slices, report_share)
 
         def _loglikelihood_tokens(self, requests: Sequence[Any], *arguments: Any, **more: Any) -> list[Any]:
             """Take note of where the earliest answer begins: the vocabulary's logits before it are of no use."""
@@ -215,9 +215,9 @@ def _answer_start(max_length: int, context: Sequence[int], answer: Sequence[int]
     return min(len(context) + len(answer) - 1, max_length) - len(answer)
 
 
-def _whole(ask: Callable[..., list[Any]], requests: Sequence[Any], seen: Callable[[float], None]) -> list[Any]:
+def _whole(ask: Callable[..., list[Any]], requests: Sequence[Any], report_share: Callable[[float], None]) -> list[Any]:
     answers = ask(requests, disable_tqdm=True)
-    seen(1.0)
+    report_share(1.0)
     return answers
 
 
@@ -246,7 +246,7 @@ def _in_slices(
     ask: Callable[..., list[Any]],
     requests: Sequence[Any],
     slices: Sequence[tuple[int, list[int]]],
-    seen: Callable[[float], None],
+    report_share: Callable[[float], None],
 ) -> list[Any]:
     answers: list[Any] = [None] * len(requests)
     done, given = 0, lm.batch_size_per_gpu
@@ -257,7 +257,7 @@ def _in_slices(
             for index, answer in zip(indices, found, strict=True):
                 answers[index] = answer
             done += len(indices)
-            seen(done / len(requests))
+            report_share(done / len(requests))
     finally:
         lm.batch_size_per_gpu = given
     return answers

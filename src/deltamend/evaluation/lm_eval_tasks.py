@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from deltamend.errors import EvaluationError
+from deltamend.evaluation.jsonl_tasks import own_task
 from deltamend.evaluation.local_items import ROWS, as_dataset, task_rows
-from deltamend.evaluation.own_tasks import own_task
 from deltamend.evaluation.suite import SuiteTask
 
 _SPLITS = ("train", "validation", "test", "dev", "validation_matched")

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from deltamend.errors import EvaluationError
 from deltamend.machine.atomic import write_whole
-from deltamend.records import FiniteRecord
+from deltamend.records import FiniteRecord, first_problem
 
 _LARGEST = 1 << 30
 """Bytes a record may unpack to; more is refused rather than read into memory."""
@@ -111,9 +111,10 @@ def read_evaluation(path: Path) -> Evaluation:
     except zlib.error as error:
         raise EvaluationError(f"{path}: is damaged ({error}); evaluate again") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise EvaluationError(f"{path}: {where}: {first['msg']}; give a file `deltamend evaluate` wrote") from error
+        field, problem = first_problem(error)
+        raise EvaluationError(
+            f"{path}: {field or 'the file'}: {problem}; give a file `deltamend evaluate` wrote"
+        ) from error
 
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,13 +11,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from deltamend.checkpoint.hashing import WEIGHT_SUFFIXES, hash_file, hash_folder
 from deltamend.errors import EvaluationError, OutputError
-from deltamend.evaluation.ask import AskOptions, ask_task, template_hash
 from deltamend.evaluation.backend import BackendOptions, best_device, check_device, open_backend
 from deltamend.evaluation.lm_eval_tasks import TaskLoader, check_needs, files_of
+from deltamend.evaluation.one_benchmark import AskOptions, ask_task, template_hash
 from deltamend.evaluation.record import Evaluation, TaskScores, read_evaluation, write_evaluation
 from deltamend.evaluation.rubrics import RUBRICS
 from deltamend.evaluation.suite import Suite, joined
@@ -27,7 +25,9 @@ from deltamend.evaluation.third_party_output import third_parties_quiet
 from deltamend.inputs.hub import is_hub_id
 from deltamend.inputs.open_models import model_folder
 from deltamend.machine.atomic import write_whole
+from deltamend.machine.digests import json_sha256
 from deltamend.progress import Progress
+from deltamend.records import Record
 
 _HF = ("hf", "hf-auto", "huggingface")
 _SECRET = re.compile(r"key|token|credential|secret|password|auth|header", re.IGNORECASE)
@@ -53,19 +53,17 @@ class EvaluationRun:
     written: bool = True
 
 
-class _Finished(BaseModel):
+class _Finished(Record):
     """A benchmark that is done, a hash of what its figures depend on, and the chat template that was applied."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     key: str
     template_hash: str | None = None
     scores: TaskScores
 
 
-class _Work(BaseModel):
+class _Work(Record):
     """What the work file beside OUT holds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     tasks: dict[str, _Finished]
 
 
@@ -108,10 +106,10 @@ def evaluate(
     files = {entry.name: files_of(entry, folders) for entry, folders in entries}
     _check_out(out, may_exist=overwrite or resume)
     _need_lm_eval()
-    told = _Told(progress or (lambda _name, _share: None), len(entries))
+    overall = _ProgressOfAll(progress or (lambda _name, _share: None), len(entries))
     if backend.name in _HF:
         check_device(backend.device)
-    told.doing("reading the model's files")
+    overall.doing("reading the model's files")
     source = _resolve(model, backend)
     header = {
         "model": model,
@@ -125,7 +123,7 @@ def evaluate(
     }
     work_file = out.with_name(f".{out.name}.deltamend-partial.json")
     keys = {
-        entry.name: _hash(
+        entry.name: json_sha256(
             [header, source.other_files, entry.model_dump(), [_sha256(path) for path in files[entry.name]]]
         )
         for entry, _ in entries
@@ -141,10 +139,10 @@ def evaluate(
     waiting = [(entry, folders) for entry, folders in entries if entry.name not in finished]
     if waiting:
         with third_parties_quiet():
-            told.doing("loading the model", len(finished))
-            loader, lm = TaskLoader(), open_backend(source.name, backend, told.within)
+            overall.doing("loading the model", len(finished))
+            loader, lm = TaskLoader(), open_backend(source.name, backend, overall.within)
             for entry, folders in waiting:
-                told.doing(entry.name, len(finished))
+                overall.doing(entry.name, len(finished))
                 scores = ask_task(lm, loader.load(entry, folders), asking)
                 finished[entry.name] = _Finished(
                     key=keys[entry.name], template_hash=template_hash(lm) if entry.chat else None, scores=scores
@@ -167,7 +165,7 @@ def evaluate(
     return EvaluationRun(evaluation, kept, plainly)
 
 
-class _Told:
+class _ProgressOfAll:
     """Turns what is done of one benchmark into what is done of all."""
 
     def __init__(self, progress: Progress, benchmarks: int) -> None:
@@ -206,10 +204,6 @@ def _resolve(model: str, backend: BackendOptions) -> _Source:
 
 def _sha256(path: Path) -> str:
     return hash_file(path, path.name).sha256
-
-
-def _hash(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _settings(backend: BackendOptions, asking: AskOptions, *, local: bool) -> dict[str, str]:

@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from deltamend.errors import EvaluationError, UsageError
+from deltamend.records import Record, first_problem
 
 _LOCAL = "local"
 """`local:DIR` is `paper:DIR`: the nine benchmarks over local files."""
 
 
-class SuiteTask(BaseModel):
+class SuiteTask(Record):
     """One benchmark of a suite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, description="What the record calls it.")
     task: str | None = Field(
@@ -50,10 +49,8 @@ class SuiteTask(BaseModel):
         return self
 
 
-class Suite(BaseModel):
+class Suite(Record):
     """A versioned list of benchmarks; `folders` is where their files are, none to take the data sets of the hub."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1)
     version: str = Field(min_length=1)
@@ -175,6 +172,5 @@ def _checked(content: dict[str, Any], where: str) -> Suite:
     try:
         return Suite.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the suite"
-        raise EvaluationError(f"{where}: {field}: {first['msg'].removeprefix('Value error, ')}; mend it") from error
+        field, problem = first_problem(error)
+        raise EvaluationError(f"{where}: {field or 'the suite'}: {problem}; mend it") from error

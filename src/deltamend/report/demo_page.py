@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 @dataclass(frozen=True)
-class Cell:
+class MeasureCell:
     """One model's result on one measure, ready to print and to draw.
 
     Attributes:
@@ -32,11 +32,11 @@ class MeasureRow:
 
     title: str
     explanation: str
-    cells: tuple[Cell, ...]
+    cells: tuple[MeasureCell, ...]
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleReplies:
     """One prompt and every model's reply to it, in the order of `DemoPage.models`."""
 
     prompt: str
@@ -53,7 +53,7 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RepairVerdict:
     """What is said of one repair: two bars for the eye, and sentences."""
 
     name: str
@@ -62,7 +62,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class RepairFacts:
+class RepairRow:
     """What one repair did to the weights: name, matrices, ranks and energy kept, rounding loss, where its record is."""
 
     name: str
@@ -82,10 +82,10 @@ class DemoPage:
     damage: str
     toy: bool
     models: tuple[str, ...]
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[RepairVerdict, ...]
     measures: tuple[MeasureRow, ...]
-    samples: tuple[Sample, ...]
-    repairs: tuple[RepairFacts, ...]
+    samples: tuple[SampleReplies, ...]
+    repairs: tuple[RepairRow, ...]
     setup: tuple[str, ...]
     commands: tuple[str, ...]
     footer: str

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from deltamend.report.score_tables import (
-    PARTS,
     TITLES,
     cells_tables,
     figure,
@@ -19,8 +18,9 @@ from deltamend.report.score_tables import (
     undefined_figures,
     weak_figures,
 )
-from deltamend.scoring.cell import TRIVIAL
-from deltamend.scoring.cells import CellsScore
+from deltamend.scoring.across_cells import CellsScore
+from deltamend.scoring.metric import PARTS
+from deltamend.scoring.paired_cell import NONE_AND_REVERT
 from deltamend.scoring.result import Estimate, Score, TaskScore
 
 _COLOURS = 8
@@ -153,11 +153,11 @@ def _cell(score: Score) -> dict[str, object]:
 
 def headline(score: Score) -> str:
     """What can be said in a sentence or two, and no more."""
-    own = {name: of.combined for name, of in score.methods.items() if name not in TRIVIAL}
+    own = {name: of.combined for name, of in score.methods.items() if name not in NONE_AND_REVERT}
     defined = {name: combined for name, combined in own.items() if combined.value is not None}
-    if score.methods[TRIVIAL[0]].healing.value is None:
+    if score.methods[NONE_AND_REVERT[0]].healing.value is None:
         return "Fine-tuning damaged no benchmark beyond the margin, so there is nothing here that a repair could heal."
-    if score.methods[TRIVIAL[0]].retention.value is None:
+    if score.methods[NONE_AND_REVERT[0]].retention.value is None:
         return "The fine-tuned model is not measurably better on its target, so there is nothing to retain."
     best = max(defined, key=lambda name: defined[name].value or 0.0)
     if len(defined) == 1:
@@ -241,7 +241,7 @@ def _front_line(points: Sequence[Point]) -> str:
 
 
 def _slope(task: TaskScore, numbers: Mapping[str, int]) -> Slope:
-    shown = {name: on.score for name, on in task.methods.items() if name not in TRIVIAL}
+    shown = {name: on.score for name, on in task.methods.items() if name not in NONE_AND_REVERT}
     estimates = [task.base, task.finetuned, *shown.values()]
     ends = [value for of in estimates for value in (of.value, of.low, of.high) if value is not None]
     bottom, top = min(ends), max(ends)

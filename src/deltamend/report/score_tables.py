@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deltamend.report.csv_output import cell_text
-from deltamend.scoring.cell import TRIVIAL
-from deltamend.scoring.cells import CellsScore
+from deltamend.scoring.across_cells import CellsScore
+from deltamend.scoring.metric import PARTS
+from deltamend.scoring.paired_cell import NONE_AND_REVERT
 from deltamend.scoring.result import Estimate, Score, TaskScore
 
-PARTS = ("healing", "preservation", "non_damage", "retention", "combined")
 ORDINARY = ("mean_score", "naive_recovery", "backward_transfer")
 TITLES = {
     "healing": "healing",
@@ -137,7 +137,7 @@ def _own(score: Score) -> list[str]:
 
 
 def _task_row(task: TaskScore) -> tuple[str, ...]:
-    methods = (of.score for name, of in task.methods.items() if name not in TRIVIAL)
+    methods = (of.score for name, of in task.methods.items() if name not in NONE_AND_REVERT)
     return (
         task.name if task.weak is None else f"{task.name} (weak)",  # the notes say why; it would not fit a column
         task.group or "target",

@@ -27,9 +27,10 @@ from deltamend.report.study_tables import (
     safety_table,
     written_table,
 )
-from deltamend.scoring.cell import TRIVIAL
-from deltamend.study.findings.outcome import CONFIRMATION, PARTS, StudyResults, Topic
-from deltamend.study.findings.verdict import DRAWN
+from deltamend.scoring.metric import PARTS
+from deltamend.scoring.paired_cell import NONE_AND_REVERT
+from deltamend.study.findings.intervals import INTERVAL_END_ERROR
+from deltamend.study.findings.result_types import CONFIRMATION, StudyResults, Topic
 
 _USUAL_DRAWS = 2000
 """Of `deltamend study`."""
@@ -207,7 +208,7 @@ def _how_to_read(results: StudyResults) -> str:
         "for cells like these (other items and other cells). Differences are paired, over the cells that have both repairs; the "
         "best published repair is picked in the same cells and so flattered. Each interval is taken alone. Resampling moves what is near 0 or 1 "
         "away from there, so an interval may lie beside its figure; no verdict rests on such a one. With other draws an end would move "
-        f"by some {100 * DRAWN:g}% of the interval's width, so none rests on an end that is nearer to 0 than twice that. "
+        f"by some {100 * INTERVAL_END_ERROR:g}% of the interval's width, so none rests on an end that is nearer to 0 than twice that. "
         f"{_defined_in(results)} A cell is one fine-tuned model: a target, a regime and a seed. Roles: published, a method at its "
         "published setting; strength, another setting; candidate, ours; control, what a candidate must beat; dtype, written in the "
         "dtype that is named. All others are written in float32; `deltamend repair` writes the fine-tuned model's dtype unless it is told."
@@ -217,7 +218,9 @@ def _how_to_read(results: StudyResults) -> str:
 def _defined_in(results: StudyResults) -> str:
     """In how many cells each part is defined for the fine-tuned model itself, that is for every repair."""
     group = shown_group(results)
-    own = next((one.groups[group] for one in results.repairs if one.name == TRIVIAL[0] and group in one.groups), None)
+    own = next(
+        (one.groups[group] for one in results.repairs if one.name == NONE_AND_REVERT[0] and group in one.groups), None
+    )
     if own is None:
         return ""
     said = ", ".join(f"{TITLES[part]} in {getattr(own, part).cells}" for part in PARTS if part != "combined")

@@ -8,7 +8,7 @@ from typing import Any
 
 from deltamend.errors import UsageError
 from deltamend.scoring.result import Estimate
-from deltamend.study.findings.outcome import CHOOSING, CONFIRMATION, RepairOutcome, StudyResults
+from deltamend.study.findings.result_types import CHOOSING, CONFIRMATION, RepairOutcome, StudyResults
 
 ROLE_COLOURS = {
     "candidate": "#15803d",

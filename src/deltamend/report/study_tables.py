@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from deltamend.report.csv_output import csv_text
 from deltamend.report.score_tables import TITLES, Table, figure, p_value
 from deltamend.report.study_plots import by_combined, shown_group
-from deltamend.scoring.cells import OverCells
+from deltamend.scoring.across_cells import MeanOverCells
+from deltamend.scoring.metric import PARTS
 from deltamend.scoring.result import Estimate
-from deltamend.study.findings.outcome import CHOOSING, CONFIRMATION, PARTS, StudyResults
+from deltamend.study.findings.result_types import CHOOSING, CONFIRMATION, StudyResults
 
 _PARTS = ("healing", "preservation", "non_damage", "retention")
 _Row = dict[str, object]
@@ -363,7 +364,7 @@ def csv_tables(results: StudyResults) -> dict[str, str]:
     return {name: csv_text(list(rows[0]), rows) for name, rows in written.items() if rows}
 
 
-def _figures(over: OverCells) -> _Row:
+def _figures(over: MeanOverCells) -> _Row:
     return {
         "cells": over.cells,
         "clusters": over.clusters,
@@ -383,12 +384,12 @@ def _titles(last: str) -> tuple[str, ...]:
     return (TITLES["healing"], TITLES["retention"], TITLES[last])
 
 
-def _value(over: OverCells, decimals: int = 2) -> str:
+def _value(over: MeanOverCells, decimals: int = 2) -> str:
     value = over.these_cells.value
     return "–" if value is None else f"{value:.{decimals}f}"
 
 
-def _over(over: OverCells, *, sign: bool) -> tuple[str, str]:
+def _over(over: MeanOverCells, *, sign: bool) -> tuple[str, str]:
     """The figure with its interval for these cells, and the interval alone for cells like these."""
     return figure(over.these_cells, "combined", sign=sign), _interval_of(over.cells_like_these, sign=sign)
 

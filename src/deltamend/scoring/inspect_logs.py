@@ -6,8 +6,6 @@ inspect-ai itself; everything in them is untrusted.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 import zipfile
@@ -20,6 +18,7 @@ from pydantic import ValidationError
 
 from deltamend.errors import EvaluationError
 from deltamend.evaluation.record import Evaluation, ItemScore, TaskScores
+from deltamend.machine.digests import json_sha256
 
 _LARGEST = 1 << 30
 """Bytes a log may unpack to; more is refused rather than read into memory."""
@@ -249,7 +248,7 @@ def _asked_item(sample: Any) -> str:
     asked = sample.input
     if not isinstance(asked, str):
         asked = [message.model_dump(include={"role", "content"}, mode="json") for message in asked]
-    return _hash([asked, sample.choices, sample.target])
+    return json_sha256([asked, sample.choices, sample.target])
 
 
 def _asked(log: Any) -> str:
@@ -258,11 +257,7 @@ def _asked(log: Any) -> str:
     generation = spec.model_generate_config.merge(log.plan.config).model_dump(include=set(_GENERATION), mode="json")
     steps = [[step.solver, step.params] for step in log.plan.steps]
     scorers = [[scorer.name, scorer.options] for scorer in spec.scorers or []]
-    return _hash([spec.task_args, steps, generation, scorers, spec.config.epochs])
-
-
-def _hash(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return json_sha256([spec.task_args, steps, generation, scorers, spec.config.epochs])
 
 
 def _said_of_figure(log: Any, name: str, task: TaskScores) -> list[str]:

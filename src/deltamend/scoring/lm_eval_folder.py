@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from deltamend.errors import EvaluationError
 from deltamend.evaluation.record import Evaluation, ItemScore, TaskScores
+from deltamend.records import first_problem
 
 METRICS = (
     "acc_norm,none",
@@ -274,5 +275,5 @@ def _chance(samples: Mapping[str, list[dict[str, Any]]], metric: str, items: lis
 
 
 def _first_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or 'the file'}: {first['msg']}"
+    field, problem = first_problem(error)
+    return f"{field or 'the file'}: {problem}"

@@ -21,6 +21,9 @@ BoolArray: TypeAlias = NDArray[np.bool_]
 
 Group = Literal["damaged", "improved", "neutral"]
 
+PARTS = ("healing", "preservation", "non_damage", "retention", "combined")
+"""The parts of the metric, and the combined score, by the names of the fields of `Parts`."""
+
 _ROUNDING = 1e-9
 """Of the scores: what two ways to add up the same items may differ by. One item of n that changes is exactly one standard error."""
 

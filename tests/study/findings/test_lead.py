@@ -45,12 +45,12 @@ def scored(study: Study, tmp_path_factory: pytest.TempPathFactory) -> ScoredStud
 
 def with_scores(scored: ScoredStudy, scores: Mapping[str, tuple[FloatArray, FloatArray]]) -> ScoredStudy:
     """The same cells with other combined scores: (C,) values and (D, C) draws of some repairs."""
-    values, draws = (dict(part) for part in (scored.sample.values, scored.sample.draws))
+    values, draws = (dict(part) for part in (scored.scores.values, scored.scores.draws))
     values["combined"], draws["combined"] = values["combined"].copy(), draws["combined"].copy()
     for name, (own, drawn) in scores.items():
-        column = scored.sample.names.index(name)
+        column = scored.scores.names.index(name)
         values["combined"][:, column], draws["combined"][:, :, column] = own, drawn
-    return replace(scored, sample=replace(scored.sample, values=values, draws=draws))
+    return replace(scored, scores=replace(scored.scores, values=values, draws=draws))
 
 
 def combined_of(does: Truth) -> float:
@@ -105,7 +105,7 @@ def test_the_interval_for_these_cells_covers_the_true_lead_as_often_as_it_says(s
 
 def test_seeds_of_one_cell_are_a_cluster_and_count_once(scored: ScoredStudy) -> None:
     cells = confirmation_cells(scored)
-    seeds = np.array([cells.clusters.count(cluster) for cluster in scored.sample.clusters], dtype=np.float64)
+    seeds = np.array([cells.clusters.count(cluster) for cluster in scored.scores.clusters], dtype=np.float64)
     gap = np.where(
         seeds == 2, 10.0, 0.0
     )  # 10 points in the four cells of quiz, of two seeds each; 0 in the two of sums

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study import lead as script
-from deltamend.scoring.cells import OverCells
+from deltamend.scoring.across_cells import MeanOverCells
 from deltamend.scoring.result import Estimate
 from deltamend.study.config import read_study
 from deltamend.study.findings.lead import ScoredStudy, confirmation_cells, in_regime, lead_over, mean_score, score_study
@@ -46,7 +46,7 @@ def headings(lines: list[str]) -> list[str]:
 
 
 def test_a_mean_is_told_with_both_intervals() -> None:
-    found = OverCells(
+    found = MeanOverCells(
         cells=6,
         clusters=4,
         these_cells=Estimate(value=12.44, low=4.38, high=20.51),

@@ -15,11 +15,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from deltamend.errors import UsageError
-from deltamend.scoring.cells import OverCells, cluster_means, over_cells
+from deltamend.scoring.across_cells import MeanOverCells, cluster_means, mean_over_cells
 from deltamend.scoring.metric import FloatArray
-from deltamend.scoring.scored import make_settings
+from deltamend.scoring.settings import make_settings
 from deltamend.study.config import Study
-from deltamend.study.findings.scored_cells import ReadCell, Sample, read_cells, sample
+from deltamend.study.findings.scored_cells import ReadCell, ScoresOfRepairs, read_study_cells, scores_of_repairs
 
 Written = Literal["float32", "stored"]
 """In which dtype a repair is asked: float32, or "stored", that of the fine-tuned model, as `deltamend repair` writes it."""
@@ -52,8 +52,8 @@ class ScoredStudy:
     """
 
     cells: tuple[ReadCell, ...]
-    sample: Sample
-    other_retention: Sample
+    scores: ScoresOfRepairs
+    other_retention: ScoresOfRepairs
     choosing: tuple[int, ...]
     confirming: tuple[int, ...]
 
@@ -73,7 +73,7 @@ class Selection:
     @property
     def clusters(self) -> list[str]:
         """The cluster of each."""
-        return [self.study.sample.clusters[row] for row in self.rows]
+        return [self.study.scores.clusters[row] for row in self.rows]
 
     def where(self, holds: Callable[[ReadCell], bool]) -> Selection:
         """Those cells of which something holds."""
@@ -93,14 +93,14 @@ def score_study(study: Study, out: Path, draws: int) -> ScoredStudy:
         UsageError: `draws` is out of range, or none of the study's cells has been run.
     """
     settings = make_settings(draws=draws)
-    cells, _ = read_cells(study, out)
+    cells, _ = read_study_cells(study, out)
     if not cells:
         raise UsageError(f"{out}: holds no finished cell of study {study.name!r}; run the study first")
-    as_configured, other = sample(study, cells, settings)
+    as_configured, other = scores_of_repairs(study, cells, settings)
     chooses = [study.chooses(of.cell) for of in cells]
     return ScoredStudy(
         cells=tuple(cells),
-        sample=as_configured,
+        scores=as_configured,
         other_retention=other,
         choosing=tuple(row for row, own in enumerate(chooses) if own),
         confirming=tuple(row for row, own in enumerate(chooses) if not own),
@@ -137,25 +137,25 @@ def combined_scores(cells: Selection, name: str, written: Written = "float32") -
         UsageError: the study has no such repair.
     """
     rounded = f"{name}-bf16"
-    if written == "float32" or rounded not in cells.study.sample.names:
-        return _at(cells.study.sample, name, cells.rows)
+    if written == "float32" or rounded not in cells.study.scores.names:
+        return _at(cells.study.scores, name, cells.rows)
     return scores_by_cell(cells, [rounded if of.cell.regime.weights == "bfloat16" else name for of in cells.cells])
 
 
 def scores_by_cell(cells: Selection, names: Sequence[str]) -> Figures:
     """The combined score of another repair in each cell, `names` having one for each."""
-    scored = cells.study.sample
+    scored = cells.study.scores
     return _joined([_at(scored, name, [row]) for name, row in zip(names, cells.rows, strict=True)])
 
 
 def scores_by_retention(cells: Selection, name: str, retention: Retention) -> Figures:
     """The combined score in float32, with retention measured in one way on every target."""
     study = cells.study
-    samples = [study.sample if of.cell.target.retention == retention else study.other_retention for of in cells.cells]
+    samples = [study.scores if of.cell.target.retention == retention else study.other_retention for of in cells.cells]
     return _joined([_at(scored, name, [row]) for scored, row in zip(samples, cells.rows, strict=True)])
 
 
-def mean_over(parts: Sequence[tuple[Selection, Figures]]) -> OverCells:
+def mean_over(parts: Sequence[tuple[Selection, Figures]]) -> MeanOverCells:
     """The mean over the clusters of cells of one or more studies, whose items were drawn independently.
 
     Seed and confidence of the intervals are those of the first study.
@@ -163,15 +163,15 @@ def mean_over(parts: Sequence[tuple[Selection, Figures]]) -> OverCells:
     first, _ = parts[0]
     figures = _joined([own for _, own in parts])
     clusters = [cluster for cells, _ in parts for cluster in cells.clusters]
-    return over_cells(figures.values, figures.draws, clusters, first.study.sample.settings)
+    return mean_over_cells(figures.values, figures.draws, clusters, first.study.scores.settings)
 
 
-def mean_score(selected: Sequence[Selection], name: str, written: Written = "float32") -> OverCells:
+def mean_score(selected: Sequence[Selection], name: str, written: Written = "float32") -> MeanOverCells:
     """The mean combined score of one repair over cells of one or more studies."""
     return mean_over([(cells, combined_scores(cells, name, written)) for cells in selected])
 
 
-def lead_over(selected: Sequence[Selection], ours: str, other: str, written: Written = "float32") -> OverCells:
+def lead_over(selected: Sequence[Selection], ours: str, other: str, written: Written = "float32") -> MeanOverCells:
     """How many points one repair has more than another over cells of one or more studies, paired."""
     return mean_over(
         [
@@ -200,7 +200,7 @@ def best_by_regime(cells: Selection, names: Sequence[str]) -> dict[str, str]:
     return best
 
 
-def _at(scored: Sample, name: str, rows: Sequence[int]) -> Figures:
+def _at(scored: ScoresOfRepairs, name: str, rows: Sequence[int]) -> Figures:
     if name not in scored.names:
         raise UsageError(f"the study has no repair {name!r}; it has {', '.join(scored.names)}")
     return Figures(*scored.at("combined", name, rows))

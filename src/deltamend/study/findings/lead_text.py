@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from deltamend.scoring.cells import OverCells
+from deltamend.scoring.across_cells import MeanOverCells
 from deltamend.scoring.result import Estimate
 from deltamend.study.findings.lead import (
     ScoredStudy,
@@ -83,7 +83,7 @@ def lead_lines(question: LeadQuestion, study: ScoredStudy, earlier: ScoredStudy 
         yield from _over_both(question, (confirmation_cells(earlier), cells))
 
 
-def mean_in_words(found: OverCells) -> str:
+def mean_in_words(found: MeanOverCells) -> str:
     """A mean over clusters with its intervals, for these very cells and for cells like these."""
     these, like = found.these_cells, found.cells_like_these
     if these.value is None:
@@ -105,7 +105,7 @@ def _lead(selected: Sequence[Selection], ours: str, other: str, *, stored: bool 
 
 def _present(question: LeadQuestion, cells: Selection) -> tuple[str, ...]:
     """The other repairs that this study has."""
-    return tuple(name for name in question.others if name in cells.study.sample.names)
+    return tuple(name for name in question.others if name in cells.study.scores.names)
 
 
 def _over_all(question: LeadQuestion, cells: Selection) -> Iterator[str]:

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from deltamend.scoring.cell import TRIVIAL
-from deltamend.scoring.cells import OverCells
+from deltamend.scoring.across_cells import MeanOverCells
+from deltamend.scoring.paired_cell import NONE_AND_REVERT
 from deltamend.study.config import Repair, Study, family_of
-from deltamend.study.findings.outcome import RepairOutcome
-from deltamend.study.findings.scored_cells import ReadCell, Sample
+from deltamend.study.findings.result_types import RepairOutcome
+from deltamend.study.findings.scored_cells import ReadCell, ScoresOfRepairs
 
 
 def repair_outcomes(
     study: Study,
     cells: Sequence[ReadCell],
-    scored: Sample,
+    scored: ScoresOfRepairs,
     groups: dict[str, list[int]],
     best_published: Mapping[str, str],
 ) -> Iterable[RepairOutcome]:
     """Every repair of the configuration that is done somewhere, then the trivial ones."""
 
-    def minus_best(name: str, own: Iterable[str]) -> dict[str, OverCells]:
+    def minus_best(name: str, own: Iterable[str]) -> dict[str, MeanOverCells]:
         return {
             group: scored.difference("combined", name, best_published[group], groups[group])
             for group in own
@@ -44,7 +44,7 @@ def repair_outcomes(
             groups={group: scored.parts_over(repair.name, rows) for group, rows in own.items()},
             minus_best_published=minus_best(repair.name, own),
         )
-    for name, what in zip(TRIVIAL, ("the fine-tuned model itself", "the base"), strict=True):
+    for name, what in zip(NONE_AND_REVERT, ("the fine-tuned model itself", "the base"), strict=True):
         yield RepairOutcome(
             name=name,
             role="trivial",
@@ -59,7 +59,7 @@ def repair_outcomes(
         )
 
 
-def best_published(study: Study, scored: Sample, groups: Mapping[str, list[int]]) -> dict[str, str]:
+def best_published(study: Study, scored: ScoresOfRepairs, groups: Mapping[str, list[int]]) -> dict[str, str]:
     """Group of cells to the published repair with the highest mean combined score, of those that are done in the most of its cells."""
     found: dict[str, str] = {}
     for group, rows in groups.items():

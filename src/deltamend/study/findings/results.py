@@ -10,20 +10,22 @@ from typing import Any
 import numpy as np
 
 from deltamend.errors import EvaluationError
-from deltamend.scoring.cell import TRIVIAL
+from deltamend.scoring.cell_means import observed_means
 from deltamend.scoring.metric import Group, partition
-from deltamend.scoring.scored import Settings, make_settings, observed_means
+from deltamend.scoring.paired_cell import NONE_AND_REVERT
+from deltamend.scoring.settings import Settings, make_settings
 from deltamend.study.config import Study
-from deltamend.study.findings.curve import wise_ft_curve
-from deltamend.study.findings.dg_hard import dg_hard_outcome
-from deltamend.study.findings.dtypes import written, written_differences
-from deltamend.study.findings.outcome import CHOOSING, CONFIRMATION, CellOutcome, Progress, StudyResults
+from deltamend.study.findings.answers import answer_questions
+from deltamend.study.findings.candidate_comparisons import best_strengths, comparisons
+from deltamend.study.findings.dg_hard_by_diagnosis import dg_hard_outcome
+from deltamend.study.findings.headline import headline_of
 from deltamend.study.findings.outcomes_of_repairs import best_published, repair_outcomes
-from deltamend.study.findings.paired_differences import best_strengths, comparisons
-from deltamend.study.findings.rank_correlations import rankings
+from deltamend.study.findings.result_types import CHOOSING, CONFIRMATION, CellOutcome, GridCoverage, StudyResults
+from deltamend.study.findings.retention_rankings import rankings
 from deltamend.study.findings.safety import safety_outcomes
-from deltamend.study.findings.scored_cells import ReadCell, Sample, read_cells, sample
-from deltamend.study.findings.verdict import answers, headline
+from deltamend.study.findings.scored_cells import ReadCell, ScoresOfRepairs, read_study_cells, scores_of_repairs
+from deltamend.study.findings.wise_ft_curve import wise_ft_curve
+from deltamend.study.findings.written_dtypes import written, written_differences
 from deltamend.study.records import ModelRecord
 
 _FEW = 5
@@ -48,10 +50,10 @@ def study_results(
         UsageError: a number means nothing.
     """
     settings = make_settings(margin=margin, draws=draws, seed=seed, confidence=confidence)
-    cells, progress = read_cells(study, out)
+    cells, progress = read_study_cells(study, out)
     if not cells:
         raise EvaluationError(f"{out}: no cell of the study {study.name} is done; run `deltamend study` first")
-    by_config, by_other = sample(study, cells, settings)
+    by_config, by_other = scores_of_repairs(study, cells, settings)
     groups = _groups(study, cells)
     confirming = groups.get(CONFIRMATION, [])
     best = best_published(study, by_config, groups)
@@ -86,7 +88,7 @@ def study_results(
         notes=(*_notes(study, cells, progress), *_beside(study, by_config, confirming or groups[CHOOSING])),
         **found,
     )
-    return results.model_copy(update={"headline": headline(results), "answers": answers(results)})
+    return results.model_copy(update={"headline": headline_of(results), "answers": answer_questions(results)})
 
 
 def _groups(study: Study, cells: Sequence[ReadCell]) -> dict[str, list[int]]:
@@ -105,14 +107,14 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _cell_outcome(study: Study, of: ReadCell, row: int, scored: Sample, settings: Settings) -> CellOutcome:
+def _cell_outcome(study: Study, of: ReadCell, row: int, scored: ScoresOfRepairs, settings: Settings) -> CellOutcome:
     means = observed_means(of.paired, settings)
     damaged, improved = partition(means)
     groups: dict[str, Group] = {
         task.name: "damaged" if damaged[place] else "improved" if improved[place] else "neutral"
         for place, task in enumerate(of.paired.benchmarks)
     }
-    shown = (*of.repairs, *TRIVIAL)
+    shown = (*of.repairs, *NONE_AND_REVERT)
     figures = {
         part: {name: _number(scored.values[part][row, scored.names.index(name)]) for name in shown}
         for part in ("combined", "healing", "retention")
@@ -160,7 +162,7 @@ def _versions(cells: Sequence[ReadCell]) -> dict[str, tuple[str, ...]]:
     return {package: tuple(sorted(numbers)) for package, numbers in sorted(used.items())}
 
 
-def _notes(study: Study, cells: Sequence[ReadCell], progress: Progress) -> Iterable[str]:
+def _notes(study: Study, cells: Sequence[ReadCell], progress: GridCoverage) -> Iterable[str]:
     """What the figures are not, or cannot say."""
     if progress.missing:
         yield f"{len(progress.missing)} of {progress.planned} cells are missing from every figure"
@@ -204,7 +206,7 @@ def _little_learnt(cells: Sequence[ReadCell]) -> Iterable[str]:
         )
 
 
-def _beside(study: Study, scored: Sample, rows: Sequence[int]) -> Iterable[str]:
+def _beside(study: Study, scored: ScoresOfRepairs, rows: Sequence[int]) -> Iterable[str]:
     over = {one.name: scored.over("combined", one.name, rows).these_cells for one in study.repairs if rows}
     names = [
         name

@@ -9,12 +9,13 @@ import numpy as np
 
 from deltamend.errors import EvaluationError
 from deltamend.scoring.bootstrap import mean_scores, resampled_means
+from deltamend.scoring.estimates import estimate_from_draws
 from deltamend.scoring.metric import FloatArray
-from deltamend.scoring.pairing import PairedTask, pair_task
+from deltamend.scoring.paired_items import PairedTask, pair_task
 from deltamend.scoring.result import Estimate
-from deltamend.scoring.scored import Settings, estimate
+from deltamend.scoring.settings import Settings
 from deltamend.study.config import Study
-from deltamend.study.findings.outcome import SafetyOutcome
+from deltamend.study.findings.result_types import SafetyOutcome
 from deltamend.study.findings.scored_cells import ReadCell
 from deltamend.study.records import FINETUNED
 
@@ -69,7 +70,7 @@ def _of_target(task: str, target: str, cells: Sequence[ReadCell], settings: Sett
             other: str, where: Sequence[int] = where, value: float = value, draws: FloatArray = draws
         ) -> Estimate:
             theirs, theirs_drawn = of_model(other, where)
-            return estimate(value - theirs, draws - theirs_drawn, settings, None)
+            return estimate_from_draws(value - theirs, draws - theirs_drawn, settings, None)
 
         yield SafetyOutcome(
             target=target,
@@ -87,7 +88,7 @@ def _of_target(task: str, target: str, cells: Sequence[ReadCell], settings: Sett
 
 def _share(value: float, draws: FloatArray, prompts: int, settings: Settings) -> Estimate:
     """A share with its interval; Wilson's where resampling gives the same again."""
-    found = estimate(value, draws, settings, None)
+    found = estimate_from_draws(value, draws, settings, None)
     if found.low != found.high or value not in (0.0, 1.0):
         return found
     from scipy.stats import binomtest

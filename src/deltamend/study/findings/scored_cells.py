@@ -10,15 +10,15 @@ import numpy as np
 
 from deltamend.errors import DeltamendError, EvaluationError
 from deltamend.evaluation.record import Evaluation
-from deltamend.scoring.cell import NONE, TRIVIAL, open_cell
-from deltamend.scoring.cell import Cell as PairedCell
-from deltamend.scoring.cells import OverCells, over_cells
-from deltamend.scoring.metric import FloatArray, Means, parts_of
-from deltamend.scoring.pairing import PairedTask
-from deltamend.scoring.scored import Settings, draw_cells, observed_means
-from deltamend.study.config import Cell, Study
-from deltamend.study.findings.outcome import PARTS, MissingCell, PartsOver, Progress
-from deltamend.study.keys import done_repairs
+from deltamend.scoring.across_cells import MeanOverCells, mean_over_cells
+from deltamend.scoring.cell_means import draw_cells, observed_means
+from deltamend.scoring.metric import PARTS, FloatArray, Means, parts_of
+from deltamend.scoring.paired_cell import NONE, NONE_AND_REVERT, PairedCell, open_cell
+from deltamend.scoring.paired_items import PairedTask
+from deltamend.scoring.settings import Settings
+from deltamend.study.config import Study, StudyCell
+from deltamend.study.findings.result_types import GridCoverage, MissingCell, PartsOver
+from deltamend.study.record_keys import done_repairs
 from deltamend.study.records import (
     FINETUNED,
     FORM,
@@ -48,7 +48,7 @@ class ReadCell:
         other: the target measured in the other way.
     """
 
-    cell: Cell
+    cell: StudyCell
     record: CellRecord
     base: BaseRecord
     repairs: tuple[str, ...]
@@ -70,13 +70,13 @@ class ReadCell:
 
     def size(self, name: str) -> float:
         """‖written − W_base‖/‖Δ‖ of a repair, or of a trivial one."""
-        if name in TRIVIAL:
+        if name in NONE_AND_REVERT:
             return 1.0 if name == NONE else 0.0
         return float(np.sqrt(self.facts(name).realised_energy))
 
 
 @dataclass(frozen=True)
-class Sample:
+class ScoresOfRepairs:
     """Figures of all repairs in all cells.
 
     Attributes:
@@ -98,7 +98,7 @@ class Sample:
         column = self.names.index(name)
         return self.values[part][cells, column], self.draws[part][:, cells, column]
 
-    def over(self, part: str, name: str, cells: Sequence[int]) -> OverCells:
+    def over(self, part: str, name: str, cells: Sequence[int]) -> MeanOverCells:
         """Its mean over clusters of some cells."""
         return self.mean(*self.at(part, name, cells), cells)
 
@@ -106,7 +106,7 @@ class Sample:
         """The same of every part."""
         return PartsOver(**{part: self.over(part, name, cells) for part in PARTS})
 
-    def difference(self, part: str, first: str, second: str, cells: Sequence[int]) -> OverCells:
+    def difference(self, part: str, first: str, second: str, cells: Sequence[int]) -> MeanOverCells:
         """Mean over clusters of a paired difference."""
         return self.mean(*self.gap(part, first, second, cells), cells)
 
@@ -115,12 +115,12 @@ class Sample:
         (ours, ours_drawn), (theirs, theirs_drawn) = self.at(part, first, cells), self.at(part, second, cells)
         return ours - theirs, ours_drawn - theirs_drawn
 
-    def mean(self, values: FloatArray, draws: FloatArray, cells: Sequence[int]) -> OverCells:
+    def mean(self, values: FloatArray, draws: FloatArray, cells: Sequence[int]) -> MeanOverCells:
         """Mean over clusters of (n,) values of some cells, with their (D, n) draws."""
-        return over_cells(values, draws, [self.clusters[index] for index in cells], self.settings)
+        return mean_over_cells(values, draws, [self.clusters[index] for index in cells], self.settings)
 
 
-def read_cells(study: Study, out: Path) -> tuple[list[ReadCell], Progress]:
+def read_study_cells(study: Study, out: Path) -> tuple[list[ReadCell], GridCoverage]:
     """What is there of a study's cells, and what is not; a repair that was made with other settings is not.
 
     Raises:
@@ -150,7 +150,7 @@ def read_cells(study: Study, out: Path) -> tuple[list[ReadCell], Progress]:
             unknown[cell.name] = strays
         scored = record.model_copy(update={"models": {name: record.models[name] for name in (FINETUNED, *done)}})
         found.append(_paired(study, cell, scored, base, done))
-    progress = Progress(
+    progress = GridCoverage(
         planned=len(found) + len(missing),
         scored=len(found),
         missing=tuple(missing),
@@ -161,7 +161,7 @@ def read_cells(study: Study, out: Path) -> tuple[list[ReadCell], Progress]:
 
 
 def _base_beside(
-    out: Path, cell: Cell, finetuned: Evaluation, known: dict[Path, BaseRecord | None]
+    out: Path, cell: StudyCell, finetuned: Evaluation, known: dict[Path, BaseRecord | None]
 ) -> BaseRecord | None:
     """The cell's base as asked on the device of its fine-tuned model; as asked on the CPU where that is not there."""
     for device in (device_of(finetuned), "cpu"):
@@ -173,7 +173,7 @@ def _base_beside(
     return None
 
 
-def _paired(study: Study, cell: Cell, record: CellRecord, base: BaseRecord, repairs: tuple[str, ...]) -> ReadCell:
+def _paired(study: Study, cell: StudyCell, record: CellRecord, base: BaseRecord, repairs: tuple[str, ...]) -> ReadCell:
     target, other = TARGET, TARGET_LIKELIHOOD
     if cell.target.retention == "likelihood":
         target, other = other, target
@@ -199,7 +199,9 @@ def _paired(study: Study, cell: Cell, record: CellRecord, base: BaseRecord, repa
     return ReadCell(cell, record, base, repairs, paired, of_this_target(aside))
 
 
-def sample(study: Study, cells: Sequence[ReadCell], settings: Settings) -> tuple[Sample, Sample]:
+def scores_of_repairs(
+    study: Study, cells: Sequence[ReadCell], settings: Settings
+) -> tuple[ScoresOfRepairs, ScoresOfRepairs]:
     """All figures, the target measured as the configuration says, and in the other way."""
     # The other target rides along as the last benchmark, so that each task is drawn once.
     wide = [replace(of.paired, benchmarks=(*of.paired.benchmarks, of.other)) for of in cells]
@@ -211,7 +213,9 @@ def sample(study: Study, cells: Sequence[ReadCell], settings: Settings) -> tuple
     )
 
 
-def half_sample(study: Study, cells: Sequence[ReadCell], settings: Settings) -> tuple[dict[str, FloatArray], Sample]:
+def scores_on_halves(
+    study: Study, cells: Sequence[ReadCell], settings: Settings
+) -> tuple[dict[str, FloatArray], ScoresOfRepairs]:
     """Values on the even items, to choose by, and all figures on the odd ones, to report.
 
     Items are counted in the order of their ids, task by task.
@@ -260,11 +264,11 @@ def _swapped(means: Means) -> Means:
 
 def all_names(study: Study) -> tuple[str, ...]:
     """The repairs of a study, then the trivial ones."""
-    return (*(repair.name for repair in study.repairs), *TRIVIAL)
+    return (*(repair.name for repair in study.repairs), *NONE_AND_REVERT)
 
 
 def _columns(names: Sequence[str], of: ReadCell) -> list[int]:
-    return [names.index(name) for name in (*of.repairs, *TRIVIAL)]
+    return [names.index(name) for name in (*of.repairs, *NONE_AND_REVERT)]
 
 
 def _values(study: Study, cells: Sequence[ReadCell], seen: Sequence[Means]) -> dict[str, FloatArray]:
@@ -279,7 +283,7 @@ def _values(study: Study, cells: Sequence[ReadCell], seen: Sequence[Means]) -> d
 
 def _sample(
     study: Study, cells: Sequence[ReadCell], seen: Sequence[Means], drawn: Sequence[Means], settings: Settings
-) -> Sample:
+) -> ScoresOfRepairs:
     names = all_names(study)
     draws = {part: np.full((settings.draws, len(cells), len(names)), np.nan) for part in PARTS}
     for row, (of, observed, means) in enumerate(zip(cells, seen, drawn, strict=True)):
@@ -287,4 +291,4 @@ def _sample(
         for part in PARTS:
             draws[part][:, row, _columns(names, of)] = getattr(parts, part)
     clusters = tuple(of.cell.cluster for of in cells)
-    return Sample(names, clusters, _values(study, cells, seen), draws, settings)
+    return ScoresOfRepairs(names, clusters, _values(study, cells, seen), draws, settings)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from deltamend.errors import EvaluationError
 from deltamend.evaluation.language_check import answered_in_words
 from deltamend.evaluation.local_items import ITEM_ID, Item, as_dataset, read_items
+from deltamend.records import first_problem
 
 _ANSWER_TOKENS = 64
 _QUESTION = "Question: {{question}}\nAnswer:"
@@ -154,10 +155,9 @@ def _checked(path: Path) -> tuple[type[BaseModel], list[Item]]:
         try:
             row = kind.model_validate(item)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
-            message = f"{field}: {first['msg']}" if field else first["msg"].removeprefix("Value error, ")
-            raise EvaluationError(f"{path}: item {name}: {message}; mend it") from error
+            field, problem = first_problem(error)
+            where = f"{field}: " if field else ""
+            raise EvaluationError(f"{path}: item {name}: {where}{problem}; mend it") from error
         rows.append({ITEM_ID: name, **row.model_dump()})
     return kind or _Text, rows
 

@@ -11,19 +11,19 @@ from deltamend.errors import EvaluationError, UsageError
 from deltamend.evaluation.record import Evaluation, read_evaluation
 from deltamend.scoring.inspect_logs import is_inspect_log, read_inspect_logs
 from deltamend.scoring.lm_eval_folder import is_lm_eval_run, read_lm_eval_folder
-from deltamend.scoring.pairing import PairedTask, pair_tasks
+from deltamend.scoring.paired_items import PairedTask, pair_tasks
 
 Source = str | os.PathLike[str] | Evaluation
 """A record, its file, a folder or results file of lm-eval, or a log of inspect or a folder of its logs."""
 
-TRIVIAL = NONE, REVERT = ("none", "revert")
+NONE_AND_REVERT = NONE, REVERT = ("none", "revert")
 """Always scored as well: the fine-tuned model itself, and the base."""
 
-_RESERVED = ("base", "finetuned", *TRIVIAL)
+_RESERVED = ("base", "finetuned", *NONE_AND_REVERT)
 
 
 @dataclass(frozen=True)
-class Cell:
+class PairedCell:
     """Paired items of one cell.
 
     Attributes:
@@ -43,7 +43,7 @@ class Cell:
     @property
     def methods(self) -> list[str]:
         """The repaired models, then the trivial ones."""
-        return [*list(self.models)[2:], *TRIVIAL]
+        return [*list(self.models)[2:], *NONE_AND_REVERT]
 
     @property
     def tasks(self) -> tuple[PairedTask, ...]:
@@ -62,7 +62,7 @@ def open_cell(
     metrics: Mapping[str, str] | None = None,
     common_items: bool = False,
     name: str = "",
-) -> Cell:
+) -> PairedCell:
     """Read and pair the records of one cell; arguments as in `deltamend.score`.
 
     Raises:
@@ -104,7 +104,9 @@ def open_cell(
     for model, named in models.items():
         if not named.isprintable():
             raise EvaluationError(f"{model}: its record names the model {named!r}; remove what cannot be shown")
-    return Cell(name or Path(models["finetuned"]).name, models, tasks[target], held_out, tuple(dict.fromkeys(notes)))
+    return PairedCell(
+        name or Path(models["finetuned"]).name, models, tasks[target], held_out, tuple(dict.fromkeys(notes))
+    )
 
 
 def _same_weights(records: Mapping[str, Evaluation]) -> list[str]:

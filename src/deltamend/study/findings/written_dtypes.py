@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from deltamend.scoring.cell import NONE, TRIVIAL
-from deltamend.study.config import Cell, Repair, Study, same_but_dtype
-from deltamend.study.findings.outcome import Written, WrittenDifference
-from deltamend.study.findings.scored_cells import ReadCell, Sample
+from deltamend.scoring.paired_cell import NONE, NONE_AND_REVERT
+from deltamend.study.config import Repair, Study, StudyCell, same_but_dtype
+from deltamend.study.findings.result_types import Written, WrittenDifference
+from deltamend.study.findings.scored_cells import ReadCell, ScoresOfRepairs
 
 
-def written(study: Study, cells: Sequence[ReadCell], scored: Sample) -> Iterable[Written]:
+def written(study: Study, cells: Sequence[ReadCell], scored: ScoresOfRepairs) -> Iterable[Written]:
     """Every repair that is written in several dtypes, regime by regime."""
     of_dtype = [repair for repair in study.repairs if repair.role == "dtype"]
     shown = [one for one in study.repairs if any(same_but_dtype(one, other) for other in of_dtype)]
@@ -38,7 +38,9 @@ def written(study: Study, cells: Sequence[ReadCell], scored: Sample) -> Iterable
             )
 
 
-def written_differences(study: Study, cells: Sequence[ReadCell], scored: Sample) -> Iterable[WrittenDifference]:
+def written_differences(
+    study: Study, cells: Sequence[ReadCell], scored: ScoresOfRepairs
+) -> Iterable[WrittenDifference]:
     """Every repair about dtypes against the same in another dtype; where it is `none`, against the fine-tuned model."""
     for regime, rows in _of_regimes(cells).items():
         for repair in study.repairs:
@@ -49,7 +51,7 @@ def written_differences(study: Study, cells: Sequence[ReadCell], scored: Sample)
                 one.name for one in others if _stored(one, cells[rows[0]].cell) != _stored(repair, cells[rows[0]].cell)
             ]
             for other in [NONE] if repair.method == NONE else names:
-                shared = [row for row in rows if {repair.name, other} <= {*cells[row].repairs, *TRIVIAL}]
+                shared = [row for row in rows if {repair.name, other} <= {*cells[row].repairs, *NONE_AND_REVERT}]
                 if shared:
                     parts = {
                         part: scored.difference(part, repair.name, other, shared)
@@ -58,7 +60,7 @@ def written_differences(study: Study, cells: Sequence[ReadCell], scored: Sample)
                     yield WrittenDifference(regime=regime, first=repair.name, second=other, **parts)
 
 
-def _stored(repair: Repair, cell: Cell) -> str:
+def _stored(repair: Repair, cell: StudyCell) -> str:
     return cell.regime.weights if repair.out_dtype == "stored" else repair.out_dtype
 
 

@@ -16,10 +16,27 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from deltamend.demo.measurement import CHAT, COMPLETION, KNOWLEDGE, LIKELIHOOD, TARGET, Estimate, Measured
+from deltamend.demo.measurement import CHAT, COMPLETION, KNOWLEDGE, LIKELIHOOD, TARGET, Measured, Measurement
 from deltamend.demo.run import DemoResult, RepairedModel
-from deltamend.demo.verdict import Outcome, damaged_measures, headline, outcome, percent, sentences
-from deltamend.report.demo_page import Cell, DemoPage, MeasureRow, Meter, RepairFacts, Sample, Verdict, render_demo_page
+from deltamend.demo.verdict_sentences import (
+    RepairSummary,
+    damaged_measures,
+    headline,
+    percent,
+    sentences,
+    summarise_repair,
+)
+from deltamend.machine.atomic import write_whole
+from deltamend.report.demo_page import (
+    DemoPage,
+    MeasureCell,
+    MeasureRow,
+    Meter,
+    RepairRow,
+    RepairVerdict,
+    SampleReplies,
+    render_demo_page,
+)
 
 PAGE_FILE = "demo.html"
 RECORD_FILE = "measurements.json"
@@ -49,10 +66,10 @@ def model_names(result: DemoResult) -> tuple[str, ...]:
     return ("Base", "Fine-tuned", *(repaired.choice.label for repaired in result.repaired))
 
 
-def outcomes(result: DemoResult) -> list[Outcome]:
+def repair_summaries(result: DemoResult) -> list[RepairSummary]:
     """Each repair summed up."""
     return [
-        outcome(
+        summarise_repair(
             repaired.choice.label,
             result.base.estimates,
             result.finetuned.estimates,
@@ -65,7 +82,7 @@ def outcomes(result: DemoResult) -> list[Outcome]:
 
 def headline_of(result: DemoResult) -> str:
     """The result in one sentence."""
-    return headline(outcomes(result))
+    return headline(repair_summaries(result))
 
 
 def results_table(result: DemoResult) -> Table:
@@ -89,20 +106,20 @@ def results_table(result: DemoResult) -> Table:
 def write_page(result: DemoResult) -> Path:
     """Write the HTML page into the output folder; returns its path."""
     path = result.out / PAGE_FILE
-    path.write_text(render_demo_page(build_page(result)), encoding="utf-8")
+    write_whole(path, render_demo_page(build_page(result)))
     return path
 
 
 def write_record(result: DemoResult) -> Path:
     """Write every number and every reply as JSON next to the page; returns its path."""
     path = result.out / RECORD_FILE
-    path.write_text(json.dumps(record(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(record(result), indent=1, ensure_ascii=False) + "\n")
     return path
 
 
 def record(result: DemoResult) -> dict[str, Any]:
     """The run as plain JSON values."""
-    judged = outcomes(result)
+    judged = repair_summaries(result)
     return {
         "demo": result.settings.name,
         "toy": result.settings.toy,
@@ -134,7 +151,7 @@ def record(result: DemoResult) -> dict[str, Any]:
 
 def build_page(result: DemoResult) -> DemoPage:
     """The page's content."""
-    judged = outcomes(result)
+    judged = repair_summaries(result)
     return DemoPage(
         title=_title(result),
         headline=headline_of(result),
@@ -172,12 +189,12 @@ def next_command(result: DemoResult) -> str:
     return f"deltamend repair {base} {finetuned} {_shown(result.out / 'next')} --dry-run -v"
 
 
-def value_text(estimate: Estimate) -> str:
+def value_text(estimate: Measurement) -> str:
     """`97%` for a share, `2.81` for nats a token."""
     return f"{estimate.value:.0%}" if estimate.higher_is_better else f"{estimate.value:.2f}"
 
 
-def interval_text(estimate: Estimate) -> str:
+def interval_text(estimate: Measurement) -> str:
     """`94–99%` for a share, `2.70–2.92` for nats a token."""
     if estimate.higher_is_better:
         return f"{100 * estimate.low:.0f}–{estimate.high:.0%}"
@@ -191,9 +208,9 @@ def _damage(result: DemoResult) -> str:
     return f"Fine-tuning took the target from {target}. Clearly worse after it: {names or 'nothing'}."
 
 
-def _verdict(judged: Outcome) -> Verdict:
+def _verdict(judged: RepairSummary) -> RepairVerdict:
     meters = (_meter("Damage healed", judged.healed), _meter("Task kept", judged.kept))
-    return Verdict(judged.name, meters, tuple(sentences(judged)))
+    return RepairVerdict(judged.name, meters, tuple(sentences(judged)))
 
 
 def _meter(label: str, share: float | None) -> Meter:
@@ -207,31 +224,31 @@ def _measure_row(result: DemoResult, key: str) -> MeasureRow:
     return MeasureRow(words.title, count, tuple(_cell(estimate, estimates[0]) for estimate in estimates))
 
 
-def _cell(estimate: Estimate, base: Estimate) -> Cell:
+def _cell(estimate: Measurement, base: Measurement) -> MeasureCell:
     """Nats have no natural full scale: their bar is the likelihood of a token relative to the base, exp(b − x)."""
     if estimate.higher_is_better:
         ends = (estimate.value, estimate.low, estimate.high)
     else:
         ends = (math.exp(base.value - x) for x in (estimate.value, estimate.high, estimate.low))  # type: ignore[assignment]
     bar, low, high = (min(1.0, end) for end in ends)
-    return Cell(value_text(estimate), interval_text(estimate), bar, low, high)
+    return MeasureCell(value_text(estimate), interval_text(estimate), bar, low, high)
 
 
-def _samples(result: DemoResult) -> tuple[Sample, ...]:
+def _samples(result: DemoResult) -> tuple[SampleReplies, ...]:
     everyone = _all_measured(result)
     chat = [
-        Sample(result.exam.probes.chat[index], tuple(m.chat_replies[index] for m in everyone))
+        SampleReplies(result.exam.probes.chat[index], tuple(m.chat_replies[index] for m in everyone))
         for index in result.settings.samples
     ]
-    return (*chat, Sample(result.exam.problems[0].question, tuple(m.target_replies[0] for m in everyone)))
+    return (*chat, SampleReplies(result.exam.problems[0].question, tuple(m.target_replies[0] for m in everyone)))
 
 
-def _facts(repaired: RepairedModel) -> RepairFacts:
+def _facts(repaired: RepairedModel) -> RepairRow:
     report = repaired.report
     found = Counter(tensor.outcome for tensor in report.tensors if tensor.action == "filter")
     spectra = [tensor.spectrum for tensor in report.tensors if tensor.spectrum is not None]
     rank, full = sum(s.rank for s in spectra), sum(s.full_rank for s in spectra)
-    return RepairFacts(
+    return RepairRow(
         name=repaired.choice.label,
         matrices=", ".join(f"{count} {name}" for name, count in found.most_common()),
         rank=f"{rank:,} of {full:,} ({rank / full:.0%})" if full else "not counted",

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from deltamend.scoring.cells import cluster_means
+from deltamend.scoring.across_cells import cluster_means
+from deltamend.scoring.estimates import estimate_from_draws
 from deltamend.scoring.metric import FloatArray
-from deltamend.scoring.scored import estimate
 from deltamend.scoring.significance import spearman
 from deltamend.study.config import Repair, Study
-from deltamend.study.findings.outcome import IDENTITY, DgHardOutcome, DiagnosisOutcome, RankCorrelation
-from deltamend.study.findings.scored_cells import ReadCell, Sample
+from deltamend.study.findings.result_types import IDENTITY, DgHardOutcome, DiagnosisOutcome, RankCorrelation
+from deltamend.study.findings.scored_cells import ReadCell, ScoresOfRepairs
 
 _NOISE_LIKE = "noise-like bulk"
 
 
-def dg_hard_outcome(study: Study, cells: Sequence[ReadCell], scored: Sample) -> DgHardOutcome | None:
+def dg_hard_outcome(study: Study, cells: Sequence[ReadCell], scored: ScoresOfRepairs) -> DgHardOutcome | None:
     """DG-Hard in every cell, and what of the diagnosis its healing goes with; None where the study has none."""
     repair = _published_dg_hard(study)
     rows = [row for row, of in enumerate(cells) if repair is not None and repair.name in of.repairs]
@@ -52,10 +52,10 @@ def _published_dg_hard(study: Study) -> Repair | None:
     return next((one for one in found if one.role == "published"), found[0] if found else None)
 
 
-def _diagnosed(of: ReadCell, row: int, name: str, scored: Sample) -> DiagnosisOutcome:
+def _diagnosed(of: ReadCell, row: int, name: str, scored: ScoresOfRepairs) -> DiagnosisOutcome:
     column = scored.names.index(name)
     figures = {
-        part: estimate(
+        part: estimate_from_draws(
             float(scored.values[part][row, column]),
             scored.draws[part][:, row, column],
             scored.settings,

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from deltamend.errors import EvaluationError, UsageError
+from deltamend.evaluation.jsonl_tasks import LIKELIHOODS
 from deltamend.evaluation.judges import Judge, RefusalStrings
 from deltamend.evaluation.lm_eval_tasks import LoadedTask
 from deltamend.evaluation.local_items import ITEM_ID
-from deltamend.evaluation.own_tasks import LIKELIHOODS
 from deltamend.evaluation.record import ItemScore, TaskScores
 from deltamend.evaluation.rubrics import RUBRICS, Exchange
 from deltamend.evaluation.third_party_output import listening_for_truncations
+from deltamend.machine.digests import json_sha256
 
 _PREFERRED = ("acc_norm", "acc", "exact_match")
 """Metrics taken where a suite names none, the first that the task has."""
@@ -119,7 +119,7 @@ def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
 
 def _asked(answer_filter: str, config: Mapping[str, Any]) -> str:
     content = [answer_filter, config.get("output_type"), config.get("generation_kwargs")]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return json_sha256(content)
 
 
 def has_chat_template(lm: Any) -> bool:

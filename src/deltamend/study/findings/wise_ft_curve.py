@@ -7,22 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from deltamend.methods.registry import get_method
-from deltamend.scoring.cell import NONE, REVERT, TRIVIAL
-from deltamend.scoring.cells import OverCells
-from deltamend.scoring.metric import FloatArray, combine
+from deltamend.scoring.across_cells import MeanOverCells
+from deltamend.scoring.metric import PARTS, FloatArray, combine
+from deltamend.scoring.paired_cell import NONE, NONE_AND_REVERT, REVERT
 from deltamend.study.config import Repair, Study, family_of
-from deltamend.study.findings.outcome import CONFIRMATION, PARTS, Curve, CurvePoint, Height
-from deltamend.study.findings.scored_cells import ReadCell, Sample
+from deltamend.study.findings.result_types import CONFIRMATION, Curve, CurvePoint, Height
+from deltamend.study.findings.scored_cells import ReadCell, ScoresOfRepairs
 
 
 def wise_ft_curve(
-    study: Study, cells: Sequence[ReadCell], scored: Sample, groups: dict[str, list[int]]
+    study: Study, cells: Sequence[ReadCell], scored: ScoresOfRepairs, groups: dict[str, list[int]]
 ) -> Curve | None:
     """The curve over its alphas and every other repair against it; None where the study has no WiSE-FT."""
     nodes = [(0.0, REVERT), *((alpha, repair.name) for alpha, repair in _curve_repairs(study)), (1.0, NONE)]
     if len(nodes) == 2:
         return None
-    whole = [row for row, of in enumerate(cells) if all(name in (*of.repairs, *TRIVIAL) for _, name in nodes)]
+    whole = [row for row, of in enumerate(cells) if all(name in (*of.repairs, *NONE_AND_REVERT) for _, name in nodes)]
     points = [
         CurvePoint(
             name=name,
@@ -63,14 +63,14 @@ def _curve_repairs(study: Study) -> list[tuple[float, Repair]]:
 def _height(
     repair: Repair,
     cells: Sequence[ReadCell],
-    scored: Sample,
+    scored: ScoresOfRepairs,
     nodes: Sequence[str],
     rows: Sequence[int],
     groups: dict[str, list[int]],
 ) -> Height:
     above = {by: _above_line(cells, scored, repair.name, nodes, rows, by_parts=by) for by in (False, True)}
 
-    def over(by_parts: bool) -> dict[str, OverCells]:
+    def over(by_parts: bool) -> dict[str, MeanOverCells]:
         values, draws = above[by_parts]
         places = {name: [place for place, row in enumerate(rows) if row in own] for name, own in groups.items()}
         return {
@@ -96,8 +96,12 @@ def _height(
 
 
 def _check(
-    cells: Sequence[ReadCell], scored: Sample, names: list[str], whole: Sequence[int], confirming: Sequence[int]
-) -> dict[str, OverCells]:
+    cells: Sequence[ReadCell],
+    scored: ScoresOfRepairs,
+    names: list[str],
+    whole: Sequence[int],
+    confirming: Sequence[int],
+) -> dict[str, MeanOverCells]:
     """Inner nodes against the line between their neighbours."""
     rows = [row for row in whole if row in confirming]
     if not rows:
@@ -111,7 +115,7 @@ def _check(
 
 def _above_line(
     cells: Sequence[ReadCell],
-    scored: Sample,
+    scored: ScoresOfRepairs,
     name: str,
     nodes: Sequence[str],
     rows: Sequence[int],

@@ -8,17 +8,17 @@ from typing import Literal
 
 import numpy as np
 
-from deltamend.scoring.cell import TRIVIAL
-from deltamend.scoring.cells import OverCells, cluster_means
+from deltamend.scoring.across_cells import MeanOverCells, cluster_means
 from deltamend.scoring.metric import FloatArray
-from deltamend.scoring.scored import Settings
+from deltamend.scoring.paired_cell import NONE_AND_REVERT
+from deltamend.scoring.settings import Settings
 from deltamend.scoring.significance import holm, wilcoxon
 from deltamend.study.config import Repair, Study, family_of, same_but_dtype
-from deltamend.study.findings.outcome import CHOOSING, CONFIRMATION, BestStrength, Comparison
-from deltamend.study.findings.scored_cells import ReadCell, Sample, half_sample
+from deltamend.study.findings.result_types import CHOOSING, CONFIRMATION, BestStrength, RepairComparison
+from deltamend.study.findings.scored_cells import ReadCell, ScoresOfRepairs, scores_on_halves
 
 
-def comparisons(study: Study, scored: Sample, rows: Sequence[int]) -> Iterable[Comparison]:
+def comparisons(study: Study, scored: ScoresOfRepairs, rows: Sequence[int]) -> Iterable[RepairComparison]:
     """Every candidate against every other repair over some cells, each pair once."""
     against = {repair.name: role for repair in study.repairs if (role := _stands_as(study, repair)) is not None}
     candidates = [name for name, role in against.items() if role == "candidate"]
@@ -48,8 +48,8 @@ def _stands_as(study: Study, repair: Repair) -> str | None:
 
 
 def _compared(
-    scored: Sample, pairs: Sequence[tuple[str, str, str]], rows: Sequence[int], group: str
-) -> Iterable[Comparison]:
+    scored: ScoresOfRepairs, pairs: Sequence[tuple[str, str, str]], rows: Sequence[int], group: str
+) -> Iterable[RepairComparison]:
     """Differences of (first, second, role of the second), with Holm's correction within a role."""
     raw = []
     for first, second, _ in pairs:
@@ -62,19 +62,21 @@ def _compared(
             corrected[place] = p
     for (first, second, against), p, p_holm in zip(pairs, raw, corrected, strict=True):
         over = scored.difference("combined", first, second, rows)
-        yield Comparison(group=group, first=first, second=second, against=against, p=p, p_holm=p_holm, **dict(over))
+        yield RepairComparison(
+            group=group, first=first, second=second, against=against, p=p, p_holm=p_holm, **dict(over)
+        )
 
 
 def best_strengths(
-    study: Study, cells: Sequence[ReadCell], scored: Sample, groups: dict[str, list[int]], settings: Settings
-) -> tuple[tuple[BestStrength, ...], tuple[Comparison, ...]]:
+    study: Study, cells: Sequence[ReadCell], scored: ScoresOfRepairs, groups: dict[str, list[int]], settings: Settings
+) -> tuple[tuple[BestStrength, ...], tuple[RepairComparison, ...]]:
     """Families at strengths chosen elsewhere than they are reported, and their differences.
 
     The strengths that were tried in the choosing cells only are halved there: even items choose, odd ones report.
     """
     confirming, choosing = groups.get(CONFIRMATION, []), groups.get(CHOOSING, [])
     found: list[BestStrength] = []
-    compared: list[Comparison] = []
+    compared: list[RepairComparison] = []
     for group, rows in ((CONFIRMATION, confirming), (CHOOSING, choosing)):
         families = _families(study, only_choosing=group == CHOOSING)
         strengths, pairs = _halved(study, families, [cells[row] for row in rows], group, settings)
@@ -92,7 +94,7 @@ def _families(study: Study, *, only_choosing: bool) -> dict[str, list[Repair]]:
     """Families of repairs that are made in every cell, or with `only_choosing` in every cell that is set apart for choosing."""
     families: dict[str, list[Repair]] = defaultdict(list)
     for repair in study.repairs:
-        if repair.role == "dtype" or repair.regimes or repair.method in TRIVIAL:
+        if repair.role == "dtype" or repair.regimes or repair.method in NONE_AND_REVERT:
             continue
         if only_choosing or not repair.only_choosing:
             families[family_of(repair)].append(repair)
@@ -101,11 +103,11 @@ def _families(study: Study, *, only_choosing: bool) -> dict[str, list[Repair]]:
 
 def _halved(
     study: Study, families: Mapping[str, list[Repair]], cells: Sequence[ReadCell], group: str, settings: Settings
-) -> tuple[list[BestStrength], list[Comparison]]:
+) -> tuple[list[BestStrength], list[RepairComparison]]:
     """Families at the strength that was best on the even items of a group of cells, and on its odd ones their differences."""
     if not cells:
         return [], []
-    on_even, on_odd = half_sample(study, cells, settings)
+    on_even, on_odd = scores_on_halves(study, cells, settings)
     rows = list(range(len(cells)))
     found: list[BestStrength] = []
     ours: list[str] = []
@@ -125,7 +127,7 @@ def _halved(
 
 
 def _best_of(
-    members: Sequence[Repair], combined: FloatArray, scored: Sample, rows: Sequence[int]
+    members: Sequence[Repair], combined: FloatArray, scored: ScoresOfRepairs, rows: Sequence[int]
 ) -> tuple[str, float] | None:
     """The member with the highest mean over the clusters of the cells that have them all; None where there is none."""
     columns = [scored.names.index(repair.name) for repair in members]
@@ -144,7 +146,7 @@ def _best_strength(
     chosen_on: Literal["even items", "choosing cells"],
     group: str,
     best: tuple[str, float],
-    score: OverCells,
+    score: MeanOverCells,
 ) -> BestStrength:
     tried = tuple(repair.name for repair in members)
     chosen, chosen_by = best

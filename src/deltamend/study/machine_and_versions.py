@@ -11,7 +11,7 @@ from pathlib import Path
 _PACKAGES = ("deltamend", "torch", "transformers", "trl", "peft", "lm_eval", "datasets", "numpy", "scipy")
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Of Python and of the packages that decide figures."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
@@ -20,7 +20,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine() -> str:
+def machine_description() -> str:
     """Processor, cores and the accelerator where there is one, in one line."""
     import torch
 

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-
-from deltamend.study.config import Cell, Study
+from deltamend.machine.digests import json_sha256
+from deltamend.study.config import Study, StudyCell
 from deltamend.study.records import FINETUNED, CellRecord
 
 
-def hash_of(content: object) -> str:
-    """SHA-256 of what JSON makes of it, in hex digits."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def model_keys(study: Study, cell: Cell, key: str, exam: str) -> dict[str, str]:
+def model_keys(study: Study, cell: StudyCell, key: str, exam: str) -> dict[str, str]:
     """Of the fine-tuned model and each repair of a cell: a hash of all that decides its figures.
 
     Args:
@@ -23,14 +16,14 @@ def model_keys(study: Study, cell: Cell, key: str, exam: str) -> dict[str, str]:
         key: of the cell, as its record has it: a hash of all that decides the fine-tuned model.
         exam: hash of all questions and of how they are asked.
     """
-    keys = {FINETUNED: hash_of([key, exam])}
+    keys = {FINETUNED: json_sha256([key, exam])}
     for one in study.repairs_of(cell):
         written = [study.own_texts.model_dump()] if one.needs_activations else []
-        keys[one.name] = hash_of([key, exam, one.what_decides(), *written])
+        keys[one.name] = json_sha256([key, exam, one.what_decides(), *written])
     return keys
 
 
-def done_repairs(study: Study, cell: Cell, record: CellRecord) -> tuple[str, ...]:
+def done_repairs(study: Study, cell: StudyCell, record: CellRecord) -> tuple[str, ...]:
     """The repairs of a record that were made as the configuration says, in its order, and sat the fine-tuned model's exam.
 
     Whether fine-tuning and exam are those of the configuration, only a run can tell: their hashes are over the base and

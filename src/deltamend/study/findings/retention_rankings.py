@@ -6,21 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deltamend.scoring.cells import OverCells
+from deltamend.scoring.across_cells import MeanOverCells
 from deltamend.scoring.significance import spearman
 from deltamend.study.config import Study
-from deltamend.study.findings.outcome import Ranked, Rankings
-from deltamend.study.findings.scored_cells import ReadCell, Sample
+from deltamend.study.findings.result_types import Ranked, Rankings
+from deltamend.study.findings.scored_cells import ReadCell, ScoresOfRepairs
 
 
 def rankings(
-    study: Study, cells: Sequence[ReadCell], by_config: Sample, by_other: Sample, rows: Sequence[int]
+    study: Study, cells: Sequence[ReadCell], by_config: ScoresOfRepairs, by_other: ScoresOfRepairs, rows: Sequence[int]
 ) -> Rankings:
     """The target of some cells is measured by exact match in `by_config`, of the others in `by_other`."""
     shown = [repair for repair in study.repairs if repair.role != "dtype" and not repair.only_choosing]
     exact = np.array([of.cell.target.retention == "exact_match" for of in cells])
     names = by_config.names
-    over: list[tuple[OverCells, OverCells]] = []
+    over: list[tuple[MeanOverCells, MeanOverCells]] = []
     for repair in shown:
         column = names.index(repair.name)
         pair = []

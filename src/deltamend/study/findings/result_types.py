@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from deltamend.scoring.cells import MeanDifference, OverCells
+from deltamend.records import FiniteRecord
+from deltamend.scoring.across_cells import MeanDifference, MeanOverCells
 from deltamend.scoring.metric import Group
 from deltamend.scoring.result import Estimate
 from deltamend.study.records import DiagnosisFacts, FinetuneFacts
@@ -20,22 +21,16 @@ Topic = Literal["best", "curve", "dg-hard", "writing", "refusals", "retention"]
 IDENTITY = 0.98
 """Share of ‖Δ‖² above which a filter that keeps it is called the identity."""
 
-PARTS = ("healing", "preservation", "non_damage", "retention", "combined")
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class MissingCell(_Strict):
+class MissingCell(FiniteRecord):
     """A cell of the grid that nothing could be said of yet."""
 
     cell: str
     reason: str
 
 
-class Progress(_Strict):
-    """What of the grid is there."""
+class GridCoverage(FiniteRecord):
+    """How much of the study's grid of cells is done."""
 
     planned: int = Field(description="Cells of the grid.")
     scored: int = Field(description="Cells with a base and a fine-tuned model, and so in the figures.")
@@ -52,7 +47,7 @@ class Progress(_Strict):
         return not self.missing and not self.missing_repairs
 
 
-class CellOutcome(_Strict):
+class CellOutcome(FiniteRecord):
     """One cell: what fine-tuning did, and what each repair made of it."""
 
     name: str
@@ -73,17 +68,17 @@ class CellOutcome(_Strict):
     notes: tuple[str, ...]
 
 
-class PartsOver(_Strict):
+class PartsOver(FiniteRecord):
     """The parts of the metric and the combined score, each a mean over clusters of cells."""
 
-    healing: OverCells
-    preservation: OverCells
-    non_damage: OverCells
-    retention: OverCells
-    combined: OverCells
+    healing: MeanOverCells
+    preservation: MeanOverCells
+    non_damage: MeanOverCells
+    retention: MeanOverCells
+    combined: MeanOverCells
 
 
-class RepairOutcome(_Strict):
+class RepairOutcome(FiniteRecord):
     """One repair, as it was asked for, and how it did."""
 
     name: str
@@ -97,12 +92,12 @@ class RepairOutcome(_Strict):
     groups: dict[str, PartsOver] = Field(
         description="Group of cells to the figures; groups without a cell are left out."
     )
-    minus_best_published: dict[str, OverCells] = Field(
+    minus_best_published: dict[str, MeanOverCells] = Field(
         description="Group of cells to its combined score minus that of the best published repair there, paired."
     )
 
 
-class Comparison(MeanDifference):
+class RepairComparison(MeanDifference):
     """A repair against another over a group of cells."""
 
     group: str = Field(description="Of the cells.")
@@ -111,7 +106,7 @@ class Comparison(MeanDifference):
     p_holm: float = Field(description="Corrected for all comparisons of this list with the same group and role.")
 
 
-class BestStrength(_Strict):
+class BestStrength(FiniteRecord):
     """One family of repairs at the strength that was best on other data than it is reported on."""
 
     family: str
@@ -122,10 +117,10 @@ class BestStrength(_Strict):
         description="Its mean combined score where it was chosen: too good, by having been chosen."
     )
     group: str = Field(description="Of the cells it is reported on.")
-    score: OverCells = Field(description="On the odd items of these cells, or on all where other cells chose.")
+    score: MeanOverCells = Field(description="On the odd items of these cells, or on all where other cells chose.")
 
 
-class CurvePoint(_Strict):
+class CurvePoint(FiniteRecord):
     """One alpha of WiSE-FT, or an end of the curve."""
 
     name: str
@@ -134,7 +129,7 @@ class CurvePoint(_Strict):
     groups: dict[str, PartsOver]
 
 
-class Height(_Strict):
+class Height(FiniteRecord):
     """How far a repair stands above the WiSE-FT curve at the same ‖Δ*‖, which is interpolated between its alphas."""
 
     name: str
@@ -145,8 +140,8 @@ class Height(_Strict):
         description="Of these, cells in which ‖Δ*‖ is not between the alphas of WiSE-FT, but nearer an end of the curve or "
         "beyond it: there a straight line to the end, where the score is 0, lies below the true curve."
     )
-    groups: dict[str, OverCells] = Field(description="Above the curve with the combined score interpolated.")
-    groups_by_parts: dict[str, OverCells] = Field(
+    groups: dict[str, MeanOverCells] = Field(description="Above the curve with the combined score interpolated.")
+    groups_by_parts: dict[str, MeanOverCells] = Field(
         description="Above the curve with each part interpolated, then combined: never above the other height."
     )
 
@@ -156,18 +151,18 @@ class Height(_Strict):
         return 2 * self.outside < self.cells
 
 
-class Curve(_Strict):
+class Curve(FiniteRecord):
     """The WiSE-FT curve, and what stands above it."""
 
     points: tuple[CurvePoint, ...] = Field(description="From `revert` (0) to `none` (1).")
     heights: tuple[Height, ...]
-    interpolation: dict[str, OverCells] = Field(
+    interpolation: dict[str, MeanOverCells] = Field(
         description="Inner alphas to their own height above the line between their neighbours, over the confirmation cells: "
         "what a straight line misses at twice the distance."
     )
 
 
-class DiagnosisOutcome(_Strict):
+class DiagnosisOutcome(FiniteRecord):
     """DG-Hard in one cell against the diagnosis of its update."""
 
     cell: str
@@ -182,7 +177,7 @@ class DiagnosisOutcome(_Strict):
     combined: Estimate
 
 
-class RankCorrelation(_Strict):
+class RankCorrelation(FiniteRecord):
     """Spearman's rank correlation of a figure of the diagnosis with DG-Hard's healing."""
 
     measure: str
@@ -197,17 +192,17 @@ class RankCorrelation(_Strict):
     reason: str | None = Field(default=None, description="Why there is none.")
 
 
-class DgHardOutcome(_Strict):
+class DgHardOutcome(FiniteRecord):
     """Where DG-Hard heals, where it is the identity, and whether the diagnosis tells."""
 
     repair: str
     cells: tuple[DiagnosisOutcome, ...]
     correlations: tuple[RankCorrelation, ...]
-    identity: OverCells = Field(description="Healing over the cells in which it is the identity.")
-    others: OverCells = Field(description="Healing over the others.")
+    identity: MeanOverCells = Field(description="Healing over the cells in which it is the identity.")
+    others: MeanOverCells = Field(description="Healing over the others.")
 
 
-class Written(_Strict):
+class Written(FiniteRecord):
     """One repair in one regime, written in one dtype."""
 
     regime: str
@@ -218,23 +213,23 @@ class Written(_Strict):
     realised_error: float = Field(description="Mean distance of what was written from W_base + Δ*, in ‖Δ*‖.")
     kept_energy: float = Field(description="Mean ‖Δ*‖²/‖Δ‖².")
     realised_energy: float = Field(description="Mean ‖written − W_base‖²/‖Δ‖².")
-    healing: OverCells
-    retention: OverCells
-    combined: OverCells
+    healing: MeanOverCells
+    retention: MeanOverCells
+    combined: MeanOverCells
 
 
-class WrittenDifference(_Strict):
+class WrittenDifference(FiniteRecord):
     """The same repair written in two dtypes, first minus second, paired."""
 
     regime: str
     first: str
     second: str
-    healing: OverCells
-    retention: OverCells
-    combined: OverCells
+    healing: MeanOverCells
+    retention: MeanOverCells
+    combined: MeanOverCells
 
 
-class SafetyOutcome(_Strict):
+class SafetyOutcome(FiniteRecord):
     """One model on one safety task, mean over the cells of one target."""
 
     target: str
@@ -249,25 +244,25 @@ class SafetyOutcome(_Strict):
     from_finetuned: Estimate = Field(description="Minus the fine-tuned model's share, paired.")
 
 
-class Ranked(_Strict):
+class Ranked(FiniteRecord):
     """One repair with retention measured in both ways, over the confirmation cells."""
 
     name: str
     role: str
-    exact_match: OverCells
-    likelihood: OverCells
+    exact_match: MeanOverCells
+    likelihood: MeanOverCells
     exact_match_rank: int | None
     likelihood_rank: int | None
 
 
-class Rankings(_Strict):
+class Rankings(FiniteRecord):
     """Whether the ranking changes with how retention is measured."""
 
     repairs: tuple[Ranked, ...]
     correlation: float | None = Field(description="Spearman's, of the two rankings of repairs.")
 
 
-class Answer(_Strict):
+class Answer(FiniteRecord):
     """What can be said of one question, by fixed rules from the figures."""
 
     topic: Topic
@@ -275,7 +270,7 @@ class Answer(_Strict):
     sentences: tuple[str, ...]
 
 
-class StudyResults(_Strict):
+class StudyResults(FiniteRecord):
     """Everything a study found."""
 
     format: Literal[1] = 1
@@ -286,7 +281,7 @@ class StudyResults(_Strict):
     confidence: float
     headline: str
     answers: tuple[Answer, ...]
-    progress: Progress
+    progress: GridCoverage
     groups: dict[str, tuple[str, ...]] = Field(description="Group of cells to its cells.")
     cells: tuple[CellOutcome, ...]
     repairs: tuple[RepairOutcome, ...]
@@ -294,9 +289,9 @@ class StudyResults(_Strict):
         description="Group of cells to the published repair with the highest mean combined score, of those that are done in "
         "the most cells: too good, by having been picked there."
     )
-    comparisons: tuple[Comparison, ...] = Field(description="Every candidate against every other repair.")
+    comparisons: tuple[RepairComparison, ...] = Field(description="Every candidate against every other repair.")
     best_strengths: tuple[BestStrength, ...]
-    best_comparisons: tuple[Comparison, ...] = Field(
+    best_comparisons: tuple[RepairComparison, ...] = Field(
         description="Families with a candidate against the other families, each at its best strength: chosen on even items, "
         "compared on the odd items of the same group of cells."
     )

@@ -4,45 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from deltamend.errors import UsageError
+from deltamend.records import FiniteRecord
 from deltamend.scoring.bootstrap import resample_clusters, weighted_mean
-from deltamend.scoring.cell import TRIVIAL, Cell, open_cell
+from deltamend.scoring.cell_means import draw_cells, observed_means
+from deltamend.scoring.cell_score import score_of
+from deltamend.scoring.estimates import estimate_from_draws
 from deltamend.scoring.metric import FloatArray, parts_of
+from deltamend.scoring.paired_cell import NONE_AND_REVERT, PairedCell
 from deltamend.scoring.result import Estimate, Score
-from deltamend.scoring.scored import Settings, draw_cells, estimate, observed_means, score_of
+from deltamend.scoring.settings import Settings
 from deltamend.scoring.significance import holm, smallest_wilcoxon_p, wilcoxon
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CellFiles(_Strict):
-    """One cell as a YAML file lists it; paths are relative to that file."""
-
-    name: str
-    cluster: str | None = Field(default=None, description="Cells that are seeds of one another; by default the name.")
-    base: str
-    finetuned: str
-    repaired: dict[str, str] = Field(min_length=1)
-    target: str
-    target_files: dict[str, str] | None = None
-    benchmarks: list[str] | None = None
-
-
-class CellsFile(_Strict):
-    """The YAML file of `--cells`."""
-
-    cells: list[CellFiles] = Field(min_length=1)
-
-
-class OverCells(_Strict):
+class MeanOverCells(FiniteRecord):
     """The mean of a figure over the clusters of cells in which it is defined."""
 
     cells: int
@@ -51,14 +29,14 @@ class OverCells(_Strict):
     cells_like_these: Estimate = Field(description="Interval over clusters and items: for others drawn like them.")
 
 
-class MeanDifference(OverCells):
+class MeanDifference(MeanOverCells):
     """Mean difference in combined score of two methods, paired: both in the same cells and the same draws."""
 
     first: str
     second: str
 
 
-class WilcoxonTest(_Strict):
+class WilcoxonTest(FiniteRecord):
     """Signed ranks of the difference in combined score over clusters of cells."""
 
     first: str
@@ -70,12 +48,12 @@ class WilcoxonTest(_Strict):
     smallest_p: float = Field(description="The smallest p so few clusters can give.")
 
 
-class CellsScore(_Strict):
+class CellsScore(FiniteRecord):
     """Every cell's score, and what holds across cells."""
 
     cells: tuple[Score, ...]
     clusters: tuple[str, ...] = Field(description="Of each cell.")
-    methods: dict[str, OverCells] = Field(description="Combined score.")
+    methods: dict[str, MeanOverCells] = Field(description="Combined score.")
     differences: tuple[MeanDifference, ...] = Field(description="Of every pair of methods, first minus second.")
     tests: tuple[WilcoxonTest, ...]
     notes: tuple[str, ...]
@@ -86,60 +64,7 @@ class CellsScore(_Strict):
         return (*self.notes, *(f"{cell.name}: {note}" for cell in self.cells for note in cell.notes))
 
 
-def read_cells(path: Path) -> CellsFile:
-    """Read the YAML list of cells.
-
-    Raises:
-        UsageError: it cannot be read, or a field is wrong.
-    """
-    try:
-        return CellsFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); give a YAML file with a list of cells") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UsageError(f"{path}: {where}: {first['msg']}") from error
-
-
-def open_cells(
-    path: Path, *, metrics: Mapping[str, str] | None = None, common_items: bool = False
-) -> tuple[list[Cell], list[str]]:
-    """The cells of a YAML file, and the cluster of each.
-
-    Raises:
-        UsageError: the file is wrong, or two cells have one name.
-        EvaluationError: a record cannot be read or paired.
-    """
-    listed = read_cells(path).cells
-    names = [cell.name for cell in listed]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"{path}: two cells are named {name!r}; name seeds apart and give them the same cluster")
-
-    def located(files: Mapping[str, str]) -> dict[str, str | Path]:
-        return {model: path.parent / file for model, file in files.items()}
-
-    cells = [
-        open_cell(
-            path.parent / cell.base,
-            path.parent / cell.finetuned,
-            located(cell.repaired),
-            target=cell.target,
-            target_files=None if cell.target_files is None else located(cell.target_files),
-            benchmarks=cell.benchmarks,
-            metrics=metrics,
-            common_items=common_items,
-            name=cell.name,
-        )
-        for cell in listed
-    ]
-    return cells, [cell.cluster or cell.name for cell in listed]
-
-
-def score_over_cells(cells: Sequence[Cell], clusters: Sequence[str], settings: Settings) -> CellsScore:
+def score_across_cells(cells: Sequence[PairedCell], clusters: Sequence[str], settings: Settings) -> CellsScore:
     """Score every cell, and compare methods over clusters of cells.
 
     A cluster's score is the mean over its cells: seeds are repetitions of one cell, not cells of their own.
@@ -155,22 +80,22 @@ def score_over_cells(cells: Sequence[Cell], clusters: Sequence[str], settings: S
         parts_of(means, observed_means(cell, settings)).combined for cell, means in zip(scored_as, drawn, strict=True)
     ]
     methods = list(dict.fromkeys(name for score in scores for name in score.methods))
-    methods = [*(name for name in methods if name not in TRIVIAL), *TRIVIAL]
+    methods = [*(name for name in methods if name not in NONE_AND_REVERT), *NONE_AND_REVERT]
     values = {name: _by_cell(name, scores) for name in methods}
     draws = {name: _draws(name, scored_as, combined) for name in methods}
-    own = [name for name in methods if name not in TRIVIAL]
+    own = [name for name in methods if name not in NONE_AND_REVERT]
     differences = [
         MeanDifference(
             first=first,
             second=second,
-            **dict(over_cells(values[first] - values[second], draws[first] - draws[second], clusters, settings)),
+            **dict(mean_over_cells(values[first] - values[second], draws[first] - draws[second], clusters, settings)),
         )
         for first, second in combinations(own, 2)
     ]
     return CellsScore(
         cells=tuple(scores),
         clusters=tuple(clusters),
-        methods={name: over_cells(values[name], draws[name], clusters, settings) for name in methods},
+        methods={name: mean_over_cells(values[name], draws[name], clusters, settings) for name in methods},
         differences=tuple(differences),
         tests=tuple(_tests(own, values, clusters)),
         notes=tuple(_notes(values, scores, clusters)),
@@ -183,7 +108,7 @@ def _by_cell(method: str, scores: Sequence[Score]) -> FloatArray:
     return np.array([np.nan if value is None else value for value in found], dtype=np.float64)
 
 
-def _draws(method: str, cells: Sequence[Cell], combined: Sequence[FloatArray]) -> FloatArray:
+def _draws(method: str, cells: Sequence[PairedCell], combined: Sequence[FloatArray]) -> FloatArray:
     """(D, cells) combined score of one method in every draw, NaN where it is missing or undefined."""
     missing = np.full(len(combined[0]), np.nan)
     return np.stack(
@@ -204,7 +129,9 @@ def cluster_means(values: FloatArray, clusters: Sequence[str]) -> dict[str, floa
     return {cluster: float(np.mean(own)) for cluster, own in members.items()}
 
 
-def over_cells(values: FloatArray, draws: FloatArray, clusters: Sequence[str], settings: Settings) -> OverCells:
+def mean_over_cells(
+    values: FloatArray, draws: FloatArray, clusters: Sequence[str], settings: Settings
+) -> MeanOverCells:
     """The mean of a figure over clusters, and how sure it is.
 
     Given the difference of two methods, draw by draw, it is paired: the draws of items and of clusters are the same for both.
@@ -219,18 +146,18 @@ def over_cells(values: FloatArray, draws: FloatArray, clusters: Sequence[str], s
     own = np.flatnonzero(~np.isnan(values))
     if not own.size:
         nothing = Estimate(value=None, reason="undefined in every cell")
-        return OverCells(cells=0, clusters=0, these_cells=nothing, cells_like_these=nothing)
+        return MeanOverCells(cells=0, clusters=0, these_cells=nothing, cells_like_these=nothing)
     values, draws, clusters = values[own], draws[:, own], [clusters[int(index)] for index in own]
     of_clusters = cluster_means(values, clusters)
     mean = float(np.mean(list(of_clusters.values())))
     weights = np.array([1 / (clusters.count(cluster) * len(of_clusters)) for cluster in clusters])
     left_out = {"undefined_draws": float(np.isnan(draws).mean())}
-    these = estimate(mean, weighted_mean(draws, weights[:, None])[:, 0], settings, None)
+    these = estimate_from_draws(mean, weighted_mean(draws, weights[:, None])[:, 0], settings, None)
     if len(of_clusters) < 2:
         like_these = Estimate(value=mean, reason="one cluster of cells says nothing about others")
     else:
-        like_these = estimate(mean, resample_clusters(draws, clusters, seed=settings.seed), settings, None)
-    return OverCells(
+        like_these = estimate_from_draws(mean, resample_clusters(draws, clusters, seed=settings.seed), settings, None)
+    return MeanOverCells(
         cells=len(values),
         clusters=len(of_clusters),
         these_cells=these.model_copy(update=left_out),

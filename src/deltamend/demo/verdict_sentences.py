@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from deltamend.demo.measurement import TARGET, Estimate
+from deltamend.demo.measurement import TARGET, Measurement
 from deltamend.demo.probes import Z_95
 
 KEPT_ALMOST_ALL = 0.9  # of the update's energy: what comes out is nearly the fine-tuned model again
 HEALED_LITTLE = 0.35
 KEPT_TASK = 0.9
 
-Estimates = Mapping[str, Estimate]
+Measurements = Mapping[str, Measurement]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RepairSummary:
     """What one repair did, as shares from 0 to 1.
 
     Attributes:
@@ -34,21 +34,23 @@ class Outcome:
     kept_energy: float
 
 
-def damaged_measures(base: Estimates, finetuned: Estimates) -> list[str]:
+def damaged_measures(base: Measurements, finetuned: Measurements) -> list[str]:
     """The measures, the target aside, on which the fine-tuned model is worse than its base beyond chance."""
     return [name for name in base if name != TARGET and _gain(base[name], finetuned[name]) < 0]
 
 
-def outcome(name: str, base: Estimates, finetuned: Estimates, repaired: Estimates, *, kept_energy: float) -> Outcome:
+def summarise_repair(
+    name: str, base: Measurements, finetuned: Measurements, repaired: Measurements, *, kept_energy: float
+) -> RepairSummary:
     """Sum up one repair against the base and the fine-tuned model."""
     damaged = damaged_measures(base, finetuned)
     healed = [_share_of_way(finetuned[m].value, base[m].value, repaired[m].value) for m in damaged]
     gained = _gain(base[TARGET], finetuned[TARGET]) > 0
     kept = _share_of_way(base[TARGET].value, finetuned[TARGET].value, repaired[TARGET].value) if gained else None
-    return Outcome(name, fmean(healed) if healed else None, kept, kept_energy)
+    return RepairSummary(name, fmean(healed) if healed else None, kept, kept_energy)
 
 
-def headline(outcomes: list[Outcome]) -> str:
+def headline(outcomes: list[RepairSummary]) -> str:
     """The result in one sentence."""
     judged = [o for o in outcomes if o.healed is not None and o.kept is not None]
     if len(judged) < len(outcomes):
@@ -61,7 +63,7 @@ def headline(outcomes: list[Outcome]) -> str:
     return f"{best.name} undid {_healed_amount(best.healed or 0.0)} of the damage and {_kept_words(best.kept or 0.0)}.{tail}"
 
 
-def sentences(result: Outcome) -> list[str]:
+def sentences(result: RepairSummary) -> list[str]:
     """Two or three sentences on one repair: what it healed, what it cost, and, where it changed little, why."""
     said = []
     if result.healed is None:
@@ -83,7 +85,7 @@ def sentences(result: Outcome) -> list[str]:
     return said
 
 
-def _gain(base: Estimate, other: Estimate) -> float:
+def _gain(base: Measurement, other: Measurement) -> float:
     """+1 or −1 where `other` is better or worse than `base` beyond chance (paired over items, 95%), else 0."""
     differences = [b - a for a, b in zip(base.items, other.items, strict=True)]
     noise = Z_95 * stdev(differences) / math.sqrt(len(differences))
@@ -96,7 +98,7 @@ def _share_of_way(start: float, end: float, at: float) -> float:
     return min(1.0, max(0.0, (at - start) / (end - start)))
 
 
-def _balance(result: Outcome) -> float:
+def _balance(result: RepairSummary) -> float:
     """Harmonic mean of healed and kept: 0 when either is."""
     healed, kept = result.healed or 0.0, result.kept or 0.0
     return 2 * healed * kept / (healed + kept) if healed + kept else 0.0
