@@ -17,12 +17,17 @@ from deltamend.errors import CheckpointError
 def verify(folder: str | os.PathLike[str]) -> list[str]:
     """Compare every file of a repaired checkpoint with what its manifest says was written.
 
+    Args:
+        folder: OUT of a repair, a checkpoint or an adapter.
+
     Returns:
         One line for each fault: a file that is missing, added or changed, a tensor whose bytes, shape or dtype differ.
         Empty when all is as written.
 
     Raises:
         CheckpointError: there is no readable `deltamend.json`, or its own text was changed.
+
+    Source: ours; SHA-256 for files, XXH3-128 for tensors.
     """
     path = Path(folder)
     try:

@@ -105,6 +105,8 @@ def compare(
         PairingError: the inputs do not belong together.
         UsageError: an unknown method, or one that is given twice; or no matrix is left.
         FilterError: NaN or Inf in a tensor, or a filter failed.
+
+    Source: ours; each method's own paper is named by `deltamend methods show NAME`.
     """
     chosen, left_out = choose_methods(methods)
     with opened_pair(base, finetuned, make_options(PairOptions, options)) as pair:

@@ -42,9 +42,14 @@ def recommend(
         cache: where the file of activations is kept; None for `default_cache_dir`.
         progress: called as the base is read.
 
+    Returns:
+        The method with its parameters, what norms and biases become, and the reason in one sentence.
+
     Raises:
         CheckpointError: there is no such model.
         OutputError: the cache cannot be written.
+
+    Source: ours.
     """
     if model_and_adapter(str(base)) is not None:
         return _instead("the base is a model with an adapter, and only a model is run")

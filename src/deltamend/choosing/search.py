@@ -95,9 +95,14 @@ def tune(
         work: folder for the candidates; one filtered model in float32 and one candidate at a time.
         progress: called before each candidate.
 
+    Returns:
+        Every trial on the choosing half, the best of them, and what the best are worth on the reporting half.
+
     Raises:
-        UsageError: a method or strength means nothing, a method is given twice, or the target is not evaluated.
+        UsageError: a method or strength is invalid, a method is given twice, or the target is not evaluated.
         EvaluationError: the choosing half leaves nothing to choose by.
+
+    Source: ours.
     """
     chosen_by = settings or Settings()
     candidates = [_made(method) for method in methods]

@@ -41,16 +41,22 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"deltamend {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def start(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version of deltamend and exit.", is_eager=True)
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version of deltamend and exit.", is_eager=True, callback=_print_version
+        ),
     ] = False,
 ) -> None:
     """Repair a fine-tuned language model after the fact, from its base and fine-tuned checkpoints alone."""
-    if version:
-        typer.echo(f"deltamend {__version__}")
-        raise typer.Exit
 
 
 app.command()(repair)

@@ -60,6 +60,9 @@ def diagnose(
         PairingError: the inputs do not belong together.
         UsageError: an option is invalid, or no matrix is left.
         FilterError: NaN or Inf in a tensor, or no algorithm gave a checked answer.
+
+    Source: ours; the threshold is that of arXiv 1305.5870, the law of the noise that of Marchenko and Pastur (1967), the edge
+    that of Tracy and Widom (arXiv hep-th/9211141).
     """
     started = time.perf_counter()
     written = make_options(RepairOptions, {"out_dtype": out_dtype}).dtype_name

@@ -29,9 +29,14 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
             `org/name` or `org/name@revision`; a GGUF file; or any of them followed by `+` and the folder or id of a LoRA
             adapter.
 
+    Returns:
+        The open checkpoint: a context manager that closes its files, with names, shapes and dtypes of all tensors.
+
     Raises:
         CheckpointError: something is missing, truncated, corrupt, quantised in a way that cannot be undone, or points
             outside its folder.
+
+    Source: the file formats of safetensors, PyTorch, GGUF and PEFT.
     """
     text = os.fspath(model)
     if not text:
@@ -103,7 +108,23 @@ def open_pair(
 ) -> OpenPair:
     """Open both models, show BASE in the layout of FINETUNED, and pair their tensors.
 
-    Arguments and errors are those of `open_checkpoint`, `align_base` and `pair_tensors`.
+    Args:
+        base: the checkpoint that fine-tuning started from, as `open_checkpoint` takes it.
+        finetuned: its descendant, likewise.
+        include: a regular expression; only matrices whose name it is found in are used.
+        exclude: a regular expression; matrices whose name it is found in are left as fine-tuned.
+        rename: `OLD=NEW`: tensor names that begin with OLD in BASE begin with NEW in FINETUNED; None finds the prefixes.
+        split_fused: whether query, key and value, or gate and up, that are stored as one matrix are treated one by one.
+
+    Returns:
+        The pair: a context manager that closes both checkpoints; `diagnose`, `compare` and `plan_repair` take it.
+
+    Raises:
+        CheckpointError: an input cannot be read, or is quantised in a way that cannot be undone.
+        PairingError: the two do not belong together, or their names match in several ways.
+        UsageError: a regular expression or `rename` is invalid.
+
+    Source: ours.
     """
     with ExitStack() as opened:
         ours = opened.enter_context(open_checkpoint(base))

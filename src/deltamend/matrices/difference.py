@@ -60,12 +60,18 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str], *, progress: Prog
     """Compare two checkpoints tensor by tensor; memory does not grow with the model.
 
     Args:
-        a: folder of the first.
-        b: folder of the second.
+        a: the first checkpoint: a folder, a hub id, or what else `open_checkpoint` takes.
+        b: the second.
         progress: called as work ends, with the name of the tensor and the share that is done.
 
+    Returns:
+        One record for each tensor that both hold in the same shape, with Frobenius norms, the furthest apart first; and the
+        names of the others.
+
     Raises:
-        CheckpointError: one of them cannot be read, or is quantised.
+        CheckpointError: one of them cannot be read, or is quantised in a way that cannot be undone.
+
+    Source: ours.
     """
     with open_checkpoint(a) as ours, open_checkpoint(b) as theirs:
         shared = [name for name in ours.tensors if name in theirs.tensors]

@@ -39,7 +39,12 @@ def get_method(name: str, parameters: Mapping[str, object] | None = None) -> Met
         name: such as "dg-hard"; `deltamend methods` lists them all.
         parameters: values for the method's fields; text is converted where a number is asked for.
 
+    Returns:
+        The method, frozen, as `repair` and `compare` take it.
+
     Raises:
         MethodError: no such method, no such parameter, or a value out of range.
+
+    Source: `Method.source` names the paper of each.
     """
     return make_method(method_class(name), name, parameters or {})

@@ -124,6 +124,8 @@ def repair_state_dict(
         PairingError: the two do not belong together.
         UsageError: an unknown method or an invalid option, or tensors that share their memory are treated differently.
         FilterError: NaN or Inf in a tensor, or a filter failed.
+
+    Source: as for `deltamend.repair`.
     """
     wanted = _options_in_memory(options)
     check_device(device)
@@ -184,6 +186,8 @@ def repair_module(
         PairingError: the two do not belong together.
         UsageError: an unknown method or an invalid option, or tensors that share their memory are treated differently.
         FilterError: NaN or Inf in a tensor, or a filter failed.
+
+    Source: as for `deltamend.repair`.
     """
     repaired = repair_state_dict(
         base.state_dict(),
