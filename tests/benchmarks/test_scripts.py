@@ -76,6 +76,16 @@ def test_what_is_said_to_have_been_written_is_there() -> None:
     assert [(path, file) for path, file in sorted(named) if not (ROOT / file).exists()] == []
 
 
+def test_links_of_pages_lead_somewhere() -> None:
+    links = [
+        (page, target)
+        for page in BENCHMARKS.glob("**/*.md")
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    ]
+    assert len(links) >= 5
+    assert [(page.name, target) for page, target in links if not (page.parent / target).exists()] == []
+
+
 def test_outputs_lie_apart_in_folders_named_as_those_of_the_scripts() -> None:
     folders = {path.name for path in BENCHMARKS.iterdir() if (path / "__init__.py").exists()}
     results = {path.name for path in (BENCHMARKS / "results").iterdir() if path.is_dir()}
