@@ -31,7 +31,7 @@ def recommend(
     """The method that was best in the choosing cells of our study, or WiSE-FT where it cannot run.
 
     That is `null-space` (docs/results). Over the cells that chose nothing it has the highest mean, not beyond doubt in cells like
-    them, and none of its lead is in bf16 (benchmarks/study_lead_fresh.txt). It needs the base to write a few texts: it is loaded
+    them, and none of its lead is in bf16 (benchmarks/results/study/lead_fresh.txt). It needs the base to write a few texts: it is loaded
     with transformers, in float32, and what its layers are given is kept in the cache for the next fine-tuned model of the same
     base; a damaged file is made again. Where this is not possible it is WiSE-FT at 0.5, norms and biases too.
 
