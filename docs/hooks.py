@@ -13,12 +13,13 @@ import posixpath
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).parents[1]
 DOCS = Path(__file__).parent
@@ -188,46 +189,97 @@ def manifest() -> str:
     from deltamend.checkpoint import manifest as records
 
     kinds = (
-        records.Manifest,
-        records.InputRecord,
-        records.FileRecord,
-        records.LeftOutRecord,
-        records.TensorRecord,
-        records.PartRecord,
-        records.SpectrumRecord,
-        records.AdapterRecord,
-        records.RunRecord,
+        records.Manifest, records.InputRecord, records.FileRecord, records.LeftOutRecord, records.TensorRecord,
+        records.PartRecord, records.SpectrumRecord, records.AdapterRecord, records.RunRecord,
+    )  # fmt: skip
+    return _models(kinds, defaults=False)
+
+
+def study() -> str:
+    """Every field of a study's file."""
+    from deltamend.evaluation.suite import SuiteTask
+    from deltamend.repairing.rules import Rule
+    from deltamend.study import config
+
+    kinds = (
+        config.Study, config.ModelEntry, config.Target, config.Items, config.Regime, config.Repair, Rule, config.Exam,
+        config.GeneralPrompts, SuiteTask, config.OwnTexts, config.Choosing,
+    )  # fmt: skip
+    return _models(kinds, defaults=True)
+
+
+def suite_task() -> str:
+    """Every field of a benchmark in a suite's file."""
+    from deltamend.evaluation.suite import SuiteTask
+
+    return _rows(SuiteTask, {}, defaults=True)
+
+
+def _models(kinds: Sequence[type[BaseModel]], *, defaults: bool) -> str:
+    """A heading and a table for each model; a type that is one of them is a link to its table."""
+    known = {kind: f"[{kind.__name__}](#{kind.__name__.lower()})" for kind in kinds}
+    return "\n".join(
+        f"### {kind.__name__}\n\n{_text(_unwrapped(kind.__doc__ or ''))}\n\n{_rows(kind, known, defaults=defaults)}"
+        for kind in kinds
     )
-    return _models(kinds)
 
 
-def _models(kinds: Sequence[type[BaseModel]]) -> str:
-    """A table for each model; a type that is one of them is a link to its table."""
-    return "\n".join(_fields(kind, {known.__name__: known.__name__.lower() for known in kinds}) for kind in kinds)
-
-
-def _fields(kind: type[BaseModel], known: dict[str, str]) -> str:
-    lines = [
-        f"### {kind.__name__}",
-        "",
-        _text(_unwrapped(kind.__doc__ or "")),
-        "",
-        "| field | type | meaning |",
-        "|---|---|---|",
-    ]
+def _rows(kind: type[BaseModel], known: dict[Any, str], *, defaults: bool) -> str:
+    """The table of a model's fields."""
+    heads = ["field", "type", *(["default"] if defaults else []), "meaning"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, field in kind.model_fields.items():
-        lines.append(f"| `{name}` | {_type(field.annotation, known)} | {_text(field.description or '')} |")
+        default = [_default(field)] if defaults else []
+        meaning = _text(field.description or "")
+        lines.append(f"| {' | '.join([f'`{name}`', _type(field.annotation, known), *default, meaning])} |")
     return "\n".join([*lines, ""])
 
 
-def _type(annotation: Any, known: dict[str, str]) -> str:
-    name = getattr(annotation, "__name__", str(annotation))
-    inner = [_type(part, known) for part in get_args(annotation) if part is not Ellipsis]
-    return name + (f"[{', '.join(inner)}]" if inner else "")
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, BaseModel):
+        return "its defaults"
+    if value in ((), {}):
+        return "empty"
+    return "none" if value is None else _code(str(value).lower() if isinstance(value, bool) else str(value))
+
+
+def _type(annotation: Any, known: dict[Any, str]) -> str:
+    """A type in words."""
+    words = {
+        str: "text",
+        int: "integer",
+        float: "number",
+        bool: "boolean",
+        type(None): "none",
+        Any: "any",
+        object: "any",
+    }
+    if annotation in known:
+        return known[annotation]
+    if isinstance(annotation, type) and annotation in words:
+        return words[annotation]
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(_code(str(part)) for part in parts)
+    if origin is Annotated:
+        return _type(parts[0], known)
+    if origin is tuple:
+        inner = dict.fromkeys(_type(part, known) for part in parts if part is not Ellipsis)
+        return f"list of {'' if Ellipsis in parts else f'{len(parts)} × '}{', '.join(inner)}"
+    if origin is dict:
+        return f"mapping of {_type(parts[0], known)} to {_type(parts[1], known)}"
+    if parts:
+        return " or ".join(_type(part, known) for part in parts)
+    return words.get(annotation, _text(getattr(annotation, "__name__", str(annotation))))
 
 
 GENERATORS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "python-api": python_api,
     "deltamend.json": manifest,
+    "study": study,
+    "suite-task": suite_task,
 }

@@ -75,6 +75,21 @@ def test_every_field_of_the_manifest_is_on_its_page_and_described(hooks: ModuleT
             assert f"| `{name}` |" in section
 
 
+def test_every_field_of_a_study_is_described(hooks: ModuleType) -> None:
+    rows = [line for line in hooks.study().splitlines() if line.startswith("| `")]
+    assert len(rows) > 70
+    assert not [row for row in rows if row.endswith("|  |")]
+    assert "[Regime](#regime)" in hooks.study()
+
+
+def test_types_and_defaults_are_in_words(hooks: ModuleType) -> None:
+    page = hooks.study()
+    assert "| `sums` | list of 2 × integer or none | none |" in page
+    assert "| `weights` | `float32` or `bfloat16` | `float32` |" in page
+    assert "| `repairs` | list of [Repair](#repair) | required |" in page
+    assert "| `parameters` | mapping of text to any | empty |" in page
+
+
 def test_every_outcome_is_explained() -> None:
     page = (ROOT / "docs" / "reference" / "deltamend-json.md").read_text(encoding="utf-8")
     assert all(f"| `{outcome}` |" in page for outcome in get_args(manifest.MatrixOutcome))

@@ -1,4 +1,4 @@
-"""Break a repair in every way we know of, and count what is lost; docs/reliability.md explains the table.
+"""Break a repair in every way we know of, and count what is lost; docs/explanation/reliability.md explains the table.
 
     python -m benchmarks.faults.every_fault [--kills 50] [--mutations 10000] [--seed 0] [--only NAME]… [--scratch DIR] [--out FILE.md]
 

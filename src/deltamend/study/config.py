@@ -30,8 +30,8 @@ class Items(FiniteRecord):
 
     files: tuple[str, ...] = Field((), description="JSONL files, one after another.")
     hub: str | None = Field(None, description="Id of a data set of the hub.")
-    subset: str | None = Field(None, description="Of the data set.")
-    split: str = Field("train", description="Of the data set.")
+    subset: str | None = Field(None, description="Configuration of the data set.")
+    split: str = Field("train", description="Split of the data set.")
     sums: tuple[int, int] | None = Field(None, description="Sums of two numbers from the first to the second.")
     longest: int | None = Field(None, ge=1, description="Items with a longer question, in characters, are left out.")
 
@@ -47,7 +47,7 @@ class Items(FiniteRecord):
 class ModelEntry(FiniteRecord):
     """A base model."""
 
-    name: str
+    name: str = Field(description="Its name in the results.")
     source: str = Field(
         description="A folder, a hub id, or `demo` for the demo's SmolLM2-135M-Instruct, which needs no hub."
     )
@@ -57,9 +57,9 @@ class ModelEntry(FiniteRecord):
 class Target(FiniteRecord):
     """A task that models are fine-tuned on."""
 
-    name: str
-    train: Items
-    test: Items
+    name: str = Field(description="Its name in the results.")
+    train: Items = Field(description="What models are fine-tuned on.")
+    test: Items = Field(description="Held-out items, of which every model is asked some.")
     question: str = Field("{{question}}", description="Jinja text around an item's fields: what the user says.")
     answer: str = Field("{{answer}}", description="Jinja text around an item's fields: the answer to learn.")
     gold: str | None = Field(
@@ -89,7 +89,7 @@ class Target(FiniteRecord):
 class Regime(FiniteRecord):
     """How a model is fine-tuned."""
 
-    name: str
+    name: str = Field(description="Its name in the results.")
     weights: Literal["float32", "bfloat16"] = Field(
         "float32", description="Of the weights that are trained and stored; float32 computes in bf16 autocast."
     )
@@ -105,11 +105,16 @@ class Regime(FiniteRecord):
 class Repair(FiniteRecord):
     """One repair that is made of every fine-tuned model."""
 
-    name: str
-    method: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    rules: Rules = ()
-    vectors: Vectors = "finetuned"
+    name: str = Field(description="Its name in the results.")
+    method: str = Field(description="Name of a method, as `deltamend methods` lists them.")
+    parameters: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Parameters of the method. `activations: own` stands for those of the base over texts of its own.",
+    )
+    rules: Rules = Field((), description="Other methods for some tensors, as in a config of `deltamend repair`.")
+    vectors: Vectors = Field(
+        "finetuned", description="What norms and biases follow: finetuned, base, or a number between 0 and 1."
+    )
     out_dtype: Literal["stored", "float32", "bfloat16"] = Field(
         "float32", description="What is written; stored is that of the fine-tuned model."
     )
@@ -191,8 +196,8 @@ def same_but_dtype(one: Repair, other: Repair) -> bool:
 class GeneralPrompts(FiniteRecord):
     """What people ask a chat model: the base's own answers to these are what fine-tuning may unlearn."""
 
-    items: Items
-    question: str = "{{question}}"
+    items: Items = Field(description="The prompts.")
+    question: str = Field("{{question}}", description="Jinja text around an item's fields: what the user says.")
     count: int = Field(32, ge=8, description="Prompts, spread evenly over the items.")
     max_tokens: int = Field(
         32, ge=4, description="Longest answer that the base gives, and that others are watched for."
@@ -202,7 +207,7 @@ class GeneralPrompts(FiniteRecord):
 class Exam(FiniteRecord):
     """What every model is asked beside the target."""
 
-    general: GeneralPrompts
+    general: GeneralPrompts = Field(description="Prompts of daily life.")
     tasks: tuple[SuiteTask, ...] = Field(min_length=1, description="Benchmarks, as in the file of a suite.")
     safety: tuple[SuiteTask, ...] = Field(
         (), description="Asked of the base, the fine-tuned and repairs with `safety`."
@@ -219,16 +224,16 @@ class Exam(FiniteRecord):
 class OwnTexts(FiniteRecord):
     """The texts a base writes itself, for repairs whose `activations` are `own`; see `deltamend calibrate activations`."""
 
-    samples: int = Field(default=48, ge=1)
+    samples: int = Field(default=48, ge=1, description="Number of texts.")
     tokens: int = Field(default=96, ge=2, description="Of each text.")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="Random seed of what is written.")
 
 
 class Choosing(FiniteRecord):
     """The cells that repairs may be chosen on; all others confirm."""
 
-    targets: tuple[str, ...]
-    seeds: tuple[int, ...]
+    targets: tuple[str, ...] = Field(description="Names of targets.")
+    seeds: tuple[int, ...] = Field(description="Seeds; a cell is for choosing if its target and its seed are listed.")
 
 
 class StudyCell(NamedTuple):
@@ -259,15 +264,17 @@ class StudyCell(NamedTuple):
 class Study(FiniteRecord):
     """A whole study, as a YAML file says it."""
 
-    name: str
-    models: tuple[ModelEntry, ...] = Field(min_length=1)
-    targets: tuple[Target, ...] = Field(min_length=1)
-    regimes: tuple[Regime, ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
-    repairs: tuple[Repair, ...] = Field(min_length=1)
-    exam: Exam
-    own_texts: OwnTexts = OwnTexts()
-    choosing: Choosing = Choosing(targets=(), seeds=())
+    name: str = Field(description="Its name in the results.")
+    models: tuple[ModelEntry, ...] = Field(min_length=1, description="Base models.")
+    targets: tuple[Target, ...] = Field(min_length=1, description="Tasks that every model is fine-tuned on.")
+    regimes: tuple[Regime, ...] = Field(min_length=1, description="Ways in which every model is fine-tuned.")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="Random seeds; one cell for each.")
+    repairs: tuple[Repair, ...] = Field(min_length=1, description="Repairs that are made of every fine-tuned model.")
+    exam: Exam = Field(description="What every model is asked.")
+    own_texts: OwnTexts = Field(OwnTexts(), description="The texts that a base writes for null-space.")
+    choosing: Choosing = Field(
+        Choosing(targets=(), seeds=()), description="Cells that repairs may be chosen on; all others confirm."
+    )
     keep_finetuned: bool = Field(False, description="Keep fine-tuned models after their cell is done.")
 
     @model_validator(mode="after")
