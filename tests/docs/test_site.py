@@ -15,7 +15,7 @@ import deltamend
 from deltamend.checkpoint import manifest
 from deltamend.cli import app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
