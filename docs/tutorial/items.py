@@ -13,7 +13,7 @@ from typing import Any
 
 from deltamend.demo.probes import load_probes
 from deltamend.demo.settings import REAL
-from deltamend.demo.task import sums
+from deltamend.demo.sums_task import sums
 
 BARE_NUMBER = r"[\d\s.,+=]*"
 """An answer in the form of the target, which is out of place where no sum was asked."""

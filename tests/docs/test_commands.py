@@ -7,6 +7,7 @@ import importlib.util
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,12 @@ pytestmark = [
 Cli = Callable[..., Printed]
 World = Callable[[str], Path]
 
-IN_ORDER = ("docs/how-to/evaluate-and-score.md", "docs/how-to/resume.md", "docs/how-to/run-a-study.md")
+IN_ORDER = (
+    "docs/how-to/evaluate-and-score.md",
+    "docs/how-to/resume.md",
+    "docs/how-to/run-a-study.md",
+    "docs/tutorial/index.md",
+)
 """Pages whose commands follow each other; each has a test of its own below."""
 
 FRESH = r"deltamend study studies/fresh.yaml docs/results/fresh --report"
@@ -41,7 +47,7 @@ ELSEWHERE = {
     r"deltamend demo --quick": "tests/demo/test_quick_demo.py",
     r"deltamend score .*(dg-hard=|--cells)": "tests/scoring/test_docs.py",
     r"deltamend score --base logs/": "tests/scoring/test_inspect_logs.py",
-    r"python -m deltamend.methods.pages docs/methods": "tests/repairing/test_config.py",
+    r"python -m deltamend.methods.pages docs/methods": "tests/repairing/test_yaml_config.py",
 }
 """Commands that another test runs."""
 
@@ -165,6 +171,30 @@ def test_the_steps_of_resuming_run_in_order(world: World, deltamend_cli: Cli) ->
     page = "docs/how-to/resume.md"
     world(page)
     run_in_order(page, deltamend_cli)
+
+
+def test_the_tutorial_runs_in_order(
+    world: World, talking_pair: Pair, tmp_path: Path, deltamend_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = "docs/tutorial/index.md"
+    folder = world(page)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cache = tmp_path / ".cache" / "deltamend"
+    cache.mkdir(parents=True)
+    for name, side in (("base", talking_pair.base), ("finetuned", talking_pair.finetuned)):
+        (folder / name).unlink()
+        (cache / f"{name}-smollm2-1").symlink_to(side)
+    shutil.copy(ROOT / "docs/tutorial/exam.yaml", folder)
+    for command in commands_of(page):
+        if command.startswith("ln "):
+            subprocess.run(["sh", "-c", command], check=True)
+        elif not any(re.match(pattern, command) for pattern in NOT_RUN):
+            printed = deltamend_cli(*shlex.split(command)[1:])
+            assert printed.code == 0, f"{command}: {printed.err}"
+    (code,) = blocks_of(page, "python")
+    exec(code, {})  # noqa: S102 - our own page
+    for file in ("update.html", "score.html", "repaired/deltamend.json", "dg-hard/deltamend.json"):
+        assert (folder / file).exists()
 
 
 @pytest.mark.slow
