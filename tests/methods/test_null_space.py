@@ -143,7 +143,9 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
     path = moments_of(torch.randn(9, 6), tmp_path / "c", name="transformer.other.weight")
-    with pytest.raises(MethodError, match="c has nothing of any matrix; compute it for the base of this pair"):
+    with pytest.raises(
+        MethodError, match="c holds the inputs of none of the matrices; compute it from the base of this pair"
+    ):
         kept(torch.randn(3, 6), path)
 
 

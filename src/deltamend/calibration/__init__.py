@@ -1,1 +1,1 @@
-"""Calibration: what a few methods want to know from data, computed with gradients and stored beside the checkpoints."""
+"""Calibration: compute from a model, with or without texts, the files that the methods null-space, fisher and graft read."""

@@ -1,16 +1,16 @@
-"""What every linear layer is given, over texts that the model writes itself or texts that are given: principal directions."""
+"""Compute the principal directions of every linear layer's inputs over texts, for the method `null-space`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltamend.calibration.checks import check_file, refuse_not_finite
 from deltamend.calibration.texts import as_examples, read_texts
-from deltamend.errors import CheckpointError, UsageError
+from deltamend.errors import CheckpointError, UsageError, option
 from deltamend.inputs.open_models import open_checkpoint
 from deltamend.language_models.loading import (
     TODAY,
@@ -23,22 +23,22 @@ from deltamend.language_models.loading import (
 )
 from deltamend.machine.atomic import whole_file
 from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT, VERSION
-from deltamend.progress import Progress
+from deltamend.progress import Progress, ignore_progress
 
 if TYPE_CHECKING:
     import torch
 
 _AT_ONCE = 8
-"""Texts in one forward pass."""
+"""Number of texts in one forward pass."""
 _MARK = "\u2063message\u2063"
-"""Stands for a message while the template around it is looked at."""
+"""A message that no one writes, put through the chat template to find out what comes before a message."""
 _DATE = TODAY.strftime("%d %b %Y")
-"""For templates that are told the day, as Llama 3's: the same base, the same texts."""
+"""Told to chat templates that ask for the date, such as Llama 3's, so that the same base always writes the same texts."""
 _TOP_P = 0.95
 _NOTHING = 1e-7
-"""An eigenvalue below so much of the largest is float32's rounding."""
+"""Eigenvalues below this share of the largest are nothing but the rounding of float32."""
 _TRANSPOSED = "Conv1D"
-"""transformers' class of a linear layer whose weight is (in, out)."""
+"""The class of transformers for a linear layer whose weight has the shape (in, out)."""
 
 
 def write_activations(
@@ -53,56 +53,60 @@ def write_activations(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> int:
-    """Write the eigenvectors and eigenvalues of C = mean of xxᵀ/‖x‖² over every linear layer's inputs x, for `null-space`.
+    """Write, for every linear layer, the eigenvectors and eigenvalues of C, the mean of xxᵀ/‖x‖² over the layer's inputs x.
 
-    Without `texts` the model writes them: it is given the beginning of a user's message, by its chat template or, without
-    one, the beginning of a text, and goes on from there with its own message and its own answer (as in Magpie, arXiv
-    2406.08464). The model is held in fp32 with C, which for usual shapes takes as much as the model again.
+    Without `texts` the model writes the texts itself: it is given the beginning of a user's message in its chat template,
+    or the beginning of a text where it has no template, and continues with its own message and its own answer (as in
+    Magpie, arXiv 2406.08464). The model and C are in memory in fp32; for usual shapes, C takes as much as the model.
 
     Args:
         model: folder of the checkpoint, the base of a pair.
-        out: safetensors file to write, float32: k ≤ n eigenvectors (k, n) under the name of each weight with n inputs,
-            and its k eigenvalues beside it; those below 1e-7 of the largest are left out. Weights that are given the
-            same input share one, named in the metadata.
-        texts: JSONL file; see `CalibrationText`. None lets the model write.
+        out: safetensors file to write, float32. For each weight with n inputs it holds k ≤ n eigenvectors, (k, n), under the
+            name of the weight, and their k eigenvalues; eigenvalues below 1e-7 of the largest are left out. Weights that
+            share an input are stored once; the metadata names the others.
+        texts: JSONL file; see `CalibrationText`. None lets the model write its own.
         chat: whether prompts of the texts go through the chat template.
-        samples: texts the model writes.
-        tokens: of each text, at most.
-        seed: of what the model writes.
+        samples: how many texts the model writes.
+        tokens: largest number of tokens in a text.
+        seed: for the texts that the model writes.
         overwrite: whether a file that is there may be replaced.
         progress: called after each pass.
 
     Returns:
-        The number of inputs, that is of tokens.
+        The number of tokens that were read.
 
     Raises:
-        UsageError: a text or an option means nothing.
+        UsageError: the texts cannot be read, one of them is too short, or the tokenizer gives no beginning of a text.
         CheckpointError: the model cannot be loaded, holds or makes NaN or Inf, or stores linear layers transposed, as
             GPT-2, or under other names than transformers.
         OutputError: `out` exists, belongs to an input or cannot be written.
     """
-    told = progress or (lambda _what, _share: None)
+    report = progress or ignore_progress
     check_file(out, [model], texts, overwrite=overwrite)
     read = None if texts is None else read_texts(texts)
     with quiet_transformers():
         loaded = load(model)
     if any(type(layer).__name__ == _TRANSPOSED for layer in loaded.model.modules()):
-        raise CheckpointError(f"{model}: stores its weights transposed, as GPT-2; null-space does not read such models")
+        raise CheckpointError(
+            f"{model}: stores its weights transposed, as GPT-2 does, which null-space does not support; use another method"
+        )
     refuse_not_finite(loaded.model.named_parameters(), f"{model}: the weights of")
     if read is None:
-        told("writing texts", 0.0)
+        report("writing texts", 0.0)
         try:
             sequences = own_texts(loaded, samples=samples, tokens=tokens, seed=seed)
         except RuntimeError as error:  # torch cannot sample from what overflowed
             reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{model}: cannot write texts ({reason}); give --texts") from error
+            raise CheckpointError(
+                f"{model}: cannot write texts of its own ({reason}); give {option('texts')}"
+            ) from error
     else:
         examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=tokens)
         sequences = [[*example.prompt, *example.answer] for example in examples]
-    moments, same, count = second_moments(loaded.model, sequences, told)
+    moments, same, count = second_moments(loaded.model, sequences, report)
     del loaded
     if not moments:
-        raise CheckpointError(f"{model}: has no linear layer; null-space has nothing to go by")
+        raise CheckpointError(f"{model}: has no linear layer, so null-space cannot be used with it; use another method")
     refuse_not_finite(moments.items(), f"{model}: the inputs of")
     from safetensors.torch import save_file
 
@@ -117,7 +121,7 @@ def write_activations(
 
 
 def stored_names(names: Sequence[str], folder: Path) -> dict[str, str]:
-    """What the checkpoint calls weights that transformers holds under `names`: the same, or with another beginning.
+    """The names that the checkpoint has for weights that transformers calls `names`: the same, or with another prefix.
 
     The language part of a multimodal model, loaded alone, has `model.layers…` for `model.language_model.layers…`.
 
@@ -140,12 +144,12 @@ def stored_names(names: Sequence[str], folder: Path) -> dict[str, str]:
 
 
 def described(same: dict[str, str]) -> dict[str, str]:
-    """The metadata of such a file; `same` names the weight whose input each other weight shares."""
+    """The metadata of an activations file; `same` maps a weight to the weight whose input it shares."""
     return {"format": "pt", "activations": VERSION, SAME_INPUT: json.dumps(same, sort_keys=True)}
 
 
 def principal_directions(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvectors (k, n) and eigenvalues (k,) of (n, n) float32, the largest first; what rounding made up is left out."""
+    """Eigenvectors (k, n) and eigenvalues (k,) of (n, n) float32, the largest first; those that are only rounding are left out."""
     import torch
 
     values, vectors = (found.float() for found in torch.linalg.eigh(moment.double()))
@@ -155,10 +159,10 @@ def principal_directions(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 
 def own_texts(loaded: LoadedModel, *, samples: int, tokens: int, seed: int) -> list[list[int]]:
-    """Token ids of texts that the model writes from the beginning of a message on, each of the same length.
+    """The token ids of texts that the model writes from the beginning of a message, all of the same length.
 
-    Sampled at temperature 1 from the top 95% of the probability; an end of turn does not end a text. What the checkpoint's
-    generation_config says does not count.
+    Sampled at temperature 1 from the top 95% of the probability (top-p). An end-of-turn token does not end a text, and the
+    generation_config of the checkpoint is ignored.
 
     Raises:
         UsageError: the tokenizer has neither a chat template nor a token to begin with.
@@ -185,10 +189,10 @@ def own_texts(loaded: LoadedModel, *, samples: int, tokens: int, seed: int) -> l
 
 
 def opening_of_a_message(tokenizer: Any) -> list[int]:
-    """What the chat template puts before a user's first message, or what a text begins with.
+    """The token ids that the chat template puts before a user's first message, or the token that begins a text.
 
     Raises:
-        UsageError: there is neither, or the template fails, or changes the message.
+        UsageError: there is neither, the template fails, or it changes the message.
     """
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": _MARK}]
@@ -196,27 +200,34 @@ def opening_of_a_message(tokenizer: Any) -> list[int]:
             template = clockless_template(tokenizer)
             text = tokenizer.apply_chat_template(messages, tokenize=False, chat_template=template, date_string=_DATE)
         except Exception as error:  # a template is a program, and may raise what it likes
-            raise UsageError(f"the chat template fails ({' '.join(str(error).split())[:200]}); give --texts") from error
+            raise UsageError(
+                f"the chat template fails ({' '.join(str(error).split())[:200]}); give {option('texts')}"
+            ) from error
         before, found, _ = text.partition(_MARK)
         if not found:
-            raise UsageError("the chat template does not show a user's message as it is; give --texts")
+            raise UsageError(f"the chat template changes the user's message; give {option('texts')}")
         opening = plain_tokens(tokenizer, before)
     else:
         opening = []
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if not opening and first is None:
-        raise UsageError("the tokenizer has neither a chat template nor a token that begins a text; give --texts")
+        raise UsageError(
+            f"the tokenizer has neither a chat template nor a token that begins a text; give {option('texts')}"
+        )
     return opening or [first]
 
 
 def second_moments(
-    model: torch.nn.Module, sequences: Sequence[Sequence[int]], told: Callable[[str, float], None]
+    model: torch.nn.Module, sequences: Sequence[Sequence[int]], report: Progress
 ) -> tuple[dict[str, torch.Tensor], dict[str, str], int]:
-    """Mean of xxᵀ/‖x‖² over all tokens, float32 by the weight's name; the weights that share another's; the tokens.
+    """The mean of xxᵀ/‖x‖² over all tokens, for every linear layer.
 
-    Every token counts the same: what a text begins with may have inputs a hundred times as large as all others.
+    Each input is scaled to length 1, so that every token has the same weight: the inputs of the first token of a text may be
+    a hundred times as large as all others. A head that is tied to the embedding goes by the name of the embedding.
 
-    The head is given what a tied embedding is too, and both go by the name of the embedding.
+    Returns:
+        The means, (n, n) float32, by the name of the weight; for each weight that shares its input with another, the name of
+        that other; and the number of tokens.
     """
     import torch
 
@@ -233,7 +244,7 @@ def second_moments(
     with torch.inference_mode(), _watching(model, sums, same):
         for done, group in enumerate(passes, start=1):
             model(torch.tensor(group))
-            told("reading activations", done / len(passes))
+            report("reading activations", done / len(passes))
     count = sum(map(len, sequences))
     with torch.inference_mode():
         for total in sums.values():
@@ -243,7 +254,7 @@ def second_moments(
 
 @contextmanager
 def _watching(model: torch.nn.Module, sums: dict[str, torch.Tensor], same: dict[str, str]) -> Iterator[None]:
-    """Adds up xxᵀ/‖x‖² of what linear layers are given; of layers that are given one tensor, only the first one's."""
+    """While the model runs, add up xxᵀ/‖x‖² of the inputs of linear layers; of several with one input, only for the first."""
     import torch
 
     names = {id(parameter): name for name, parameter in model.named_parameters()}  # a tied weight has its first name

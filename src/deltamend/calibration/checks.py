@@ -1,4 +1,4 @@
-"""What is looked at before and after a model runs: that no input is written over, and that the numbers are numbers."""
+"""Checks of a calibration: that the output overwrites no input, and that no tensor holds NaN or infinity."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltamend.errors import CheckpointError, OutputError
+from deltamend.errors import CheckpointError, OutputError, option
 
 if TYPE_CHECKING:
     import torch
 
 
 def check_file(out: Path, models: Sequence[Path], texts: Path | None, *, overwrite: bool) -> None:
-    """Refuse a file to write that would harm an input or something that is already there.
+    """Refuse an output file that would overwrite an input or anything else that exists.
 
     Raises:
-        OutputError: `out` is the texts, lies in a model's folder or is what a link there leads to; it exists, and is not a
-            file or may not be replaced; or its folder does not exist.
+        OutputError: `out` is the file of texts, lies in the folder of a model, or is the target of a link there; it exists,
+            and is not a file or may not be replaced; or its folder does not exist.
     """
     if not out.absolute().parent.is_dir():
         raise OutputError(f"{out}: its folder does not exist; make it, or give another name")
@@ -36,11 +36,15 @@ def check_file(out: Path, models: Sequence[Path], texts: Path | None, *, overwri
         if not out.is_file():
             raise OutputError(f"{out}: exists and is not a file; give another name")
         if not overwrite:
-            raise OutputError(f"{out}: exists; give another name, or --overwrite to replace it")
+            raise OutputError(f"{out}: exists; give another name, or {option('overwrite', 'True')} to replace it")
 
 
 def refuse_not_finite(tensors: Iterable[tuple[str, torch.Tensor]], what: str) -> None:
-    """Refuse NaN and Inf; `what` begins the line, with the model and what the tensors are of the name that follows.
+    """Refuse tensors that hold NaN or infinity.
+
+    Args:
+        tensors: by name.
+        what: the beginning of the error, such as "MODEL: the weights of", which the name of the tensor follows.
 
     Raises:
         CheckpointError: naming the first tensor that holds one.

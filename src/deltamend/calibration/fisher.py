@@ -1,4 +1,4 @@
-"""The diagonal of the Fisher information of a language model, from texts."""
+"""Compute the diagonal of the Fisher information of a language model from texts, for the method `fisher`."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def write_fisher(
 ) -> int:
     """Write F = mean over texts of (∇ log p(ŷ | x))², entry by entry (Matena & Raffel 2022, equation 2).
 
-    The gradient is that of a whole text's log-likelihood. The model is held in fp32 with its gradient and F: three times
-    its size.
+    The gradient is that of the log-likelihood of a whole text. The model, its gradient and F are in memory in fp32, which
+    takes three times the size of the model.
 
     Args:
         model: folder of the checkpoint.
@@ -44,8 +44,8 @@ def write_fisher(
         labels: "sampled" draws every predicted token from the model, which makes it the Fisher information; "given" takes
             the tokens of the text, which makes it the empirical one.
         chat: whether prompts go through the chat template.
-        max_tokens: of a text.
-        seed: of the sampled tokens, together with the number of the text.
+        max_tokens: longer texts are cut.
+        seed: for the tokens that are sampled; each text has its own stream.
         overwrite: whether a file that is there may be replaced.
         progress: called after each text.
 
@@ -53,7 +53,7 @@ def write_fisher(
         The number of texts.
 
     Raises:
-        UsageError: a text or an option means nothing.
+        UsageError: the texts cannot be read, or one of them is too short.
         CheckpointError: the model cannot be loaded, holds or makes NaN or Inf, or transformers calls a matrix by a name
             that the checkpoint does not hold.
         OutputError: `out` exists, belongs to an input or cannot be written.
@@ -100,7 +100,7 @@ def squared_gradients(
 
 
 def refuse_other_names(loaded: LoadedModel, folder: Path) -> None:
-    """Refuse a model whose matrices transformers calls otherwise: its numbers could not be put beside the checkpoint's.
+    """Refuse a model whose matrices have other names in transformers than in the checkpoint, so that none could be paired.
 
     Raises:
         CheckpointError: naming the first of them.
@@ -119,7 +119,7 @@ def refuse_other_names(loaded: LoadedModel, folder: Path) -> None:
 
 
 def _surprise(model: torch.nn.Module, example: Example, draw: tuple[int, int] | None) -> torch.Tensor:
-    """−log p of the answer's tokens, or with `draw`, a seed and a number, of tokens the model itself draws there."""
+    """−log p of the tokens of the answer, in nats; with `draw`, a seed and the number of the text, of tokens that the model draws."""
     import torch
 
     ids = torch.tensor([[*example.prompt, *example.answer]])

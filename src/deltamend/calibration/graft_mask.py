@@ -1,4 +1,4 @@
-"""The learned mask of grafting: which entries of an update a task needs, from its texts."""
+"""Learn from texts which entries of an update a task needs: the mask of the method `graft`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 _START = 3.0
-"""The mask begins at σ(±3): 5% away from 0 and 1, so that entries can cross over within a few steps."""
+"""The mask starts at σ(±3), 5% away from 0 and 1, so that entries can change sides within a few steps."""
 
 
 def write_graft_mask(
@@ -45,11 +45,12 @@ def write_graft_mask(
 ) -> tuple[float, float]:
     """Learn a mask γ for W = W_base + γ ⊙ Δ that lowers the loss on the texts (Panigrahi et al. 2023, section 2).
 
-    γ starts at the largest |Δ| of the whole model and is relaxed to γ₀ ⊙ (1 − σ(S)) + (1 − γ₀) ⊙ σ(S), as in the paper.
-    S goes down the gradient; ours is its unit, so that `rate` means the same for every model: the gradient of the first
-    step that as many entries exceed as the mask has. At the end the mask is the `density` share of the largest γ, so it
-    has the size that was asked for. Matrices only; other parameters are the fine-tuned ones. Both models, the gradient
-    and S are held in fp32: four times the model.
+    As in the paper, γ starts as the mask γ₀ of the largest |Δ| of the whole model, and is relaxed to
+    γ₀ ⊙ (1 − σ(S)) + (1 − γ₀) ⊙ σ(S), where S descends the gradient of the loss. The unit of S is ours, so that `rate` means
+    the same for every model: in the first step, as many entries have a gradient above one unit as the mask has entries. In
+    the end the mask is the share `density` of the entries with the largest γ. Only matrices are masked; other parameters
+    are the fine-tuned ones. Both models, the gradient and S are in memory in fp32, which takes four times the size of the
+    model.
 
     Args:
         base: folder of the checkpoint fine-tuning started from.
@@ -58,21 +59,21 @@ def write_graft_mask(
         out: safetensors file to write, uint8, one tensor of 0 and 1 for each matrix under its name.
         density: share of the matrices' entries that is grafted.
         steps: gradient steps.
-        batch: texts a step.
-        rate: units of S a step.
+        batch: texts in each step.
+        rate: how many units S moves in a step for a gradient of one unit.
         chat: whether prompts go through the chat template.
-        max_tokens: of a text.
+        max_tokens: longer texts are cut.
         overwrite: whether a file that is there may be replaced.
         progress: called after each step.
 
     Returns:
-        Mean loss a predicted token in nats over all texts: with the mask it started from, and with the one it learnt.
+        Mean loss per predicted token over all texts, in nats: with the mask it started from, and with the mask it learnt.
 
     Raises:
-        UsageError: a text means nothing.
+        UsageError: the texts cannot be read, or one of them is too short.
         CheckpointError: a model cannot be loaded or holds NaN or Inf, or transformers calls a matrix by a name that the
             checkpoint does not hold.
-        PairingError: the two models have other matrices.
+        PairingError: the two models do not have the same parameters.
         OutputError: `out` exists, belongs to an input or cannot be written.
     """
     check_file(out, [base, finetuned], texts, overwrite=overwrite)
@@ -99,13 +100,13 @@ def write_graft_mask(
 
 
 def _batches(examples: Sequence[Example], batch: int, steps: int) -> list[list[Example]]:
-    """The texts in their order, again and again."""
+    """The texts of each step: all texts in their order, from the start again when they run out."""
     endless = cycle(examples)
     return [list(islice(endless, min(batch, len(examples)))) for _ in range(steps)]
 
 
 class _Graft:
-    """A model that wears the mask, and S, the mask's parameters."""
+    """A base model to which the masked update is added, and S, the parameters of the mask."""
 
     def __init__(self, model: Any, tuned: Any, density: float) -> None:
         import torch
@@ -117,7 +118,9 @@ class _Graft:
         self._unit: float | None = None
         for name, parameter in model.named_parameters():
             if name not in theirs or theirs[name].shape != parameter.shape:
-                raise PairingError(f"tensor {name!r} is not the same in BASE and FINETUNED; a mask needs equal shapes")
+                raise PairingError(
+                    f"tensor {name!r} is not in both BASE and FINETUNED with the same shape, which a mask needs; give a pair of the same layout"
+                )
             if parameter.ndim == 2:
                 self._base[name] = parameter.detach().clone()
                 self._deltas[name] = theirs[name].detach() - self._base[name]
@@ -151,7 +154,7 @@ class _Graft:
             self._soft[name] -= slope * (rate / self._unit)
 
     def settle(self) -> None:
-        """Make the mask hard: the share of the largest γ."""
+        """Make the mask 0 or 1: it selects the share `density` of the entries with the largest γ."""
         import torch
 
         gammas = {}
@@ -161,7 +164,7 @@ class _Graft:
         self._hard = self._largest(gammas)
 
     def loss(self, examples: Sequence[Example], batch: int) -> float:
-        """Mean loss a token under the hard mask, in nats."""
+        """Mean loss per predicted token with the mask of 0 and 1, in nats."""
         import torch
 
         parameters = dict(self._model.named_parameters())
@@ -173,7 +176,7 @@ class _Graft:
         return total / sum(len(example.answer) for example in examples)
 
     def masks(self) -> dict[str, torch.Tensor]:
-        """0 and 1 as uint8."""
+        """The mask of each matrix, uint8, 0 or 1, by the name of the matrix."""
         import torch
 
         return {name: mask.to(torch.uint8) for name, mask in self._hard.items()}

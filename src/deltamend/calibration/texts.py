@@ -1,4 +1,4 @@
-"""Calibration texts: a JSONL file of texts, or of prompts with the answers that count."""
+"""Calibration texts: a JSONL file of texts, or of prompts with responses."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from deltamend.errors import UsageError
 from deltamend.language_models.loading import chat_prompt, plain_tokens
 from deltamend.language_models.training import Example
+from deltamend.records import first_problem
 
 
 class CalibrationText(BaseModel):
-    """One line: `{"text": …}`, where every token after the first counts, or `{"prompt": …, "response": …}`."""
+    """One line: `{"text": …}` or `{"prompt": …, "response": …}`.
+
+    Of a text, every token after the first is predicted; of the other form, the response.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -29,10 +33,10 @@ class CalibrationText(BaseModel):
 
 
 def read_texts(path: Path) -> tuple[CalibrationText, ...]:
-    """Every line of a file; empty lines are passed over.
+    """The texts of a JSONL file, one for each line; empty lines are skipped.
 
     Raises:
-        UsageError: the file cannot be read, holds nothing, or a line is neither of the two.
+        UsageError: the file cannot be read, holds no text, or has a line of another form.
     """
     try:
         # Not splitlines: a text may hold U+2028 or another line end of Unicode, which JSON leaves as they are.
@@ -45,19 +49,18 @@ def read_texts(path: Path) -> tuple[CalibrationText, ...]:
             try:
                 texts.append(CalibrationText.model_validate_json(line))
             except ValidationError as error:
-                message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-                raise UsageError(f"{path}, line {number}: {message}") from error
+                raise UsageError(f"{path}, line {number}: {first_problem(error)[1]}") from error
     if not texts:
         raise UsageError(f"{path}: holds no text; give a JSONL file of texts")
     return tuple(texts)
 
 
 def as_examples(texts: tuple[CalibrationText, ...], tokenizer: Any, *, chat: bool, max_tokens: int) -> list[Example]:
-    """Token ids of each text: what is given, and what is predicted.
+    """The token ids of each text: those that are given, and those that are predicted.
 
     Args:
         texts: what to tokenise.
-        tokenizer: of the model.
+        tokenizer: the tokenizer of the model.
         chat: whether a prompt is one message of a chat, put through the model's template.
         max_tokens: longer texts are cut at their end, long prompts at their beginning.
 

@@ -1,1 +1,1 @@
-"""Checkpoints as files: open, pair, write, verify. This room knows files and tensors, not methods."""
+"""Checkpoints as files: open, lay out, write, publish and verify them. Nothing here knows of methods."""

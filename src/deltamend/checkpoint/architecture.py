@@ -1,4 +1,4 @@
-"""What the names of tensors and a config say of the model's modules, without loading it."""
+"""What the names of the tensors and config.json tell about the modules of a model, without loading it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def leaf_of(name: str) -> str:
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
-    """The first of a config's `architectures`, or nothing."""
+    """The first of the config's `architectures`, or "" where it names none."""
     found = config.get("architectures")
     return str(found[0]) if isinstance(found, list) and found else ""
 
@@ -63,15 +63,15 @@ def is_conv1d(config: Mapping[str, Any], leaf: str) -> bool:
 
 
 def is_expert(name: str) -> bool:
-    """Whether a tensor belongs to the experts of a mixture, one of them or all."""
+    """Whether a tensor belongs to the experts of a mixture of experts, to one of them or to all."""
     return _EXPERTS.search(name) is not None
 
 
 def tied_head(config: Mapping[str, Any], names: Collection[str]) -> tuple[str, str] | None:
-    """The embedding whose matrix the head shares, and the head's module; None where no head is tied.
+    """The name of the embedding whose matrix the head shares, and the module of the head; None where no head is tied.
 
-    A file holds a shared matrix once: a model that predicts tokens and has no head in its files is tied, whatever its
-    config says or leaves to the default.
+    A shared matrix is stored once. So a model that predicts tokens and has no head in its files is tied, whatever its config
+    says or leaves to a default.
     """
     head = "embed_out" if config.get("model_type") == "gpt_neox" else "lm_head"
     embedding = next((name for name in names if leaf_of(module_of(name)) in TOKEN_EMBEDDINGS), None)

@@ -31,10 +31,17 @@ _WEIGHT_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".gguf", ".safetensors"})
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies: its bytes are [start, stop) of `file`, row-major, in the safetensors dtype `dtype`.
+    """Where one tensor is stored.
 
-    Of one that is computed as it is read, `dtype` and `shape` say what is read, and `written_dtype` what it is written as.
-    `origin` is its name in its own checkpoint, where it is shown under another.
+    Attributes:
+        name: the name it is shown under.
+        dtype: by its safetensors name; of a tensor that is computed as it is read, the dtype of what is computed.
+        shape: of what is read.
+        file: the weight file that holds it.
+        start: its first byte in the file; values are row-major.
+        stop: the byte after its last.
+        written_dtype: the dtype it is written in, where that is another than `dtype`.
+        origin: its name in its own checkpoint, where it is shown under another.
     """
 
     name: str
@@ -75,7 +82,7 @@ class _OpenFile:
 
 
 class ComputedTensor(Protocol):
-    """What stands in for a stored tensor whose values are computed as they are read."""
+    """The source of a tensor whose values are computed as they are read, such as a weight with an adapter added to it."""
 
     def read_into(self, start: int, stop: int, out: Array) -> None:
         """Fill `out` with the values of entries [start, stop), counted row by row, in the dtype of its StoredTensor."""
@@ -87,16 +94,16 @@ class Checkpoint:
     Use it as a context manager; it holds one file descriptor for each weight file.
 
     Attributes:
-        folder: where it lies.
-        config: its config.json, or what it has to say of the tensors as they are shown.
-        config_altered: whether it is not what the file says.
-        headers: what each weight file says of itself, by the file's name.
-        has_index: whether an index names the files.
-        source: the file it was unpacked from, if it was.
-        adapter: the adapter that is added to it, if any.
-        update_ranks: ranks of what the adapter adds, by the tensor's name.
-        notes: what a person should know of how it is read, a sentence each.
-        tensors: by name. Some may be computed as they are read; see `present`.
+        folder: the folder of the checkpoint.
+        config: its config.json, or what config.json has to say for the tensors as they are shown.
+        config_altered: whether `config` differs from the file.
+        headers: the header of each weight file, by the name of the file.
+        has_index: whether there is an index file that names the weight files.
+        source: the file that the folder was unpacked from, such as a GGUF file; None where it was not.
+        adapter: the adapter that is added to the weights; None where there is none.
+        update_ranks: the rank of what the adapter adds to a tensor, by the name of the tensor.
+        notes: how it is read where that is not simply as stored, a sentence each.
+        tensors: all tensors by name. Some may be computed as they are read; see `present`.
     """
 
     def __init__(
@@ -135,19 +142,19 @@ class Checkpoint:
 
         Args:
             tensors: what `tensors` is from now on.
-            computed: those among them, or among what they are computed of, that are not read as they are stored.
-            notes: sentences for a person.
+            computed: the sources of those that are computed as they are read, whether shown or used in computing others.
+            notes: how it is now read, a sentence each.
         """
         self.tensors = dict(tensors)
         self._computed.update(computed or {})
         self.notes += tuple(notes)
 
     def alter_config(self, config: Mapping[str, Any]) -> None:
-        """Say what config.json has to be for the tensors as they are shown."""
+        """Replace `config` by what config.json has to say for the tensors as they are shown."""
         self.config, self.config_altered = config, True
 
     def is_computed(self, tensor: StoredTensor) -> bool:
-        """Whether its values are not the bytes of its file."""
+        """Whether the values of a tensor are computed as they are read, and are not the bytes of its file."""
         return tensor in self._computed
 
     def read_into(self, tensor: StoredTensor, offset: int, buffer: memoryview) -> None:
@@ -185,7 +192,7 @@ class Checkpoint:
 
     @property
     def folders(self) -> list[Path]:
-        """The folders it is read from: its own, the file it was unpacked from, and its adapter's."""
+        """Every path it is read from: its folder, the file it was unpacked from, and those of its adapter."""
         own = [self.folder] if self.source is None else [self.folder, self.source]
         return [*own, *([] if self.adapter is None else self.adapter.folders)]
 
@@ -208,7 +215,7 @@ class Checkpoint:
             try:
                 now = (self.folder / file).stat()
             except OSError as error:
-                raise CheckpointError(f"{self.folder / file}: went away during the run; start again") from error
+                raise CheckpointError(f"{self.folder / file}: was removed during the run; start again") from error
             if (now.st_size, now.st_mtime_ns) != (opened.size, opened.mtime_ns):
                 raise CheckpointError(
                     f"{self.folder / file}: changed during the run; start again when nothing writes to it"
@@ -232,9 +239,9 @@ class Checkpoint:
 
 
 def open_folder(path: Path) -> Checkpoint:
-    """Open the weights in a folder as they are stored; see `inputs.open_models.open_checkpoint` for all that a model may be.
+    """Open the weights in a folder as they are stored; `inputs.open_models.open_checkpoint` opens every other kind of model.
 
-    Where there is an index only the files it names are read; other weight files in the folder are left alone.
+    Where there is an index, only the files that it names are read; other weight files in the folder are ignored.
 
     Raises:
         CheckpointError: something is missing, truncated, corrupt, or points outside the folder.
@@ -303,7 +310,7 @@ def _indexed_headers(path: Path) -> dict[str, Header]:
 
 
 def _is_plain_name(file: str, suffix: str) -> bool:
-    """Whether a shard's name is one of the folder itself, and fit to be printed."""
+    """Whether the name of a shard is a file of the folder itself, and can be printed."""
     separated = any(part in file for part in ("/", "\\", "\0"))
     printable = file.isprintable() and len(file.encode()) <= 255  # what a file system takes
     return file.endswith(suffix) and printable and not separated and not file.startswith(".")

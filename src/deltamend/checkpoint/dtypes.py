@@ -40,10 +40,10 @@ OUT_DTYPES: dict[str, str] = {
     "fp32": "F32",
     "float32": "F32",
 }
-"""What `--out-dtype` accepts, as safetensors names."""
+"""The values of the option `out_dtype`, and the safetensors name of each."""
 
 CONFIG_NAMES: dict[str, str] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-"""How config.json writes them in its `dtype` field."""
+"""The same dtypes as the field `dtype` of config.json writes them."""
 
 # All bits but the sign, by which floating-point numbers order like integers, and those bits of infinity, above which
 # there is only NaN.

@@ -1,13 +1,12 @@
-"""Hashes of what was read and written.
+"""Hashes of the files and tensors that were read and written.
 
-Files are hashed with SHA-256, as `sha256sum` prints it and model hubs list it. Tensors are hashed with XXH3-128, which
-finds damage as well and is 30 times faster; it is no proof against a forger, and the file hashes are there for that.
+Files are hashed with SHA-256, as `sha256sum` prints it and model hubs list it. Tensors are hashed with XXH3-128, which is 30
+times faster and finds accidental damage as well; it does not protect against forgery, which the hashes of the files do.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,21 +16,27 @@ import xxhash
 
 from deltamend.checkpoint.manifest import FileRecord
 from deltamend.errors import CheckpointError
+from deltamend.machine.digests import json_sha256
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-"""Of the files that hold the weights of a model."""
+"""Suffixes of the files that hold the weights of a model."""
 _PIECE = 1 << 20
 
 
 class FolderHash(NamedTuple):
-    """What identifies the model in a folder: one SHA-256 for all weight files, None without any, and one for each other file."""
+    """What identifies the model in a folder.
+
+    Attributes:
+        weights: SHA-256 of the names and hashes of all weight files; None where there are none.
+        other_files: SHA-256 of each other file, by its name.
+    """
 
     weights: str | None
     other_files: Mapping[str, str]
 
 
 def hash_folder(folder: Path) -> FolderHash:
-    """Hash the files of a model; folders in it do not count.
+    """Hash the files of a model; subfolders are left out.
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -39,13 +44,11 @@ def hash_folder(folder: Path) -> FolderHash:
     hashes = {path.name: hash_file(path, path.name).sha256 for path in sorted(folder.iterdir()) if path.is_file()}
     weights = {name: digest for name, digest in hashes.items() if name.endswith(WEIGHT_SUFFIXES)}
     others = {name: digest for name, digest in hashes.items() if name not in weights}
-    return FolderHash(
-        hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest() if weights else None, others
-    )
+    return FolderHash(json_sha256(weights) if weights else None, others)
 
 
 def hash_file(path: Path, name: str) -> FileRecord:
-    """Read a file to its end and describe it under `name`.
+    """The size and hash of a file, recorded under `name`.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -54,7 +57,7 @@ def hash_file(path: Path, name: str) -> FileRecord:
 
 
 def hash_alike(first: Path, second: Path, name: str) -> tuple[FileRecord, FileRecord]:
-    """Read two files side by side and describe both under `name`.
+    """The size and hash of two files, read side by side and both recorded under `name`.
 
     As far as they hold the same bytes they are hashed once: SHA-256 is slower than reading, and a base and its
     fine-tuned descendant can share whole shards.

@@ -1,4 +1,4 @@
-"""Put a repaired checkpoint or adapter on the Hugging Face hub, once it is known to be as it was written."""
+"""Upload a repaired checkpoint or adapter to the Hugging Face hub, after it was checked against its recorded hashes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Upload:
         folder: OUT.
         repo: `org/name`.
         private: whether only its owners may see it.
-        files: every file, with its size; all of OUT.
-        local_base: the path on this machine that an adapter names as its base, which others cannot load; or None.
+        files: every file of OUT, with its size.
+        local_base: the base that an adapter names, where that is a path on this machine, which others cannot load; else None.
     """
 
     folder: Path
@@ -46,9 +46,9 @@ def plan_upload(folder: str | os.PathLike[str], repo: str, *, private: bool = Tr
     """Verify OUT and list what would be uploaded; nothing leaves the machine.
 
     Raises:
-        UsageError: `repo` is no `org/name`.
-        CheckpointError: OUT has no manifest of deltamend's that can be read, or an adapter_config.json that cannot be.
-        OutputError: OUT is not as it was written.
+        UsageError: `repo` is not of the form `org/name`.
+        CheckpointError: OUT has no readable deltamend.json, or an adapter_config.json that cannot be read.
+        OutputError: OUT differs from its recorded hashes.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported, but not in __all__
@@ -56,12 +56,12 @@ def plan_upload(folder: str | os.PathLike[str], repo: str, *, private: bool = Tr
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UsageError(f"{repo!r} is no name of a repository ({error}); give org/name") from error
+        raise UsageError(f"{repo!r} is not the name of a repository ({error}); give org/name") from error
     if "/" not in repo:
-        raise UsageError(f"{repo!r} is no name of a repository; give org/name")
+        raise UsageError(f"{repo!r} is not the name of a repository; give org/name")
     path = Path(folder)
     if faults := verify(path):
-        raise OutputError(f"{path}: is not as it was written ({faults[0]}); repair again before you push it")
+        raise OutputError(f"{path}: differs from its recorded hashes ({faults[0]}); repair again before you push it")
     manifest_text = (path / MANIFEST_FILE).read_bytes()
     own = FileRecord(name=MANIFEST_FILE, size=len(manifest_text), sha256="")
     return Upload(path, repo, private, (*decode_manifest(manifest_text).files, own), _local_base(path))
@@ -77,7 +77,7 @@ def upload(plan: Upload, api: HfApi | None = None) -> str:
         api: the hub; None for the real one.
 
     Returns:
-        Where it is.
+        The address of the repository.
 
     Raises:
         OutputError: the hub refused it, or cannot be reached.

@@ -13,14 +13,18 @@ MAX_JSON_BYTES = 200_000_000
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object, with an error that names the file."""
+    """Read a file that holds a JSON object.
+
+    Raises:
+        CheckpointError: it is missing, no regular file, too large, unreadable, or no JSON object; the file is named.
+    """
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its other end
             raise CheckpointError(f"{path}: not a regular file; give the folder that save_pretrained wrote")
         if found.st_size > MAX_JSON_BYTES:
             raise CheckpointError(
-                f"{path}: larger than {MAX_JSON_BYTES} bytes, which no such file is; check where it comes from"
+                f"{path}: larger than {MAX_JSON_BYTES} bytes, far more than such a file needs; check where it comes from"
             )
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

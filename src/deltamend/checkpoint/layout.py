@@ -1,4 +1,4 @@
-"""Which tensor goes into which output file at which offset, known before a byte is written."""
+"""Decide which tensor goes into which output file, and at which offset, before a byte is written."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from deltamend.checkpoint.checkpoint_folder import Checkpoint, StoredTensor
 from deltamend.checkpoint.dtypes import FLOAT_NAMES, itemsize
 from deltamend.checkpoint.file_names import INDEX_FILE, TORCH_SUFFIX
 from deltamend.checkpoint.safetensors_header import encode_header
-from deltamend.errors import UsageError
+from deltamend.errors import UsageError, option
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)[KMGT]B", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """One output file: its first bytes, its tensors where they will lie, and its size in bytes."""
+    """One output file: its name, its header, its tensors with the offsets they will have, and its size in bytes."""
 
     file: str
     header: bytes
@@ -44,7 +44,7 @@ class Layout:
 def plan_layout(
     finetuned: Checkpoint, *, out_dtype: str | None = None, max_shard_size: int | str | None = None
 ) -> Layout:
-    """Lay out the output like FINETUNED, or as asked.
+    """Lay out the output like FINETUNED, or with other dtypes and shards where they are given.
 
     Args:
         finetuned: the checkpoint whose files, order and dtypes are taken over.
@@ -73,7 +73,7 @@ def _planned_dtype(tensor: StoredTensor, out_dtype: str | None) -> str:
 
 
 def _written_name(file: str) -> str:
-    """The output's name of a weight file: the same, or what transformers calls a PyTorch file's safetensors twin."""
+    """The name of a weight file in the output: the same, or for a PyTorch file the name that its safetensors version has."""
     return (
         file.replace("pytorch_model", "model", 1).removesuffix(TORCH_SUFFIX) + ".safetensors"
         if file.endswith(TORCH_SUFFIX)
@@ -88,7 +88,7 @@ def _split(
     written = None if isinstance(max_shard_size, int) else _SIZE.fullmatch(max_shard_size)
     size = max_shard_size if isinstance(max_shard_size, int) else float(written[1]) if written else 0
     if isinstance(max_shard_size, bool) or size <= 0:
-        raise UsageError(f"--max-shard-size: {max_shard_size!r} is not a size; write it like 5GB or 500MB")
+        raise UsageError(f"{option('max_shard_size')}: {max_shard_size!r} is not a size; write it like 5GB or 500MB")
     split = split_state_dict_into_shards_factory(
         dict(tensors),
         get_storage_size=lambda tensor: tensor.elements * itemsize(dtypes[tensor.name]),

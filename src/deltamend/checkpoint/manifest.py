@@ -1,4 +1,4 @@
-"""`deltamend.json`: what was done to every tensor, in a form a program can read and a person can check."""
+"""The format of `deltamend.json`, which records what was done to every tensor for programs and people to read."""
 
 from __future__ import annotations
 

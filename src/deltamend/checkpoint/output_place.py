@@ -1,4 +1,4 @@
-"""Where OUT and its work folder may lie, and what a failed write means for a person."""
+"""Where OUT and its work folder may be, and one line for a write that fails."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from deltamend.errors import OutputError
+from deltamend.errors import OutputError, option
 
 
 def work_folder_of(out: Path) -> Path:
-    """The work folder beside OUT."""
+    """The path of the work folder, which is beside OUT."""
     whole = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that OUT is
     return whole.with_name(f".{whole.name}.deltamend-partial")
 
 
 def check_output(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuse an OUT that would harm an input or something that is already there.
+    """Refuse an OUT that would overwrite an input or anything else that exists.
 
     Raises:
-        OutputError: OUT or its work folder is, lies inside or holds an input; OUT is a file, the root, a mount point, or
-            not empty without `overwrite`.
+        OutputError: OUT or its work folder is an input, is inside one, or contains one; OUT is a file, the root or a mount
+            point; or OUT is not empty and `overwrite` is not set.
     """
     if not Path(os.path.abspath(out)).name or os.path.ismount(out):  # noqa: PTH100 - see work_folder_of
-        raise OutputError(f"{out}: cannot be put in place by a rename; give a folder inside it")
+        raise OutputError(
+            f"{out}: is the root or a mount point, which a rename cannot replace; give a folder inside it"
+        )
     for place in (Path(os.path.realpath(out)), Path(os.path.realpath(work_folder_of(out)))):
         for source in inputs:
             other = Path(os.path.realpath(source))
             if place.is_relative_to(other) or other.is_relative_to(place):
                 raise OutputError(
-                    f"{out}: is, lies inside or holds the input {source} (or its work folder {place.name} does); "
+                    f"{out}: OUT or its work folder {place.name} is, contains or lies inside the input {source}; "
                     "give a folder outside the inputs"
                 )
     with output_errors(out):
@@ -39,13 +41,13 @@ def check_output(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
             raise OutputError(f"{out}: exists and is not a folder; give another OUT")
         if not overwrite and out.is_dir() and any(out.iterdir()):
             raise OutputError(
-                f"{out}: exists and is not empty; give another OUT, or --overwrite to replace it once the new one is whole"
+                f"{out}: exists and is not empty; give another OUT, or {option('overwrite', 'True')} to replace it once the new one is complete"
             )
 
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says into one line."""
+    """Turn an error of the operating system into an `OutputError` that names `path`."""
     try:
         yield
     except OSError as error:

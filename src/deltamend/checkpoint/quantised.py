@@ -17,11 +17,19 @@ PACKED_SUFFIXES = (
 
 
 def refuse_quantised(tensors: Iterable[StoredTensor], where: Path | str) -> None:
-    """Raise CheckpointError when a tensor holds packed codes, or values that mean nothing without their scales."""
+    """Refuse tensors that hold packed codes, or values that need scales beside them.
+
+    Args:
+        tensors: of a model.
+        where: the model, as the error names it.
+
+    Raises:
+        CheckpointError: naming the first such tensor.
+    """
     for tensor in tensors:
         packed = tensor.name.endswith(PACKED_SUFFIXES) or tensor.dtype.startswith("F8_")
         if packed or (tensor.dtype in {"U8", "I8"} and len(tensor.shape) >= 2):
             raise CheckpointError(
-                f"{where}: tensor {tensor.name!r} ({tensor.dtype}) belongs to a quantised model; a raw difference of "
-                f"{itemsize(tensor.dtype)}-byte codes or of values without their scales means nothing, give the unquantised checkpoint"
+                f"{where}: tensor {tensor.name!r} ({tensor.dtype}) belongs to a quantised model; the difference "
+                f"of {itemsize(tensor.dtype)}-byte codes is not an update of the weights, so give the unquantised checkpoint"
             )

@@ -24,7 +24,7 @@ MAX_DIMENSIONS = 16
 
 @dataclass(frozen=True)
 class HeaderEntry:
-    """One tensor of a file: dtype by its safetensors name, and its bytes as [start, stop) from the start of the file."""
+    """One tensor of a file: its dtype by its safetensors name, and its bytes [start, stop), counted from the start of the file."""
 
     name: str
     dtype: str

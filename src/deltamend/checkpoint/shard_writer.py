@@ -13,10 +13,10 @@ from deltamend.checkpoint.output_place import output_errors
 
 
 class ShardWriter:
-    """Writes tensors of one output file at their offsets, in any order, from several threads.
+    """Writes the tensors of one output file at their offsets, in any order and from several threads.
 
     Raises:
-        OutputError: the disk has no room for the file, which is found out before the first tensor is filtered.
+        OutputError: the disk has no room for the file; its space is reserved here, before the first tensor is repaired.
     """
 
     def __init__(self, folder: Path, shard: ShardLayout) -> None:
@@ -41,7 +41,7 @@ class ShardWriter:
             done += os.pwrite(self._descriptor, data[done:], position + done)
 
     def read(self, tensor: StoredTensor, chunk: int = 1 << 22) -> Iterator[bytes]:
-        """The tensor's bytes as they are on disk, piece by piece."""
+        """The bytes of a tensor as they are on disk, in pieces of at most `chunk` bytes."""
         for position in range(tensor.start, tensor.stop, chunk):
             yield os.pread(self._descriptor, min(chunk, tensor.stop - position), position)
 

@@ -1,4 +1,4 @@
-"""The files of a checkpoint that are not weights: which of them the output gets, and which are left out and why."""
+"""The files of a checkpoint that are not weights, such as the tokenizer: which are copied, and which are left out and why."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TOKENIZER = re.compile(r"tokenizer.*|special_tokens_map\.json|added_tokens\.jso
 
 @dataclass(frozen=True)
 class Sidecar:
-    """A file that is copied: `source` as found, `name` its path inside OUT with forward slashes, `size` in bytes."""
+    """A file to copy: where it is, its path inside OUT with forward slashes, and its size in bytes."""
 
     source: Path
     name: str
@@ -89,7 +89,7 @@ def _walk(folder: Path, top: Path) -> Iterator[Path]:
 
 
 def _reason_to_leave(path: Path, name: str, folder: Path) -> str:
-    """Why a file is not copied, or nothing."""
+    """Why a file is not copied; "" where it is."""
     if not name.isprintable():
         return "its name cannot be printed"
     if any(part.startswith(".") for part in Path(name).parts):

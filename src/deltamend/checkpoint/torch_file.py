@@ -1,4 +1,4 @@
-"""Where the tensors of a PyTorch .bin file lie, so that they are read like those of a safetensors file.
+"""Find the tensors inside a PyTorch .bin file, so that they are read like those of a safetensors file.
 
 The file is a zip archive of a pickle and of one uncompressed member for each storage. The pickle is read by
 `torch.load(weights_only=True)`, which builds tensors and plain containers and nothing else: a pickle that would run code
@@ -50,7 +50,7 @@ def read_torch_header(path: Path) -> Header:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: its pickle asks for more than tensors, and would run code; do not use this checkpoint"
+            f"{path}: its pickle asks for more than tensors and would run code; do not use this checkpoint"
         ) from error
     except Exception as error:  # damaged bytes make the unpickler raise of all kinds
         raise CheckpointError(
@@ -58,7 +58,7 @@ def read_torch_header(path: Path) -> Header:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(
-            f"{path}: holds something else than tensors under names; save the model's state dict alone"
+            f"{path}: holds something other than tensors under names; save the model's state dict alone"
         )
     size = path.stat().st_size
     entries = [_entry(path, name, tensor, size) for name, tensor in state.items()]
@@ -97,7 +97,7 @@ def _entry(path: Path, name: object, tensor: torch.Tensor, size: int) -> HeaderE
     offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
     if not isinstance(offset, int):
         raise CheckpointError(
-            f"{path}: tensor {name!r} has no place in the file; save it as safetensors with save_pretrained"
+            f"{path}: tensor {name!r} is not stored in this file; save it as safetensors with save_pretrained"
         )
     start = offset + int(tensor.storage_offset()) * tensor.element_size()
     stop = start + tensor.numel() * tensor.element_size()

@@ -1,4 +1,4 @@
-"""Is what is on disk what was written: check a repaired checkpoint against its `deltamend.json`."""
+"""Check a repaired checkpoint against the hashes that its `deltamend.json` records."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from deltamend.errors import CheckpointError
 
 
 def verify(folder: str | os.PathLike[str]) -> list[str]:
-    """Compare every file of a repaired checkpoint with what its manifest says was written.
+    """Compare every file and tensor of a repaired checkpoint with what its deltamend.json records.
 
     Args:
         folder: OUT of a repair, a checkpoint or an adapter.
 
     Returns:
-        One line for each fault: a file that is missing, added or changed, a tensor whose bytes, shape or dtype differ.
-        Empty when all is as written.
+        One line for each difference: a file that is missing, added or changed; a tensor whose bytes, shape or dtype
+        differ. Empty where everything matches.
 
     Raises:
-        CheckpointError: there is no readable `deltamend.json`, or its own text was changed.
+        CheckpointError: there is no readable `deltamend.json`, or its text differs from its own hash.
 
     Source: ours; SHA-256 for files, XXH3-128 for tensors.
     """
@@ -39,7 +39,9 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
             f"{path / MANIFEST_FILE}: cannot be read ({error.strerror}); give a folder that deltamend wrote"
         ) from error
     except ValueError as error:
-        raise CheckpointError(f"{path / MANIFEST_FILE}: not as it was written; do not trust this folder") from error
+        raise CheckpointError(
+            f"{path / MANIFEST_FILE}: its text differs from the hash it records of itself; do not trust this folder"
+        ) from error
     faults = _changed_files(path, manifest)
     present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file() or file.is_symlink()}
     added = sorted(present - {file.name for file in manifest.files} - {MANIFEST_FILE})
@@ -48,7 +50,7 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _open(folder: Path, manifest: Manifest) -> Checkpoint:
-    """The weights as a loader finds them."""
+    """Open the weights as a loader would find them."""
     if manifest.is_adapter:
         return Checkpoint(folder, {}, {ADAPTER_FILE: read_header(folder / ADAPTER_FILE)}, has_index=False)
     return open_folder(folder)

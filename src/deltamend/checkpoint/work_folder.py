@@ -1,10 +1,10 @@
-"""Where the output is made: a sibling folder that is renamed to OUT when, and only when, it is whole.
+"""The work folder: a sibling of OUT in which the output is made, and which is published as OUT once it is complete.
 
-.NAME.deltamend-partial/     beside OUT, so that the rename stays on one file system; locked while a run uses it
-    journal.jsonl            first line: the plan; then one line for each finished tensor
+.NAME.deltamend-partial/     beside OUT, so that publishing is a rename on one file system; locked while a run uses it
+    journal.jsonl            first line: what identifies the plan; then one line for each finished tensor
     inputs                   a hash of the content of all inputs
     out/                     becomes OUT
-    parts/                   of an adapter: what it holds of each tensor, until its file can be laid out
+    parts/                   for an adapter: its factors of each tensor, until the adapter's file can be laid out
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from deltamend.checkpoint.manifest import TensorRecord
 from deltamend.checkpoint.output_place import output_errors, work_folder_of
-from deltamend.errors import CheckpointError, OutputError
+from deltamend.errors import CheckpointError, OutputError, option
 
 _RENAME_EXCHANGE = 2  # renameat2(2), Linux 3.15
 
@@ -34,12 +34,12 @@ class WorkFolder:
     """The locked work folder of one run.
 
     Args:
-        out: the folder that will appear.
-        key: what identifies the plan and its inputs; a journal with another key is not taken up.
-        resume: take up the journal where there is one, instead of starting again.
+        out: OUT, the folder that is published in the end.
+        key: identifies the plan and its inputs; the journal of a run with another key is not continued.
+        resume: whether to continue the unfinished run that is beside OUT, where there is one.
 
     Raises:
-        OutputError: the folder cannot be made, another run is using it, or `resume` finds the journal of another plan.
+        OutputError: the folder cannot be made, another run is using it, or `resume` finds an unfinished run with another key.
     """
 
     def __init__(self, out: Path, key: str, *, resume: bool) -> None:
@@ -72,7 +72,7 @@ class WorkFolder:
             raise
 
     def _put_back(self) -> None:
-        """Undo a publication that was killed between its two renames; remove what a finished one replaced."""
+        """Undo a publication that was killed between its two renames; remove the old OUT of one that was completed."""
         if self._replaced.exists():
             if self.out.exists():
                 shutil.rmtree(self._replaced)
@@ -80,7 +80,7 @@ class WorkFolder:
                 self._replaced.rename(self.out)
 
     def _take_up(self, key: str) -> dict[str, TensorRecord]:
-        """Records of the tensors an interrupted run of the same plan had finished."""
+        """The records of the tensors that an interrupted run of the same plan finished, by name."""
         if not self.staged.is_dir():
             return {}
         try:
@@ -90,7 +90,8 @@ class WorkFolder:
             return {}
         if found != key:
             raise OutputError(
-                f"{self.out}: the unfinished run beside it had other inputs or options; repeat those, or start again without --resume"
+                f"{self.out}: the unfinished run beside it had other inputs or options; give the same again, or start "
+                f"anew without {option('resume')}"
             )
         finished: dict[str, TensorRecord] = {}
         for line in lines:
@@ -112,26 +113,26 @@ class WorkFolder:
             self._journal_path.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
 
     def keep_to_inputs(self, digest: str) -> None:
-        """Note what the inputs hold; what an earlier run finished counts only for the same.
+        """Record the content of the inputs, or check that it is the content that the resumed run had.
 
         Raises:
-            OutputError: it had other inputs, though their times were the same.
+            OutputError: the resumed run read other weights, though their modification times were the same.
         """
         path = self.folder / "inputs"
         with output_errors(self.out):
             if self.finished and (not path.exists() or path.read_text(encoding="utf-8") != digest):
                 raise OutputError(
-                    f"{self.out}: the unfinished run beside it read other weights; start again without --resume"
+                    f"{self.out}: the weights have changed since the unfinished run beside it; start anew without {option('resume')}"
                 )
             path.write_text(digest, encoding="utf-8")
 
     def record(self, record: TensorRecord) -> None:
-        """Note a tensor as finished; its bytes must already be written."""
+        """Record a tensor as finished; its bytes must already be written."""
         with self._journal_lock, output_errors(self.out), self._journal_path.open("a", encoding="utf-8") as journal:
             journal.write(record.model_dump_json() + "\n")
 
     def write_file(self, name: str, data: bytes) -> None:
-        """Write a small file, name with forward slashes, into the staged output."""
+        """Write a small file into the staged output; `name` is its path there, with forward slashes."""
         path = self.staged / name
         with output_errors(self.out):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,15 +158,15 @@ class WorkFolder:
                 shutil.copyfileobj(opened, copy)
 
     def publish(self, *, overwrite: bool) -> None:
-        """Let the staged output appear as OUT in one step and remove the work folder.
+        """Publish: let the staged output appear as OUT in one atomic step, and remove the work folder.
 
-        An error here leaves the finished work for `--resume`, and OUT as it was; from the rename on there is none.
+        After an error OUT is as it was, and the finished work is there to be resumed. No error is raised once OUT is in place.
 
         Args:
             overwrite: whether OUT may be replaced when there is something in it.
 
         Raises:
-            OutputError: OUT is no longer empty and may not be replaced, or it cannot be renamed to.
+            OutputError: OUT is no longer empty and may not be replaced, or the rename failed.
         """
         with output_errors(self.out):
             _sync(self.staged)
@@ -192,12 +193,12 @@ class WorkFolder:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
                 raise
             raise OutputError(
-                f"{self.out}: something was put there during the run; the work is kept, repeat the command with "
-                "--resume --overwrite to replace it, or empty it and use --resume"
+                f"{self.out}: something was put there during the run; the finished work is kept. Run again with "
+                f"{option('resume', 'True')} {option('overwrite', 'True')} to replace it, or empty it and run again with {option('resume', 'True')}"
             ) from error
 
     def discard(self) -> None:
-        """Remove the work folder and all that was made in it, and the folders above it that were made and are empty."""
+        """Remove the work folder with its content, and the folders above it that this run made and that are empty."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self._remove_parents()
 

@@ -1,1 +1,1 @@
-"""Whatever a person calls a model, shown as tensors in one layout, and which tensors of two models belong together."""
+"""Open whatever a user names as a model, show its tensors in one layout, and pair the tensors of two models."""

@@ -13,17 +13,17 @@ from deltamend.inputs.tied_embeddings import compare_head_with_embedding, write_
 
 
 def align_base(base: Checkpoint, finetuned: Checkpoint, *, rename: str | None = None) -> None:
-    """Let BASE show its tensors under the names and in the shapes FINETUNED has, where that needs no guess.
+    """Show BASE's tensors under the names and in the shapes that FINETUNED has, where that needs no guess.
 
     Args:
-        base: what is shown otherwise; its notes say how.
-        finetuned: stays as it is, but for a head that is stored beside the embedding it is tied to: it is written once.
-        rename: `OLD=NEW`, prefixes of names in BASE and in FINETUNED; none finds a pair of known prefixes where no matrix
-            has the same name on both sides.
+        base: the checkpoint that is shown in another layout; its notes say what was changed.
+        finetuned: shown as it is stored, except for a head that is stored beside the embedding it is tied to: of the two,
+            only the embedding is shown.
+        rename: `OLD=NEW`, the prefix of names in BASE and what it is in FINETUNED; None tries known prefixes.
 
     Raises:
-        PairingError: two ways to match the names are equally good, or experts are stacked in ways that cannot be matched.
-        UsageError: `rename` is not written like OLD=NEW, or fits no name.
+        PairingError: two ways to match the names are equally good, or the experts are stacked in ways that cannot be matched.
+        UsageError: `rename` is not written like OLD=NEW, or matches no name.
     """
     rename_base(base, finetuned, rename)
     restack_experts(base, finetuned)

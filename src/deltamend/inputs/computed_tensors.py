@@ -1,4 +1,4 @@
-"""Tensors whose values are put together from others as they are read; see `ComputedTensor`."""
+"""Tensors whose values are copied from others as they are read; each is a `ComputedTensor`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from deltamend.checkpoint.checkpoint_folder import Array, Checkpoint, StoredTens
 
 @dataclass(frozen=True, eq=False)
 class EntrySpan:
-    """A computed tensor under another name, or consecutive entries of one."""
+    """Consecutive entries of a tensor of `checkpoint`, from entry `first` on: all of it under another name, or a part."""
 
     checkpoint: Checkpoint
     tensor: StoredTensor
@@ -22,7 +22,7 @@ class EntrySpan:
 
 @dataclass(frozen=True, eq=False)
 class Concatenated:
-    """Tensors one after another, as one."""
+    """Several tensors one after another, as one tensor."""
 
     checkpoint: Checkpoint
     parts: tuple[StoredTensor, ...]

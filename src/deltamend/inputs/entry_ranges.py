@@ -1,4 +1,4 @@
-"""Runs of a matrix's entries, counted row by row, as rectangles."""
+"""Cut a range of a matrix's entries, counted row by row, into rectangles of rows and columns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ class Rectangle(NamedTuple):
 
 
 def cut_into_rectangles(start: int, stop: int, columns: int) -> Iterator[Rectangle]:
-    """Cut entries [start, stop) of a matrix of `columns` columns into parts of single rows and blocks of whole rows."""
+    """Cut the entries [start, stop) of a matrix of `columns` columns into rectangles, in their order.
+
+    A rectangle is part of one row, at the start and the end of the range, or several whole rows in between.
+    """
     while start < stop:
         row, column = divmod(start, columns)
         if column or stop - start < columns:

@@ -22,7 +22,11 @@ _MODULES = ("block_sparse_moe", "mlp")
 
 
 def restack_experts(base: Checkpoint, finetuned: Checkpoint) -> None:
-    """One tensor for all experts on one side, one for each expert on the other."""
+    """Show the experts of BASE as FINETUNED stores them: all of a layer in one tensor, or one tensor for each expert.
+
+    Raises:
+        PairingError: both have experts in a layer, but stacked in another order or orientation.
+    """
     ours, theirs = _Experts(base.tensors), _Experts(finetuned.tensors)
     tensors = dict(base.tensors)
     computed: dict[StoredTensor, ComputedTensor] = {}
@@ -57,7 +61,7 @@ def _show_restacked(
     computed: dict[StoredTensor, ComputedTensor],
     count: int,
 ) -> None:
-    """Show the experts as they were matched, with the rest of their module under FINETUNED's name for it."""
+    """Show the experts as they were matched, and the router of each layer under FINETUNED's name for its module."""
     for name, wanted in finetuned.tensors.items():
         router = tensors.get(_other_module(name))
         if name not in tensors and router is not None and router.shape == wanted.shape:
@@ -69,12 +73,12 @@ def _show_restacked(
         for name, tensor in tensors.items()
         if name in finetuned.tensors or not (_is_expert(name) or _other_module(name) in finetuned.tensors)
     }
-    note = f"experts are stacked in one model and single in the other: {count} tensors are matched"
+    note = f"one model stores all experts of a layer in one tensor and the other stores each by itself: {count} tensors are matched"
     base.present(kept, computed, [note])
 
 
 class _Cut(NamedTuple):
-    """A tensor shown, and the one whose entries it is from `first` on."""
+    """A tensor that is shown, and the tensor of which it is the entries from `first` on."""
 
     shown: StoredTensor
     of: StoredTensor
@@ -82,7 +86,7 @@ class _Cut(NamedTuple):
 
 
 class _Experts:
-    """The expert weights of one model, by what their layer is called."""
+    """The expert weights of one model, by the name of their layer."""
 
     def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
         self._fused: dict[tuple[str, str], StoredTensor] = {}
@@ -95,7 +99,7 @@ class _Experts:
                 self._fused[_layer(found["prefix"]), found["part"]] = tensor
 
     def fused(self) -> Iterator[StoredTensor]:
-        """Tensors that hold all experts of a layer."""
+        """The tensors that hold all experts of a layer."""
         yield from self._fused.values()
 
     def has(self, layer: str) -> bool:
@@ -111,7 +115,7 @@ class _Experts:
             yield from ((layer, tensor) for tensor in parts.values() if tensor.name not in known)
 
     def stacked(self, wanted: StoredTensor) -> tuple[StoredTensor, ...] | None:
-        """The tensors that make up `wanted` one after another; None where they are not there or do not fit."""
+        """The tensors of single experts that, one after another, make up `wanted`; None where some are missing or do not fit."""
         found = _FUSED.fullmatch(wanted.name)
         if found is None:
             return None
@@ -126,7 +130,7 @@ class _Experts:
         return tuple(tensors) if fits and one_dtype and not more and wanted.shape[1] % len(names) == 0 else None
 
     def slice_of(self, prefix: str, part: str, number: int, wanted: StoredTensor) -> _Cut | None:
-        """One expert inside the tensor of all; None where there is none or it does not fit."""
+        """One expert inside the tensor that holds all of them; None where there is no such tensor or the shapes do not fit."""
         for fused_part, names in _STACKED.items():
             fused = self._fused.get((prefix, fused_part))
             if part not in names or fused is None:
@@ -147,11 +151,11 @@ def _is_expert(name: str) -> bool:
 
 
 def _layer(prefix: str) -> str:
-    """A layer's experts by one name."""
+    """The name of a layer's experts, the same for both names of Mixtral's module."""
     return prefix.replace(*_MODULES)
 
 
 def _other_module(name: str) -> str:
-    """What a tensor of such a module, its router above all, is called on the other side."""
+    """The name that a tensor of such a module, above all its router, has in the other naming."""
     old, new = _MODULES if _MODULES[0] in name else _MODULES[::-1]
     return name.replace(f".{old}.", f".{new}.")

@@ -1,4 +1,4 @@
-"""Weights stored in 8-bit floating point with scales, dequantised as they are read."""
+"""Weights that are stored in 8-bit floating point with scales (fp8), dequantised as they are read."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def present_dequantised(checkpoint: Checkpoint) -> None:
 
 
 def _scale_suffix(found: Any, checkpoint: Checkpoint) -> str:
-    """What the scales are called; refuses every scheme but those of `present_dequantised`."""
+    """The suffix of the names of the scales; every scheme but those of `present_dequantised` is refused."""
     method = found.get("quant_method") if isinstance(found, dict) else None
     if method == "compressed-tensors":
         groups = found.get("config_groups")
@@ -69,14 +69,14 @@ def _scale_suffix(found: Any, checkpoint: Checkpoint) -> str:
             method = "compressed-tensors with other than 8-bit float weights"
     if not isinstance(method, str) or method not in _SCALES:
         raise CheckpointError(
-            f"{checkpoint.folder / CONFIG_FILE}: the weights are quantised ({method!r}); a raw difference of packed values "
-            "means nothing, give the unquantised checkpoint"
+            f"{checkpoint.folder / CONFIG_FILE}: the weights are quantised ({method!r}); the difference of packed values is "
+            "not an update of the weights, so give the unquantised checkpoint"
         )
     return _SCALES[method]
 
 
 def _block(checkpoint: Checkpoint, tensor: StoredTensor, scale: StoredTensor | None) -> tuple[int, int]:
-    """Rows and columns that share a scale."""
+    """Height and width of the block of entries that share a scale."""
     fault = f"{checkpoint.folder}: tensor {tensor.name!r}"
     if scale is None:
         raise CheckpointError(f"{fault} ({tensor.dtype}) has no scales beside it; give the unquantised checkpoint")
@@ -96,7 +96,7 @@ def _block(checkpoint: Checkpoint, tensor: StoredTensor, scale: StoredTensor | N
         if sizes and scale.shape == (-(-rows // block[0]), -(-columns // block[1])):
             return block[0], block[1]
     raise CheckpointError(
-        f"{fault} has scales of shape {list(scale.shape)}, which config.json does not explain; give the unquantised checkpoint"
+        f"{fault} has scales of shape {list(scale.shape)}, which config.json does not account for; give the unquantised checkpoint"
     )
 
 
@@ -107,7 +107,7 @@ def _group_block(config: Mapping[str, Any]) -> Any:
 
 
 def _tables(values: object) -> list[Mapping[str, Any]]:
-    """The tables among the values of a table or list."""
+    """The JSON objects among the values of an object or list."""
     found = list(values.values()) if isinstance(values, dict) else values
     return [value for value in found if isinstance(value, dict)] if isinstance(found, list) else []
 

@@ -1,4 +1,4 @@
-"""Which rows or columns of a fused weight are query, key and value, or gate and up, by config.json."""
+"""Which rows or columns of a fused weight are its query, key and value, or its gate and up projection, by config.json."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _BY_HEAD = frozenset({"gpt_neox", "bloom"})
 _BY_COLUMN = frozenset({"gpt2"})
 
 
-class FusedPart(NamedTuple):
-    """One of the matrices: spans of rows, one after another, and of columns where it does not have all of them."""
+class FusedMatrix(NamedTuple):
+    """One of the matrices of a fused weight: its spans of rows, one after another, and its columns; None for all columns."""
 
     name: str
     rows: tuple[Span, ...]
     columns: Span | None
 
 
-def fused_parts(name: str, shape: tuple[int, int], config: Mapping[str, Any]) -> tuple[FusedPart, ...]:
-    """The matrices a fused weight consists of; nothing where it is not fused, or config.json does not explain its shape.
+def matrices_of_fused(name: str, shape: tuple[int, int], config: Mapping[str, Any]) -> tuple[FusedMatrix, ...]:
+    """The matrices that a fused weight consists of; empty where it is not fused, or config.json does not account for its shape.
 
     Args:
         name: of the tensor.
@@ -45,7 +45,7 @@ def fused_parts(name: str, shape: tuple[int, int], config: Mapping[str, Any]) ->
         known = [config.get("intermediate_size"), config.get("moe_intermediate_size")]
         if odd or half not in known:
             return ()
-        return FusedPart("gate", ((0, half),), None), FusedPart("up", ((half, shape[0]),), None)
+        return FusedMatrix("gate", ((0, half),), None), FusedMatrix("up", ((half, shape[0]),), None)
     if not _QKV.search(name):
         return ()
     sizes = _head_sizes(config)
@@ -59,24 +59,26 @@ def fused_parts(name: str, shape: tuple[int, int], config: Mapping[str, Any]) ->
     if family in _BY_COLUMN:
         everything = ((0, shape[0]),)
         fits = ends[-1] == shape[1]
-        return tuple(FusedPart(part, everything, span) for part, span in zip("qkv", spans, strict=True)) if fits else ()
+        return (
+            tuple(FusedMatrix(part, everything, span) for part, span in zip("qkv", spans, strict=True)) if fits else ()
+        )
     if ends[-1] != shape[0] or family not in _QKV_BY_ROW:
         return ()
-    return tuple(FusedPart(part, (span,), None) for part, span in zip("qkv", spans, strict=True))
+    return tuple(FusedMatrix(part, (span,), None) for part, span in zip("qkv", spans, strict=True))
 
 
-def _by_head(shape: tuple[int, int], heads: int, width: int) -> tuple[FusedPart, ...]:
+def _by_head(shape: tuple[int, int], heads: int, width: int) -> tuple[FusedMatrix, ...]:
     if shape[0] != 3 * heads * width:
         return ()
     parts = []
     for number, part in enumerate("qkv"):
         starts = ((3 * head + number) * width for head in range(heads))
-        parts.append(FusedPart(part, tuple((start, start + width) for start in starts), None))
+        parts.append(FusedMatrix(part, tuple((start, start + width) for start in starts), None))
     return tuple(parts)
 
 
 def _head_sizes(config: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """Heads of the query, heads of key and value, and entries of a head."""
+    """Number of query heads, number of key and value heads, and width of a head."""
 
     def number(*names: str) -> int | None:
         found = (config.get(name) for name in names)

@@ -16,7 +16,7 @@ from deltamend.machine.digests import fingerprint
 
 
 def unpacked(gguf: Path) -> Path:
-    """The folder a GGUF file was unpacked to, in fp32 so that nothing is rounded twice; in deltamend's cache.
+    """The folder in deltamend's cache to which a GGUF file is unpacked, in fp32 so that nothing is rounded twice.
 
     The whole model is held in memory once, while it is unpacked.
 

@@ -16,7 +16,7 @@ _TORCH = ["*.bin"]
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether it is written like `org/name` or `org/name@revision`."""
+    """Whether a text has the form `org/name` or `org/name@revision`."""
     return _ID.fullmatch(text) is not None and ".." not in text
 
 
@@ -47,14 +47,14 @@ def fetch(model: str) -> Path:
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
         raise CheckpointError(
-            f"{model}: the hub does not give it ({status}); check the name, the revision, and HF_TOKEN for a gated model"
+            f"{model}: the hub refuses it ({status}); check the name, the revision, and HF_TOKEN for a gated model"
         ) from error
     except HFValidationError as error:
         raise CheckpointError(
-            f"{model}: is no folder here and no name of a model on a hub; check its spelling"
+            f"{model}: is neither a folder on this machine nor a model id of the hub; check its spelling"
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise CheckpointError(
-            f"{model}: is no folder here, not in the cache, and the hub cannot be reached; download it first"
+            f"{model}: is neither a folder on this machine nor in the cache, and the hub cannot be reached; download it first"
         ) from error
     return folder

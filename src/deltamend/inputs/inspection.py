@@ -24,7 +24,7 @@ class TensorEntry(Record):
     """One tensor."""
 
     name: str
-    kind: str = Field(description="embedding, head, norm, expert, attention, mlp, bias, adapter or other, by its name.")
+    kind: str = Field(description="By its name: embedding, head, norm, expert, attention, mlp, bias, adapter or other.")
     dtype: str = Field(description="By its safetensors name.")
     shape: tuple[int, ...]
     file: str
@@ -120,7 +120,7 @@ def inspect_folder(folder: str | os.PathLike[str]) -> Contents:
 
 
 def _refusal(path: Path) -> str | None:
-    """Why it cannot be repaired."""
+    """Why `deltamend repair` would refuse the checkpoint; None where it would not."""
     try:
         open_checkpoint(path).close()
     except CheckpointError as error:

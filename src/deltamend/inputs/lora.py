@@ -1,4 +1,4 @@
-"""A model with a LoRA adapter: each adapted weight is computed as it is read, never a merged model in memory."""
+"""A model with a LoRA adapter: each adapted weight is computed as it is read, and no merged model is ever in memory."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def add_adapter(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _untie(checkpoint: Checkpoint, adapter: Checkpoint, tensors: dict[str, StoredTensor]) -> None:
-    """Show the head of a tied model by itself where the adapter changes the embedding or the head: PEFT changes only one."""
+    """Untie the head where the adapter changes it or the embedding, because PEFT changes only one of the two."""
     tied = tied_head(checkpoint.config, tensors)
     if tied is None:
         return
@@ -108,11 +108,11 @@ def _refuse_other_kinds(config: dict[str, Any], folder: Path) -> None:
     if kind != "LORA":
         reason = f"is a {kind} adapter, not LoRA"
     elif config.get("use_dora"):
-        reason = "is DoRA, which rescales whole rows of the weight, so that its update is not scaling·B·A"
+        reason = "is DoRA, which rescales whole rows of the weight, so that the update is not scaling·B·A"
     elif (found := config.get("init_lora_weights")) not in _PLAIN_STARTS:
-        reason = f"was begun with init_lora_weights={found!r}, which changes the model's own weights"
+        reason = f"was initialised with init_lora_weights={found!r}, which changes the weights of the model itself"
     elif changing := [key for key in _CHANGING if config.get(key)]:
-        reason = f"has {changing[0]}, with which its update is not scaling·B·A on the model's weights"
+        reason = f"sets {changing[0]}, with which the update is not scaling·B·A on the weights of the model"
     if reason:
         raise CheckpointError(f"{folder}: {reason}; merge it into the model with PEFT's merge_and_unload and give that")
 
@@ -151,7 +151,7 @@ def _replace(
 
 
 def _grow_vocabulary(checkpoint: Checkpoint, original: StoredTensor | None, stored: StoredTensor) -> None:
-    """An adapter that was trained with more tokens brings the whole embedding; config.json then has to say their number."""
+    """Write the new size of the vocabulary to config.json where the adapter brings an embedding with more or fewer rows."""
     rows = () if original is None else original.shape[:1]
     if stored.shape[:1] != rows and checkpoint.config.get("vocab_size") in rows:
         checkpoint.alter_config({**checkpoint.config, "vocab_size": stored.shape[0]})

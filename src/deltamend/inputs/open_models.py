@@ -1,4 +1,4 @@
-"""Open whatever a person calls a model: a folder, an id on the hub, a model with an adapter, a GGUF file."""
+"""Open whatever a user names as a model: a folder, an id on the hub, a GGUF file, or one of these with an adapter."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
     """
     text = os.fspath(model)
     if not text:
-        raise CheckpointError("a model's name is empty; give the folder of a checkpoint")
+        raise CheckpointError("the name of a model is empty; give the folder of a checkpoint")
     parts = model_and_adapter(text)
     if parts is None:
         return _open_model(text)
@@ -82,7 +82,7 @@ class OpenPair:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of how they are read."""
+        """How the two are read where it is not simply as stored, a sentence each."""
         return (*self.base.notes, *self.finetuned.notes)
 
     def close(self) -> None:
@@ -196,7 +196,7 @@ def _open_model(text: str) -> Checkpoint:
         if text.endswith(GGUF_SUFFIX):
             checkpoint.source = Path(text)
             checkpoint.notes += (
-                f"{Path(text).name}: read from a GGUF file; what its quantisation changed counts as part of Δ",
+                f"{Path(text).name}: read from a GGUF file; what quantisation changed in it counts as part of Δ",
             )
         present_dequantised(checkpoint)
         refuse_quantised(checkpoint.tensors.values(), folder)

@@ -1,4 +1,4 @@
-"""Pair the tensors of BASE and FINETUNED by name and decide for each what is to be done, before anything is read."""
+"""Pair the tensors of BASE and FINETUNED by name, and decide for each whether it is repaired, before any weight is read."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, Literal
 from deltamend.checkpoint.architecture import INPUT_EMBEDDING, OUTPUT_EMBEDDING, is_expert
 from deltamend.checkpoint.checkpoint_folder import StoredTensor
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
-from deltamend.errors import PairingError, UsageError
-from deltamend.inputs.fused_weights import fused_parts
+from deltamend.errors import PairingError, UsageError, option
+from deltamend.inputs.fused_weights import matrices_of_fused
 from deltamend.inputs.vocabulary import SharedRows
 
 Span = tuple[int, int]
@@ -20,9 +20,15 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Submatrix:
-    """A matrix inside a tensor that holds several, or rows that are not all the first ones: where both sides hold it.
+    """A part of a tensor that is repaired as a matrix of its own, and where both sides hold it.
 
-    Rows are spans of the tensor's `matrix_view`, one after another; no columns means all of them.
+    Such as one expert, the query of a fused weight, or the rows of the tokens that both vocabularies have.
+
+    Attributes:
+        label: such as "[3]" for an expert or "[q]" for the query; "" for the rows of shared tokens.
+        finetuned_rows: its rows in FINETUNED, as spans of rows of the tensor's `matrix_view`, one after another.
+        base_rows: its rows in BASE, likewise; as many.
+        columns: its columns, the same on both sides; None for all.
     """
 
     label: str
@@ -40,10 +46,16 @@ class Submatrix:
 class TensorPair:
     """One tensor of the output.
 
-    `filter`: it is a matrix both sides hold; the first `rows` rows are repaired, further rows are kept as fine-tuned.
-    With `submatrices` each of them is repaired by itself, and rows in none of them are kept.
-    `keep`: its bytes are those of FINETUNED; `reason` says why. `update_rank` is that of the adapter that makes the
-    difference, where that is all the difference. `inputs_of` is as in `TensorContext`.
+    Attributes:
+        finetuned: the tensor in FINETUNED.
+        base: the tensor in BASE; None where it has none.
+        action: "filter" where both sides hold it as a matrix, which is repaired; "keep" where its bytes are those of
+            FINETUNED.
+        reason: for "keep", why; for "filter", how it is read where that is not simply as one matrix.
+        rows: how many rows are repaired, from the first; further rows are kept as fine-tuned.
+        submatrices: where there are any, each of them is repaired by itself, and rows in none of them are kept.
+        update_rank: the rank of the adapter, where the difference of the two sides is exactly the update of an adapter.
+        inputs_of: as in `TensorContext`.
     """
 
     finetuned: StoredTensor
@@ -119,10 +131,11 @@ def pair_tensors(
         base: the tensors fine-tuning started from.
         finetuned: those of its descendant; every one of them is in the output.
         configs: the config.json of the two, or empty mappings where there is none.
-        include: a regular expression; matrices whose name it does not find are kept as fine-tuned.
-        exclude: a regular expression; matrices whose name it finds are kept as fine-tuned.
-        shared_rows: rows of the vocabulary that hold the same tokens; None where they are the first of both.
-        split_fused: whether query, key and value, or gate and up, that are stored as one are repaired one by one.
+        include: a regular expression; a matrix is kept as fine-tuned unless its name matches it somewhere.
+        exclude: a regular expression; a matrix is kept as fine-tuned if its name matches it somewhere.
+        shared_rows: the rows of the vocabularies that hold the same tokens; None where a token has the same row in both.
+        split_fused: whether the query, key and value, or the gate and up projection, are repaired one by one where they are
+            stored as one weight.
 
     Raises:
         PairingError: other architecture, shapes that differ by more than a resized vocabulary, or no matrix in common.
@@ -147,7 +160,7 @@ def pair_tensors(
 
 
 def _with_inputs(pairs: tuple[TensorPair, ...]) -> tuple[TensorPair, ...]:
-    """Say which weight of BASE has the inputs of each: an embedding that only BASE ties to its head has none of its own."""
+    """Set `inputs_of` of each pair; an embedding that BASE ties to its head, and FINETUNED does not, has no inputs of its own."""
     heads = {pair.base.own_name for pair in pairs if pair.base is not None and OUTPUT_EMBEDDING.search(pair.name)}
 
     def inputs_of(pair: TensorPair) -> str | None:
@@ -168,9 +181,9 @@ class _Selection:
     def refusal(self, name: str) -> str:
         """Why `name` is not selected, or nothing."""
         if self.include is not None and not self.include.search(name):
-            return "not matched by --include"
+            return "not matched by include"
         if self.exclude is not None and self.exclude.search(name):
-            return "matched by --exclude"
+            return "matched by exclude"
         return ""
 
 
@@ -182,15 +195,15 @@ class _How:
     fused_config: Mapping[str, Any] | None
 
 
-def _pattern(text: str | None, option: str) -> re.Pattern[str] | None:
+def _pattern(text: str | None, name: str) -> re.Pattern[str] | None:
     try:
         return None if text is None else re.compile(text)
     except re.error as error:
-        raise UsageError(f"--{option}: {text!r} is not a regular expression ({error}); mend it") from error
+        raise UsageError(f"{option(name)}: {text!r} is not a regular expression ({error}); correct it") from error
 
 
 def _is_language_part(base: Mapping[str, Any], finetuned: Mapping[str, Any]) -> bool:
-    """Whether FINETUNED is the language model of a multimodal BASE, which transformers loads and saves alone."""
+    """Whether FINETUNED is the language model of a multimodal BASE; transformers can load and save that part alone."""
     text = base.get("text_config")
     return (
         isinstance(text, dict)
@@ -248,7 +261,7 @@ def _whole(view: tuple[int, int]) -> Submatrix:
 
 
 def _experts(tensor: StoredTensor) -> tuple[Submatrix, ...]:
-    """A part for each expert of a three-dimensional tensor."""
+    """A submatrix for each expert of a three-dimensional tensor."""
     if len(tensor.shape) != 3 or not is_expert(tensor.name):
         return ()
     count, rows, _ = tensor.shape
@@ -257,9 +270,9 @@ def _experts(tensor: StoredTensor) -> tuple[Submatrix, ...]:
 
 
 def _cut(part: Submatrix, tensor: StoredTensor, config: Mapping[str, Any]) -> tuple[Submatrix, ...]:
-    """The parts of a matrix that is several on top of or beside each other, as config.json says; itself where it is one."""
+    """The matrices that are fused in one, by config.json; only itself where nothing is fused."""
     first = part.finetuned_rows[0][0]
-    found = fused_parts(tensor.name, (part.rows, tensor.shape[-1]), config)
+    found = matrices_of_fused(tensor.name, (part.rows, tensor.shape[-1]), config)
     if not found:
         return (part,)
     cuts = []
@@ -270,7 +283,7 @@ def _cut(part: Submatrix, tensor: StoredTensor, config: Mapping[str, Any]) -> tu
 
 
 def _rows_by_token(finetuned: StoredTensor, base: StoredTensor, how: _How) -> tuple[Submatrix, ...]:
-    """The rows of an embedding or head whose tokens both models have; nothing where rows are matched by their numbers."""
+    """The rows of an embedding or head whose tokens both models have; empty where rows are matched by their numbers."""
     vocabulary = INPUT_EMBEDDING.search(finetuned.name) or OUTPUT_EMBEDDING.search(finetuned.name)
     if how.shared_rows is None or not vocabulary or len(finetuned.shape) != 2 or finetuned.shape[1:] != base.shape[1:]:
         return ()
@@ -289,7 +302,7 @@ def _rows_by_token(finetuned: StoredTensor, base: StoredTensor, how: _How) -> tu
 
 
 def _shared_rows(finetuned: StoredTensor, base: StoredTensor, vocabularies: tuple[int | None, int | None]) -> int:
-    """Rows both sides hold when the vocabulary was resized; any other difference is refused."""
+    """How many rows both sides hold where the vocabulary was resized; any other difference of shapes is refused."""
     same_rows = finetuned.shape[1:] == base.shape[1:] and bool(base.shape) and bool(finetuned.shape)
     if same_rows and (base.shape[0], finetuned.shape[0]) == vocabularies:
         return min(base.shape[0], finetuned.shape[0])

@@ -34,7 +34,9 @@ def rename_base(base: Checkpoint, finetuned: Checkpoint, given: str | None) -> N
     if rule is not None:
         ours, theirs = _matrices(base.tensors), _matrices(finetuned.tensors)
         count = _matched(ours, theirs, rule)
-        note = f"BASE's {rule[0]!r} is FINETUNED's {rule[1]!r}: {count} of {len(theirs)} matrices have a partner so"
+        note = (
+            f"BASE's {rule[0]!r} is FINETUNED's {rule[1]!r}: {count} of {len(theirs)} matrices get a partner this way"
+        )
         _show_renamed(base, rule, note)
 
 
@@ -53,9 +55,15 @@ def prefix_rule(
 def _given_rule(given: str, ours: _Shapes, theirs: _Shapes) -> _Rule:
     old, separator, new = given.partition("=")
     if not separator:
-        raise UsageError(f"{option('rename')}: {given!r} is not OLD=NEW; write it like model.=language_model.model.")
+        raise UsageError(
+            f"{option('rename')}: {given!r} is not of the form OLD=NEW; write it like "
+            f"{option('rename', 'model.=language_model.model.')}"
+        )
     if not _matched(ours, theirs, (old, new)):
-        raise UsageError(f"{option('rename')}: {given!r} gives no matrix of BASE a name and shape that FINETUNED has")
+        raise UsageError(
+            f"{option('rename')}: {given!r} gives no matrix of BASE a name and shape that FINETUNED has; compare the names of "
+            "both with `deltamend inspect`"
+        )
     return old, new
 
 
@@ -71,7 +79,9 @@ def _found_rule(ours: _Shapes, theirs: _Shapes) -> _Rule | None:
     mappings = [{name: renamed(name, rule) for name in ours if renamed(name, rule) in theirs} for rule in winners]
     if any(mapping != mappings[winners.index(best)] for mapping in mappings):
         written = ", ".join(f"{old}={new}" for old, new in sorted(winners))
-        raise PairingError(f"names match in several ways ({written}); say which with {option('rename', 'OLD=NEW')}")
+        raise PairingError(
+            f"the tensor names of BASE match those of FINETUNED in several ways ({written}); choose one with {option('rename', 'OLD=NEW')}"
+        )
     return best
 
 
@@ -82,7 +92,7 @@ def _show_renamed(base: Checkpoint, rule: _Rule, note: str) -> None:
         shown = replace(tensor, name=renamed(tensor.name, rule), origin=tensor.own_name)
         if shown.name in tensors:
             raise PairingError(
-                f"two tensors of BASE would be called {shown.name!r}; give another {option('rename', 'OLD=NEW')}"
+                f"two tensors of BASE would both be renamed to {shown.name!r}; give another {option('rename', 'OLD=NEW')}"
             )
         tensors[shown.name] = shown
         if shown != tensor and base.is_computed(tensor):
@@ -95,7 +105,7 @@ def _matrices(tensors: Mapping[str, StoredTensor]) -> _Shapes:
 
 
 def _matched(ours: _Shapes, theirs: _Shapes, rule: _Rule) -> int:
-    """How many matrices get a partner of the same name and width."""
+    """How many matrices of BASE get a partner in FINETUNED of the same name and number of columns."""
     return sum(
         shape[1:] == theirs.get(renamed(name, rule), ())[1:] and renamed(name, rule) in theirs
         for name, shape in ours.items()

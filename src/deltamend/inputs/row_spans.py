@@ -1,4 +1,4 @@
-"""Rows of a matrix that are spans of the rows of a larger one, one after another."""
+"""A matrix whose rows are taken from several places of a larger one: spans of its rows, one after another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Span = tuple[int, int]
 
 
 class Piece(NamedTuple):
-    """Rows that lie together: `source` in the larger matrix, start:stop among those asked for."""
+    """Rows that are neighbours in the larger matrix, where they are the rows `source`; start:stop among the rows asked for."""
 
     source: Span
     start: int
@@ -31,7 +31,7 @@ class RowSpans:
         return self._starts[-1]
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        """Where rows start:stop lie."""
+        """The rows start:stop, as pieces that are neighbours in the larger matrix, in their order."""
         number, row = bisect_right(self._starts, start) - 1, start
         while row < stop:
             first = self._spans[number][0] + row - self._starts[number]

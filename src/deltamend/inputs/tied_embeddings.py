@@ -11,10 +11,10 @@ from deltamend.inputs.computed_tensors import EntrySpan
 
 
 def write_tied_head_once(checkpoint: Checkpoint) -> None:
-    """Leave out a head that is the same bytes as the embedding it is tied to: loaders tie it again.
+    """Leave out a head whose bytes are those of the embedding it is tied to; loaders tie it again.
 
-    Repaired one by one they might come out differently, and which of them a loader takes depends on its version. Where
-    config.json leaves it open whether they are tied, it is made to say so.
+    If both were repaired by themselves, they might come out differently, and it would depend on the version of the loader
+    which of them it takes. Where config.json does not say whether they are tied, it is made to say so.
     """
     said = _says_tied(checkpoint.config)
     embedding = next((tensor for name, tensor in checkpoint.tensors.items() if INPUT_EMBEDDING.search(name)), None)
@@ -22,14 +22,14 @@ def write_tied_head_once(checkpoint: Checkpoint) -> None:
     if said is False or embedding is None or head is None or not _same_values(checkpoint, embedding, head):
         return
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name != head.name}
-    note = f"{head.name!r} is the same as {embedding.name!r} and stored beside it; it is written once and tied"
+    note = f"{head.name!r} is stored beside {embedding.name!r} and equals it; it is written once, and tied"
     checkpoint.present(tensors, notes=[note])
     if said is None:
         checkpoint.alter_config({**checkpoint.config, "tie_word_embeddings": True})
 
 
 def compare_head_with_embedding(base: Checkpoint, finetuned: Checkpoint) -> None:
-    """A head that FINETUNED stores and BASE ties to its embedding: the base of it is that embedding."""
+    """Pair a head that only FINETUNED stores with the embedding of BASE, where BASE ties its head to that embedding."""
     embedding = next((tensor for name, tensor in base.tensors.items() if INPUT_EMBEDDING.search(name)), None)
     if embedding is None or not _is_tied(base):
         return
@@ -52,7 +52,7 @@ def _same_values(checkpoint: Checkpoint, first: StoredTensor, second: StoredTens
 
 
 def _is_tied(checkpoint: Checkpoint) -> bool:
-    """Whether its head is its embedding: config.json says so, or leaves it open and no head is stored."""
+    """Whether the head is tied to the embedding: config.json says so, or does not say and no head is stored."""
     said = _says_tied(checkpoint.config)
     if said is None:
         return has_head(checkpoint.config) and not any(map(OUTPUT_EMBEDDING.search, checkpoint.tensors))
@@ -60,7 +60,7 @@ def _is_tied(checkpoint: Checkpoint) -> bool:
 
 
 def _says_tied(config: Mapping[str, object]) -> bool | None:
-    """`tie_word_embeddings` of config.json or of its text part; None where it says nothing."""
+    """`tie_word_embeddings` of config.json or of its text part; None where neither says."""
     text = config.get("text_config")
     for part in (config, text if isinstance(text, Mapping) else {}):
         said = part.get("tie_word_embeddings")

@@ -12,7 +12,7 @@ _TOKENIZER_FILE = "tokenizer.json"
 
 
 class SharedRows(NamedTuple):
-    """Consecutive rows that hold the same tokens: `length` rows from these two on."""
+    """Consecutive rows that hold the same tokens: `length` rows from row `finetuned` on and from row `base` on."""
 
     finetuned: int
     base: int
@@ -20,11 +20,11 @@ class SharedRows(NamedTuple):
 
 
 def shared_rows(base: Sequence[Path], finetuned: Sequence[Path]) -> tuple[SharedRows, ...] | None:
-    """Rows of the same token, by the tokenizer.json of both; None where the rows of BASE are the first of FINETUNED's.
+    """The rows that hold the same tokens, by both tokenizer.json; None where every token of BASE has the same row in FINETUNED.
 
     Args:
-        base: folders, the first that has a tokenizer.json counts.
-        finetuned: the same.
+        base: folders of BASE; the tokenizer is that of the first that has a tokenizer.json.
+        finetuned: folders of FINETUNED, likewise.
 
     Raises:
         CheckpointError: a tokenizer.json cannot be read.
@@ -49,7 +49,7 @@ def shared_rows(base: Sequence[Path], finetuned: Sequence[Path]) -> tuple[Shared
 
 
 def _ids(folders: Sequence[Path]) -> dict[str, int]:
-    """Row of each token; empty where there is no tokenizer.json, or one of a kind that numbers nothing."""
+    """The row of each token; empty where there is no tokenizer.json, or one that does not list a vocabulary."""
     path = next((path for folder in folders if (path := folder / _TOKENIZER_FILE).is_file()), None)
     if path is None:
         return {}

@@ -1,4 +1,4 @@
-"""Load a language model and its tokenizer: transformers imported late, kept quiet, never allowed to reach for a hub."""
+"""Load a language model and its tokenizer with transformers, which is imported late, kept quiet and kept off the network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from deltamend.errors import CheckpointError, DeltamendError
 
 TODAY = date(2024, 7, 26)
-"""The day that chat templates are told, whichever it is: the same inputs, the same tokens."""
+"""The date that chat templates are told, so that the same inputs give the same tokens on every day."""
 _CLOCK = (
     "{% macro strftime_now(format) %}{{ format"
     + "".join(
@@ -21,7 +21,7 @@ _CLOCK = (
     )
     + " }}{% endmacro %}\n"
 )
-"""Jinja that shadows transformers' function of this name, which would read the clock; the newline goes with the block."""
+"""A Jinja macro that replaces transformers' function of this name, which would read the clock; Jinja drops the newline."""
 
 
 class LoadedModel(NamedTuple):
@@ -66,7 +66,7 @@ def load(folder: Path, *, dtype: str = "float32") -> LoadedModel:
         DeltamendError: transformers is not installed.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
+        raise CheckpointError(f"{folder}: there is no such folder; give the folder of a checkpoint")
     transformers = transformers_module()
     # Without a plain no, transformers asks on the terminal whether to run the checkpoint's own Python.
     where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -86,16 +86,16 @@ def load(folder: Path, *, dtype: str = "float32") -> LoadedModel:
     strange += [f"{name!r} in another shape" for name, *_ in sorted(found["mismatched_keys"])]
     if strange:
         raise CheckpointError(
-            f"{folder}: its weights hold {strange[0]}, against config.json; check both, or download it again"
+            f"{folder}: its weights hold {strange[0]}, unlike its config.json says; check both, or download it again"
         )
     return LoadedModel(model.eval(), tokenizer)
 
 
 def clockless_template(tokenizer: Any) -> str | None:
-    """The tokenizer's chat template with the clock it reads stopped at `TODAY`; None where it reads none, for as it is.
+    """The chat template with its clock stopped at `TODAY`; None, which means the template as it is, where it reads no clock.
 
     Raises:
-        ValueError: there is no template, as of `apply_chat_template`.
+        ValueError: there is no chat template.
     """
     template = tokenizer.get_chat_template()
     return _CLOCK + template if "strftime_now" in template else None

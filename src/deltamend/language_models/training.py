@@ -14,12 +14,12 @@ from deltamend.language_models.loading import chat_prompt, plain_tokens
 from deltamend.machine.threads import one_thread_each
 
 _Item = TypeVar("_Item")
-GIVEN, PADDING = -1, -2  # labels of positions without a loss
+GIVEN, PADDING = -1, -2  # labels of positions that do not count in the loss
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of one training text: what is given, and what the model has to learn to say."""
+    """Token ids of one training text: the prompt, which is given, and the answer, which the model learns to write."""
 
     prompt: list[int]
     answer: list[int]
@@ -27,12 +27,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how hard to train.
+    """The settings of a training run.
 
     Attributes:
         steps: optimiser steps.
-        batch: examples a step.
-        lr: AdamW's learning rate after the warm-up; it falls to zero in a straight line.
+        batch: examples in each step.
+        lr: AdamW's learning rate after the warm-up; it decays linearly to zero.
         warmup: steps of linear warm-up.
         threads: 1 or 2. Each thread takes its share of the batch from end to end, so they meet once a step; threads
             that share single operations meet thousands of times a step, which on a busy machine costs ten times as much.

@@ -1,1 +1,1 @@
-"""Repair methods: one file a method, one registry. This room knows a delta and its context, not files."""
+"""Repair methods, one file for each. A method sees the delta of one matrix and its context; it knows nothing of checkpoints."""

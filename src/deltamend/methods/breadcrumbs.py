@@ -1,4 +1,4 @@
-"""Model breadcrumbs: leave out the outliers and the small entries."""
+"""Model breadcrumbs: drop the largest entries of the delta as outliers, and the smallest as noise."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
 
 class Breadcrumbs(Weighted):
-    """Mask out the top γ of each tensor's |Δ| (outliers) and all but the next `density` (Davari & Belilovsky 2024).
+    """Drop the share γ of the entries with the largest |Δ|, and keep the share `density` that follows (Davari & Belilovsky 2024).
 
-    The paper gives the share β of small entries to drop and keeps below a quantile; in those words
-    `density` = 1 − β − γ, as mergekit counts it too. γ = 0 is magnitude pruning.
+    All smaller entries are dropped too. The paper names the share β of small entries that is dropped instead of the share
+    that is kept: `density` = 1 − β − γ, which is how mergekit counts as well. With γ = 0 this is magnitude pruning.
     """
 
     name: ClassVar[str] = "breadcrumbs"
@@ -32,13 +32,13 @@ class Breadcrumbs(Weighted):
         0.007,
         ge=0.0,
         le=1.0,
-        description="Share of the entries that is dropped as outliers, the largest.",
+        description="Share of the entries that is dropped as outliers: those of the largest magnitude.",
     )
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
         if self.density + self.gamma > 1.0 + 1e-9:
-            raise ValueError(f"density and gamma sum to {self.density + self.gamma:g}; they are shares of one whole")
+            raise ValueError(f"density and gamma sum to {self.density + self.gamma:g}; together they may not exceed 1")
         return self
 
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:

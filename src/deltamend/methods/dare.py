@@ -1,4 +1,4 @@
-"""DARE: drop at random and rescale."""
+"""DARE: drop entries of the delta at random and rescale the rest."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 class Dare(Weighted):
     """Drop each entry of Δ with probability p = 1 − density and multiply the rest by 1/(1 − p) (Yu et al. 2024).
 
-    The mean of Δ* over masks is Δ. Which entries are dropped depends on the seed, the tensor's name and the position
-    alone. mergekit's `dare_linear` takes the same density and by default rescales by the ratio of the sums of |Δ|
-    before and after, which is 1/(1 − p) on average only. Its sign election (`dare_ties`) changes nothing with one model.
+    On average over random masks, Δ* equals Δ. Which entries are dropped depends only on the seed, the tensor's name and
+    the position of the entry. mergekit's `dare_linear` takes the same density, but by default rescales by the ratio of the
+    sums of |Δ| before and after, which is 1/(1 − p) only on average. The sign election of `dare_ties` changes nothing when
+    there is one fine-tuned model.
     """
 
     name: ClassVar[str] = "dare"
@@ -27,8 +28,8 @@ class Dare(Weighted):
     summary: ClassVar[str] = "Drop entries at random and rescale the rest."
 
     density: float = Field(0.5, ge=0.0, le=1.0, description="Probability that an entry is kept, 1 − p in the paper.")
-    rescale: bool = Field(True, description="Multiply what is kept by 1/density.")
-    seed: int = Field(0, ge=0, description="Chooses the mask.")
+    rescale: bool = Field(True, description="Whether the entries that are kept are multiplied by 1/density.")
+    seed: int = Field(0, ge=0, description="Seed of the random mask.")
 
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
         """Drop entries of one delta; see `Method.apply`."""

@@ -1,4 +1,4 @@
-"""DELLA: drop at random, the small entries of a row more often."""
+"""DELLA: drop entries of the delta at random, the small entries of a row more often."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 class Della(Weighted):
     """Keep entries at random, with probabilities that rise with their rank in their row (Deep et al. 2024, MAGPRUNE).
 
-    In each row the smallest |Δ| is kept with probability density − ε and the largest with density + ε, linear in the
-    rank between, and what is kept is divided by its own probability, so the mean over masks is Δ. The paper's ε is the
-    whole range, twice ours; mergekit counts as we do, and rescales the whole tensor by one factor. Its sign election
-    changes nothing with one model. ε = 0 is DARE.
+    In each row, the smallest |Δ| is kept with probability density − ε and the largest with density + ε; in between the
+    probability rises linearly with the rank of the entry. Each entry that is kept is divided by its own probability, so that
+    on average over random masks Δ* equals Δ. The paper's ε is the whole range, twice ours; mergekit's is ours, but mergekit
+    rescales the whole tensor by one factor. The sign election of DELLA changes nothing when there is one fine-tuned model.
+    With ε = 0 this is DARE.
     """
 
     name: ClassVar[str] = "della"
@@ -30,18 +31,16 @@ class Della(Weighted):
     whole_rows: ClassVar[bool] = True
 
     density: float = Field(0.5, ge=0.0, le=1.0, description="Mean probability that an entry is kept.")
-    epsilon: float = Field(
-        0.1, ge=0.0, le=0.5, description="How far the probabilities lie above and below the mean at the most."
-    )
-    rescale: bool = Field(True, description="Divide what is kept by the probability with which it was kept.")
-    seed: int = Field(0, ge=0, description="Chooses the mask.")
+    epsilon: float = Field(0.1, ge=0.0, le=0.5, description="Largest distance of a probability from the mean.")
+    rescale: bool = Field(True, description="Whether each entry that is kept is divided by its probability.")
+    seed: int = Field(0, ge=0, description="Seed of the random mask.")
 
     @model_validator(mode="after")
     def _probabilities(self) -> Self:
         between = self.epsilon < self.density <= 1.0 - self.epsilon
         if not between and self.density not in (0.0, 1.0):
             raise ValueError(
-                f"density {self.density:g} ± epsilon {self.epsilon:g} leaves the range from 0 to 1; lower epsilon"
+                f"density {self.density:g} ± epsilon {self.epsilon:g} goes beyond the range from 0 to 1; lower epsilon"
             )
         return self
 
@@ -63,7 +62,7 @@ class Della(Weighted):
         return KeptDelta("filtered", "", dropped)
 
     def _probability(self, values: FloatArray) -> npt.NDArray[np.float64]:
-        """With which probability each entry is kept, by its rank in its row; entries of equal size in the order of columns."""
+        """The probability with which each entry is kept, by its rank in its row; equal entries rank by their column."""
         order = np.argsort(magnitudes(values), axis=1, kind="stable")
         ranks = np.empty(order.shape)
         columns = values.shape[1]

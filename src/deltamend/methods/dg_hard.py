@@ -25,11 +25,13 @@ from deltamend.spectrum.thresholds import (
 class DGHard(NoiseMethod):
     """Δ* = Σ σᵢuᵢvᵢᵀ over σᵢ > τ, τ = ω(β)·median(σ) (Abro & Tahir, arXiv 2605.20296; ω from arXiv 1305.5870, eq. 4).
 
-    The defaults are the paper's. `rule=edge` takes the edge of the Marchenko–Pastur bulk as τ and `rule=tracy-widom`
-    the 99% quantile of the largest singular value of noise; both keep more. `noise=screenot` is the threshold for
-    correlated noise of unknown law (arXiv 2009.12297), which needs no noise level. On a delta of exactly low rank, such
-    as a merged adapter, the median is rounding and nothing can be measured: the delta is kept and the report says so. For
-    an adapter that is given as one, `spectrum=nonzero` measures the noise on its own singular values instead.
+    The defaults are the paper's. Other thresholds: `rule=edge` takes the edge of the Marchenko–Pastur bulk as τ, and
+    `rule=tracy-widom` the 99% quantile of the largest singular value of noise; both keep more. `noise=screenot` is the
+    threshold for correlated noise of unknown distribution (arXiv 2009.12297), which needs no noise level.
+
+    A delta of exactly low rank, such as that of a merged adapter, has no noise to measure, because its median singular
+    value is nothing but rounding: the delta is kept whole, and the report says so. For a LoRA adapter that is given as an
+    adapter, `spectrum=nonzero` measures the noise on the adapter's own singular values instead.
     """
 
     name: ClassVar[str] = "dg-hard"
@@ -39,17 +41,19 @@ class DGHard(NoiseMethod):
 
     noise: NoiseSource | Literal["screenot"] = Field(  # type: ignore[assignment]
         "median",
-        description=f"{NoiseMethod.model_fields['noise'].description} screenot: no level, a threshold for correlated noise.",
+        description=f"{NoiseMethod.model_fields['noise'].description} screenot needs no level: it is a threshold for correlated noise.",
     )
     rule: Literal["gavish-donoho", "edge", "tracy-widom"] = Field(
-        "gavish-donoho", description="Where the threshold lies for a given noise level."
+        "gavish-donoho", description="How the threshold follows from the noise level."
     )
-    scale: float = Field(1.0, gt=0.0, le=100.0, description="Factor on the threshold; above 1 it keeps less.")
+    scale: float = Field(
+        1.0, gt=0.0, le=100.0, description="Factor on the threshold: a value above 1 keeps less of the delta."
+    )
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
         if self.noise == "screenot" and self.rule != "gavish-donoho":
-            raise ValueError(f"noise=screenot finds its own threshold; leave out rule={self.rule}")
+            raise ValueError(f"noise=screenot is a threshold of its own; leave out rule={self.rule}")
         return self
 
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:

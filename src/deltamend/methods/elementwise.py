@@ -51,14 +51,16 @@ class Weighted(Method):
         ge=-10.0,
         le=10.0,
         validation_alias=AliasChoices("weight", "lambda"),
-        description="Factor λ on what is kept; may be written `lambda`. Below 0 it moves away from the fine-tuned model.",
+        description="Factor λ on what is kept; may also be written `lambda`. A value below 0 moves away from the fine-tuned model.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _one_name(cls, values: Any) -> Any:
         if isinstance(values, dict) and {"weight", "lambda"} <= values.keys():
-            raise ValueError("weight and lambda are the same number with one fine-tuned model; give one of them")
+            raise ValueError(
+                "weight and lambda are two names of one factor where there is one fine-tuned model; give one of them"
+            )
         return values
 
     def all_or_nothing(self, kept: float) -> KeptDelta | None:

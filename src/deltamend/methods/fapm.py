@@ -18,15 +18,16 @@ from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 class Fapm(Weighted):
     """Keep the entries of the highest score |Δ| − mean|W|·|Δ|/|W|, W the base weights (Huang et al. 2025).
 
-    The score is |Δ|·(1 − mean|W|/|W|): large changes count, and large changes in proportion to the weight count
-    against. An entry that did not change has the score 0 whatever its weight; one that changed from a weight of 0 has
-    the score −∞, the limit of small weights, and is kept last. Where most entries did not change, as after training in
-    pure bf16, they come before all that changed and have a score below 0, and little or nothing is kept.
+    The score is |Δ|·(1 − mean|W|/|W|): it is high for a large change, and low for a change that is large in proportion to
+    its weight. An entry that did not change has the score 0 whatever its weight. An entry that changed from a weight of 0
+    has the score −∞, the limit for small weights, and is kept last. After training in pure bf16, most entries did not
+    change at all: their score of 0 is above that of every changed entry with a negative score, so that little or nothing of
+    the update is kept.
     """
 
     name: ClassVar[str] = "fapm"
     source: ClassVar[str] = "arXiv 2509.08255"
-    summary: ClassVar[str] = "Keep entries that changed much, but not in proportion to their weight."
+    summary: ClassVar[str] = "Keep entries that changed much, unless the change is large in proportion to the weight."
 
     density: float = Field(0.1, ge=0.0, le=1.0, description="Share of the entries of each tensor that is kept.")
 

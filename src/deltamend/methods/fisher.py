@@ -1,4 +1,4 @@
-"""Fisher-weighted interpolation, from a file of squared gradients."""
+"""Interpolation between base and fine-tuned weights, weighted entry by entry by Fisher information."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ _ROWS_ELEMENTS = 1 << 18
 class Fisher(Method):
     """Δ* = Δ·αF/(αF + (1 − α)F₀), entry by entry: Fisher merging of fine-tuned and base (Matena & Raffel 2022).
 
-    F is the diagonal of the Fisher information at the fine-tuned weights and F₀ that at the base, as safetensors files
-    with one tensor of mean squared gradients under each weight's name; `deltamend calibrate fisher` makes them from
-    texts. Without a file for the base F₀ is the mean of F over the tensor (ours). Where both are equal it is WiSE-FT
-    with α; entries that both call irrelevant are treated so.
+    F is the diagonal of the Fisher information at the fine-tuned weights, F₀ that at the base weights. Each is a safetensors
+    file that holds, under the name of each weight, a tensor of mean squared gradients; `deltamend calibrate fisher` makes
+    such a file from texts. Without a file for the base, F₀ is the mean of F over the tensor (ours). Where F equals F₀, and
+    where both are 0, this is WiSE-FT with α.
     """
 
     name: ClassVar[str] = "fisher"
     source: ClassVar[str] = "arXiv 2111.09832"
-    summary: ClassVar[str] = "Interpolate, weighted by how much each entry matters; needs a Fisher file."
+    summary: ClassVar[str] = "Interpolate, weighted by the Fisher information of each entry; needs a calibration file."
 
     fisher: FilePath = Field(description="Safetensors file of squared gradients at the fine-tuned weights.")
     base_fisher: FilePath | None = Field(
-        None, description="The same at the base weights; none takes the mean of `fisher`."
+        None,
+        description="Safetensors file of squared gradients at the base weights; by default the mean of `fisher` over each tensor.",
     )
     alpha: float = Field(0.5, ge=0.0, le=1.0, description="Weight of the fine-tuned model.")
 
@@ -73,7 +74,9 @@ def _squares(tensor: EntryTensor, row: int, column: int, shape: tuple[int, int])
     """
     values: FloatArray = tensor.read(row, column, shape).astype(np.float64)
     if values.size and not (values.min() >= 0.0 and np.isfinite(values.max())):
-        raise FilterError(f"{tensor.file} holds numbers that are not squares; compute it again")
+        raise FilterError(
+            f"{tensor.file} holds a number that is negative or not finite, which no squared gradient is; compute it again"
+        )
     return values
 
 

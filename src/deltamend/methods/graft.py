@@ -1,4 +1,4 @@
-"""Grafting: skill localization with a sparse mask."""
+"""Grafting: keep only the entries of the delta that a sparse mask selects."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ MASK_DTYPES = frozenset({"U8", "BOOL"})
 class Graft(Trimmed):
     """W* = W_base + γ ⊙ Δ with a sparse mask γ (Panigrahi et al. 2023).
 
-    The paper learns γ on the task's data, starting from the entries of the largest |Δ| in the whole model. Without a
-    `mask` here is that starting point, which needs no data; it is magnitude pruning over the whole model. With one, γ is
-    what `deltamend calibrate graft` learnt from a calibration set; `density` and `scope` then mean nothing, as the mask
-    has its own.
+    The paper learns γ on data of the task, and starts from the entries with the largest |Δ| in the whole model. Without
+    `mask` this method uses that starting point, which needs no data: it is magnitude pruning over the whole model. With
+    `mask`, γ is the mask that `deltamend calibrate graft` has learnt from calibration texts; `density` and `scope` then have
+    no effect.
     """
 
     name: ClassVar[str] = "graft"
     source: ClassVar[str] = "arXiv 2302.06600"
-    summary: ClassVar[str] = "Graft the most changed entries of the whole model onto the base."
+    summary: ClassVar[str] = "Keep the entries of the whole model that changed most, or those of a learnt mask."
 
     density: float = Field(
-        0.01, ge=0.0, le=1.0, description="Share of the entries that is grafted; the paper learns masks of 0.0001."
+        0.01, ge=0.0, le=1.0, description="Share of the entries that is kept; the paper learns masks of 0.0001."
     )
     scope: Literal["tensor", "model"] = Field(
         "model",
-        description="Whether the share is kept of each tensor or of the whole model, which is read two times more.",
+        description="Whether the share is counted in each tensor by itself or in the whole model; the whole model is then read two more times.",
     )
     mask: FilePath | None = Field(
-        None, description="Safetensors file with a mask for each matrix; none keeps the largest entries."
+        None, description="Safetensors file with a mask for each matrix; by default the largest entries are kept."
     )
 
     @field_serializer("mask")

@@ -1,4 +1,4 @@
-"""One method after another."""
+"""Hybrid: several methods one after another, each on what the one before it kept."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _Step = Annotated[dict[str, Any], PlainSerializer(_names_and_contents)]
 
 
 class Hybrid(Method):
-    """Each step is given what the step before it kept: Δ* = step_k(… step_1(Δ)).
+    """Apply several methods one after another, each to what the one before it kept: Δ* = step_k(… step_1(Δ)).
 
-    A spectral filter followed by interpolation or trimming is one line of a config. Steps that look at the whole model
-    first (scope=model) or need whole rows (della) are refused.
+    For example a spectral filter and then interpolation or magnitude pruning. A method cannot be a step if it reads the
+    whole model first (`scope=model`) or needs whole rows at a time (such as `della` and `null-space`).
     """
 
     name: ClassVar[str] = "hybrid"
@@ -43,7 +43,7 @@ class Hybrid(Method):
         _DEFAULT_STEPS,
         min_length=1,
         max_length=8,
-        description="Methods with their parameters, such as [{method: dg-hard}, {method: magnitude, density: 0.5}].",
+        description="The methods in their order, each with its parameters, such as [{method: dg-hard}, {method: magnitude, density: 0.5}].",
     )
 
     def __hash__(self) -> int:
@@ -83,7 +83,7 @@ class Hybrid(Method):
 def _made(step: dict[str, Any]) -> Method:
     name = step.get("method")
     if not isinstance(name, str):
-        raise ValueError(f"a step is {{method: NAME, …}}; got {step}")
+        raise ValueError(f"a step is written {{method: NAME, …}}, with the parameters after the name; got {step}")
     refusal = f"{name} cannot be a step: it looks at more than one block of one tensor at a time"
     if same_name(name, Hybrid.name):
         raise ValueError(refusal)
@@ -99,7 +99,7 @@ def _made(step: dict[str, Any]) -> Method:
 
 @dataclass(frozen=True)
 class _KeptBlocks:
-    """What a step kept, as the delta of the next."""
+    """What one step kept, as the delta that the next step is given."""
 
     kept: KeptDelta
     delta: Blocks

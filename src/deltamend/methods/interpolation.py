@@ -14,7 +14,7 @@ from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 class WiseFT(Method):
     """W* = (1 − α)·W_base + α·W_ft, that is Δ* = α·Δ (Wortsman et al. 2022).
 
-    With one fine-tuned model it is task arithmetic with weight α.
+    With one fine-tuned model this is the same as task arithmetic with weight α.
     """
 
     name: ClassVar[str] = "wise-ft"
@@ -34,8 +34,8 @@ class WiseFT(Method):
 class TaskArithmetic(Weighted):
     """W* = W_base + λ·Δ (Ilharco et al. 2023).
 
-    With one fine-tuned model it is WiSE-FT with α = λ; λ may also lie above 1 (further than the fine-tuned model) or
-    below 0 (negation, away from it).
+    With one fine-tuned model this is the same as WiSE-FT with α = λ. λ may also be above 1, which goes beyond the fine-tuned
+    model, or below 0, which goes away from it (negation).
     """
 
     name: ClassVar[str] = "task-arithmetic"

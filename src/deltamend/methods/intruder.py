@@ -19,21 +19,27 @@ from deltamend.spectrum.thresholds import FixedRank
 class Intruder(Method):
     """Shrink the leading left singular vectors of W_ft that no left singular vector of W_base resembles.
 
-    A direction among the `top` largest whose largest |cosine| with all of the base's is below ε is an intruder, and
-    W* = W_ft − (1 − λ)·Σ σᵢuᵢvᵢᵀ over the intruders (Shuttleworth et al. 2024). Same as peft's
-    `reduce_intruder_dimension`, which afterwards cuts the update to the rank of its adapter. Left vectors are those of the
-    rows as stored; GPT-2 stores its matrices transposed. Needs one copy of `top` rows of the longer side.
+    Of the `top` leading directions of W_ft, those are intruders whose |cosine| with every direction of W_base is below ε;
+    W* = W_ft − (1 − λ)·Σ σᵢuᵢvᵢᵀ, summed over the intruders (Shuttleworth et al. 2024). It is what peft's
+    `reduce_intruder_dimension` does before it cuts the update to the rank of its adapter. Left singular vectors are taken
+    of the matrix as it is stored; GPT-2 stores its matrices transposed. The method needs memory for `top` vectors of the
+    longer side.
     """
 
     name: ClassVar[str] = "intruder"
     source: ClassVar[str] = "arXiv 2410.21228"
-    summary: ClassVar[str] = "Shrink the leading directions of the fine-tuned weight that are new."
-
-    top: int = Field(10, ge=1, le=1000, description="How many of the leading directions are examined.")
-    epsilon: float = Field(
-        0.5, ge=0.0, le=1.0, description="|cosine| below which a direction is unlike any of the base's."
+    summary: ClassVar[str] = (
+        "Shrink the leading singular directions of the fine-tuned weight that the base does not have."
     )
-    keep: float = Field(0.75, ge=0.0, le=1.0, description="λ: share of an intruder that is kept.")
+
+    top: int = Field(10, ge=1, le=1000, description="Number of leading singular directions that are examined.")
+    epsilon: float = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        description="A direction is an intruder if its |cosine| with every direction of the base is below this.",
+    )
+    keep: float = Field(0.75, ge=0.0, le=1.0, description="λ: the share of each intruder that is kept.")
 
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
         """Shrink the intruders of one weight; see `Method.apply`."""

@@ -1,4 +1,4 @@
-"""LASER: rank reduction of the weight itself."""
+"""LASER: reduce the rank of the fine-tuned weight itself."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from deltamend.spectrum.thresholds import FixedRank
 class Laser(Method):
     """W* = the best approximation of W_ft of rank ρ·min(m, n) (Sharma et al. 2024).
 
-    Alone among the methods here it filters the weight, not the update: what it drops may be what the base model knew.
-    The paper reduces one chosen matrix; choose with `--include` or a rule, such as the MLP of late layers. ρ = 1 is the
-    fine-tuned model; no ρ is the base.
+    This is the only method here that filters the weight and not the update, so it may drop what the base model knew. The
+    paper reduces one chosen matrix, such as one of the MLP in a late layer; choose it with `--include` or with a rule. With
+    ρ = 1 the result is the fine-tuned model; no ρ gives the base.
     """
 
     name: ClassVar[str] = "laser"
@@ -29,7 +29,7 @@ class Laser(Method):
         0.9,
         gt=0.0,
         le=1.0,
-        description="ρ: share of the min(m, n) singular values of the weight that is kept, at least one.",
+        description="ρ: the share of the min(m, n) singular values of the weight that is kept; at least one is.",
     )
 
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:

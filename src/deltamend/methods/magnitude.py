@@ -8,10 +8,10 @@ from deltamend.methods.trimming import Trimmed
 
 
 class Magnitude(Trimmed):
-    """Keep the entries of Δ of the largest magnitude and set the rest to zero; nothing is rescaled by default.
+    """Keep the entries of Δ with the largest magnitude and set the rest to zero; by default nothing is rescaled.
 
-    The plain baseline of the pruning literature (Han et al. 2015), on the update instead of the weights. With one
-    fine-tuned model TIES is the same.
+    It is the plain baseline of the pruning literature (Han et al. 2015), applied to the update and not to the weights. With
+    one fine-tuned model, TIES does the same.
     """
 
     name: ClassVar[str] = "magnitude"

@@ -1,4 +1,4 @@
-"""Where the noise level of a spectral method comes from."""
+"""The parameters by which a spectral method gets the noise level of a delta."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from deltamend.spectrum.thresholds import OwnSpectrum, ThresholdRule
 
 NoiseSource = Literal["median", "q25", "bulk-fit", "rounding-floor", "known"]
 _FROM_THE_BULK = frozenset({"median", "q25", "bulk-fit"})
-_SOURCES = "median: of the singular values; q25: their lower quartile; bulk-fit: quantiles of the bulk; rounding-floor: what rounding to the stored dtype adds; known: `noise_level`"
+_SOURCES = "median, q25 and bulk-fit estimate it from the singular values: from their median, their lower quartile, or several quantiles of the bulk; rounding-floor is what rounding to the stored dtype adds; known takes `noise_level`"
 
 
 class NoiseMethod(Method):
@@ -32,18 +32,18 @@ class NoiseMethod(Method):
 
     noise: NoiseSource = Field("median", description=f"Where the noise level comes from ({_SOURCES}).")
     noise_level: float | None = Field(
-        None, ge=0.0, description="Standard deviation of one entry of the noise, for noise=known."
+        None, ge=0.0, description="Standard deviation of the noise in one entry of the delta; only with noise=known."
     )
 
     spectrum: Literal["all", "nonzero"] = Field(
         "all",
-        description="Singular values the noise level comes from; nonzero takes a LoRA adapter's own, its rank many, and is the same as all elsewhere.",
+        description="Which singular values the noise level is estimated from. For a LoRA adapter of rank r, nonzero takes only the r that are not zero; for any other update it is the same as all.",
     )
 
     @model_validator(mode="after")
     def _known_means_given(self) -> Self:
         if (self.noise == "known") != (self.noise_level is not None):
-            raise ValueError("noise=known and noise_level belong together; give both or neither")
+            raise ValueError("noise=known needs noise_level, and noise_level needs noise=known; give both or neither")
         return self
 
     def estimator(self, delta: Blocks, context: TensorContext) -> NoiseEstimator:
@@ -60,7 +60,10 @@ class NoiseMethod(Method):
         return MedianNoise()
 
     def without_floor(self, delta: Blocks, context: TensorContext) -> KeptDelta | None:
-        """The answer for an adapter's update, whose noise level is 0 by construction, where it is asked of all singular values."""
+        """Keep the update of a LoRA adapter whole where its noise level would be 0; None where the noise can be estimated.
+
+        More than half of the singular values of such an update are 0 by construction, and so is their median.
+        """
         rank = context.update_rank
         if (
             rank is None
@@ -70,13 +73,13 @@ class NoiseMethod(Method):
         ):
             return None
         reason = (
-            f"a LoRA update of rank {rank}: most of its singular values are 0, so there is no noise floor and Δ is kept; "
-            "spectrum=nonzero works on its own"
+            f"a LoRA update of rank {rank}: most of its singular values are 0, so there is no noise to measure and Δ is kept; "
+            "spectrum=nonzero measures it on the others"
         )
         return KeptDelta("no-noise-floor", reason, lambda block: block.values)
 
     def own(self, rule: ThresholdRule, context: TensorContext) -> ThresholdRule:
-        """The rule, on an adapter's own spectrum where that is asked for."""
+        """The rule, applied only to the nonzero singular values of an adapter where `spectrum` asks for that."""
         if self.spectrum == "all" or context.update_rank is None:
             return rule
         return OwnSpectrum(rule, context.update_rank)

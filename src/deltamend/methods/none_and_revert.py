@@ -1,4 +1,4 @@
-"""The two trivial answers, which belong in every table."""
+"""The two methods that every other is compared with: keep the fine-tuned weights, or go back to the base weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from deltamend.spectrum.blocks import Blocks
 
 
 class NoRepair(Method):
-    """W* = W_ft, bit for bit: the fine-tuned model as it is."""
+    """W* = W_ft, bit for bit: the fine-tuned model, unchanged."""
 
     name: ClassVar[str] = "none"
     aliases: ClassVar[tuple[str, ...]] = ("passthrough",)
@@ -24,7 +24,7 @@ class NoRepair(Method):
 
 
 class Revert(Method):
-    """W* = W_base, bit for bit: what fine-tuning did is undone."""
+    """W* = W_base, bit for bit: fine-tuning is undone."""
 
     name: ClassVar[str] = "revert"
     source: ClassVar[str] = "trivial"

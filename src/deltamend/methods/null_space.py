@@ -1,4 +1,4 @@
-"""A soft projection of the update onto what the base model's own activations leave free."""
+"""Null-space: remove from the update what acts on inputs that are common in the base model's own texts."""
 
 from __future__ import annotations
 
@@ -20,56 +20,61 @@ from deltamend.methods.method import Counts, Deltas, KeptDelta, Method, TensorCo
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
 SAME_INPUT = "same_input"
-"""Key of the file's metadata: weights that are given the input of another one, as JSON."""
+"""Key in the metadata of an activations file: JSON that maps a weight to the weight whose input it shares."""
 VERSION = "4"
-"""Of what such a file holds; under the key `activations` of its metadata."""
+"""Version of the format of an activations file; stored under the key `activations` of its metadata."""
 EIGENVALUES = ".eigenvalues"
-"""What the name of a weight's eigenvalues ends with; its eigenvectors go by its own name."""
+"""Suffix of the tensor that holds the eigenvalues of a weight; the eigenvectors have the name of the weight itself."""
 
 _DECADES = 12.0
-"""λ is looked for so many powers of ten around the mean eigenvalue."""
+"""λ is searched within this many powers of ten above and below the mean eigenvalue."""
 
 Array = npt.NDArray[np.float64]
 
 
 class NullSpace(Method):
-    """Δ* = Δ·(I + C/λ)⁻¹, the minimum of E‖Δ*x‖² + λ‖Δ* − Δ‖² over the directions x of the layer's inputs in the base.
+    """Δ* = Δ·(I + C/λ)⁻¹, which minimises E‖Δ*x‖² + λ‖Δ* − Δ‖², where x is an input of the layer in the base model.
 
-    C = E[xxᵀ], each x scaled to length 1, is over texts that the base model writes itself, so no data are needed;
-    `deltamend calibrate activations` makes the file. What the update does to inputs that are common there is taken away,
-    what it does elsewhere is kept: a soft form of the projection onto the null space of C (Wang et al. 2021, arXiv
-    2103.07113; Fang et al. 2024, arXiv 2410.02355), made after training and not during it, which is ours.
+    C = E[xxᵀ] is the second moment of the layer's inputs, each scaled to length 1, over texts that the base model writes
+    itself; so no data are needed. `deltamend calibrate activations` computes it and writes the file. What the update does
+    to inputs that are common in these texts is removed, and what it does to other inputs is kept. This is a soft form of
+    the projection onto the null space of C (Wang et al. 2021, arXiv 2103.07113; Fang et al. 2024, arXiv 2410.02355). That
+    it is made after training and not during it is ours.
 
-    λ of each matrix is the largest with √(E‖Δ*x‖²/E‖W_base x‖²) ≤ `effect`, and ≤ `share` of what it is for Δ. Where
-    `share` is 1, an update that does no more than `effect` is kept whole. With `ridge`, λ = ridge·tr(C)/n instead. A matrix
-    that the file has nothing of, such as an embedding that is not tied to the head or a router's experts, is kept as
-    fine-tuned.
+    λ is chosen for each matrix: the largest for which the relative change of the layer's outputs, √(E‖Δ*x‖²/E‖W_base x‖²),
+    is at most `effect`, and at most `share` times what it is for Δ. Where `share` is 1, an update whose relative change is
+    no larger than `effect` is therefore kept whole. With `ridge`, λ = ridge·tr(C)/n instead.
+
+    A matrix whose inputs the file does not hold is kept as fine-tuned, such as an embedding that is not tied to the head, or
+    the experts of a mixture.
     """
 
     name: ClassVar[str] = "null-space"
     source: ClassVar[str] = "ours, after arXiv 2103.07113"
-    summary: ClassVar[str] = "Keep what the update does to inputs that the base model's own texts do not have."
+    summary: ClassVar[str] = (
+        "Remove what the update does to inputs that are common in the base model's own texts; keep the rest."
+    )
     whole_rows: ClassVar[bool] = True
 
     activations: FilePath = Field(
-        description="Safetensors file that `deltamend calibrate activations` made of the base."
+        description="Safetensors file that `deltamend calibrate activations` made from the base model."
     )
     effect: float = Field(
         0.001,
         ge=0.0,
         le=10.0,
-        description="Largest change of a layer's outputs on the base's own texts, in units of these outputs (root mean square).",
+        description="Largest change of a layer's outputs on the base model's own texts, relative to these outputs (root mean square).",
     )
     share: float = Field(
         1.0,
         ge=0.0,
         le=1.0,
-        description="Largest change of a layer's outputs on the base's own texts, as a share of what the whole update does.",
+        description="Largest change of a layer's outputs on the base model's own texts, relative to the change that the whole update makes.",
     )
     ridge: float | None = Field(
         None,
         ge=0.0,
-        description="λ in units of the mean eigenvalue of C, the same for every matrix, in place of `effect` and `share`.",
+        description="λ in units of the mean eigenvalue of C, the same for every matrix; replaces `effect` and `share`.",
     )
 
     @field_serializer("activations")
@@ -77,10 +82,10 @@ class NullSpace(Method):
         return name_and_content(path, self.name)
 
     def survey(self, deltas: Deltas) -> None:
-        """Refuse a file of another model, of which no matrix would be bent.
+        """Refuse a file that was computed from another model, and so holds the inputs of none of the matrices.
 
         Raises:
-            MethodError: the file has nothing of any matrix, or cannot be read.
+            MethodError: the file holds the inputs of no matrix, or cannot be read.
         """
 
         def known(_delta: Blocks, context: TensorContext) -> Counts:
@@ -91,11 +96,11 @@ class NullSpace(Method):
         matrices, found = deltas.total(known)
         if matrices and not found:
             raise MethodError(
-                f"{self.activations.name} has nothing of any matrix; compute it for the base of this pair"
+                f"{self.activations.name} holds the inputs of none of the matrices; compute it from the base of this pair"
             )
 
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
-        """Bend one delta; see `Method.apply`."""
+        """Remove from one delta what acts on common inputs; see `Method.apply`."""
         if self.ridge == 0.0 or (self.ridge is None and 0.0 in (self.effect, self.share)):
             return KeptDelta.reverted("nothing is kept by the parameters")
         inputs = _inputs(self.activations, context, delta.shape[1])
@@ -125,7 +130,7 @@ class NullSpace(Method):
     def _strength(
         self, delta: Blocks, context: TensorContext, inputs: _Inputs, mean: float
     ) -> tuple[float, float, float]:
-        """The effect of Δ, that of Δ*, and the λ that gives it, infinite where Δ is kept whole."""
+        """The effect of Δ, the effect of Δ*, and the λ that gives it; λ is infinite where Δ is kept whole."""
         updates, weights = np.zeros(len(inputs.values)), 0.0
         for block in delta:
             updates += _squares(block.values, inputs.vectors)
@@ -156,7 +161,7 @@ class NullSpace(Method):
 
 
 class _Inputs(NamedTuple):
-    """What is known of the inputs of a delta's n columns: C = Σ valuesᵢ vectorsᵢᵀ vectorsᵢ.
+    """The second moment of the inputs of a delta's n columns: C = Σ valuesᵢ vectorsᵢᵀ vectorsᵢ.
 
     Attributes:
         vectors: (k, n), orthonormal rows.
@@ -168,7 +173,7 @@ class _Inputs(NamedTuple):
 
 
 def _weight_of(context: TensorContext) -> str:
-    """The name under which the file has what the columns of a delta are given: that of BASE."""
+    """The name under which the file holds the inputs of a delta's columns, which is that of the weight in BASE."""
     if context.inputs_of is not None:
         return context.inputs_of
     return context.name if context.place is None else context.place.tensor
@@ -182,10 +187,10 @@ def _squares(values: FloatArray, vectors: FloatArray) -> Array:
 
 
 def _inputs(path: Path, context: TensorContext, width: int) -> _Inputs | None:
-    """The inputs of a delta's columns; None where the file has nothing of the tensor.
+    """The inputs of a delta's columns; None where the file does not hold them.
 
     Raises:
-        FilterError: it holds them in another shape, or numbers that are no second moments.
+        FilterError: it holds them in another shape, or holds numbers that are no second moments.
         MethodError: the file cannot be read.
     """
     tensor = _weight_of(context)

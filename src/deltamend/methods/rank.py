@@ -1,4 +1,4 @@
-"""Truncated SVD of the delta."""
+"""Truncated singular value decomposition of the delta."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _DEFAULT_ENERGY = 0.9
 class Rank(Method):
     """Δ* = the best approximation of Δ of a given rank (Eckart & Young 1936): the baseline without a noise model.
 
-    Give one of `rank`, `energy` and `share`; without any it is energy = 0.9. A fixed rank is what an adapter extracted
-    from the update would hold.
+    Give one of `rank`, `energy` and `share`; the default is energy = 0.9. With a fixed rank, the result is what a LoRA adapter
+    that is extracted from the update would hold.
     """
 
     name: ClassVar[str] = "rank"
@@ -28,9 +28,9 @@ class Rank(Method):
 
     rank: int | None = Field(None, ge=0, description="Number of singular values that are kept.")
     energy: float | None = Field(
-        None, ge=0.0, le=1.0, description="Keep as few singular values as hold this share of ‖Δ‖²."
+        None, ge=0.0, le=1.0, description="Keep the fewest singular values that together hold this share of ‖Δ‖²."
     )
-    share: float | None = Field(None, ge=0.0, le=1.0, description="Keep this share of all min(m, n) singular values.")
+    share: float | None = Field(None, ge=0.0, le=1.0, description="Keep this share of the min(m, n) singular values.")
 
     @model_validator(mode="after")
     def _one_of_three(self) -> Self:

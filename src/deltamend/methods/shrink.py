@@ -24,17 +24,20 @@ _SHRINKERS: dict[str, Shrinker] = {
 class Shrink(NoiseMethod):
     """Δ* = Σ η(σᵢ)·uᵢvᵢᵀ, η the optimal shrinker for a loss (Gavish & Donoho 2017; for the operator norm Leeb 2020).
 
-    Everything above the edge of the noise is kept, smaller than it was: noise makes singular values look larger than
-    the signal's. `soft` subtracts the edge. For a noise level of 0 it is the fine-tuned model.
+    Singular values above the edge of the noise are kept but made smaller, because noise makes the singular values of the
+    signal look larger than they are; those below are dropped. `loss=soft` subtracts the edge from each. With a noise level
+    of 0 the result is the fine-tuned model.
     """
 
     name: ClassVar[str] = "shrink"
     source: ClassVar[str] = "arXiv 1405.7511"
-    summary: ClassVar[str] = "Shrink singular values by what noise adds to them, instead of cutting."
+    summary: ClassVar[str] = (
+        "Shrink each singular value by what noise adds to it, instead of keeping it or dropping it."
+    )
     low_rank: ClassVar[bool] = True
 
     loss: Literal["frobenius", "operator", "nuclear", "soft"] = Field(
-        "frobenius", description="The loss η is optimal for, or soft thresholding at the edge of the noise."
+        "frobenius", description="The loss for which η is optimal; soft is soft thresholding at the edge of the noise."
     )
 
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:

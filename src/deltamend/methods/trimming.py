@@ -29,11 +29,11 @@ class Trimmed(Weighted):
     )
     scope: Literal["tensor", "model"] = Field(
         "tensor",
-        description="Whether the share is kept of each tensor or of the whole model, which is read two times more.",
+        description="Whether the share is counted in each tensor by itself or in the whole model; the whole model is then read two more times.",
     )
 
     def survey(self, deltas: Deltas) -> Cut | None:
-        """The cut through the magnitudes of the whole model, for that scope."""
+        """With `scope=model`, where to cut the magnitudes of the whole model."""
         if self.scope == "tensor" or self.all_or_nothing(self.density):
             return None
         return cut_at(lambda count: deltas.total(lambda delta, _: count_magnitudes(delta, count)), self.density)
