@@ -254,7 +254,7 @@ def test_out_may_not_touch_an_input(place: str, own_pair: Pair, tmp_path: Path, 
     (tmp_path / "link-to-base").symlink_to(own_pair.base)
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
     printed = deltamend_cli("repair", own_pair.base, own_pair.finetuned, tmp_path / place, "--overwrite")
-    assert_one_line(printed, ("is, lies inside or holds the input", "give a folder outside the inputs"))
+    assert_one_line(printed, ("is, contains or lies inside the input", "give a folder outside the inputs"))
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
 
 

@@ -129,7 +129,7 @@ def test_a_template_that_cannot_open_a_message_is_an_error_in_a_line(
 def test_a_model_that_is_not_there_is_an_error_in_a_line(tmp_path: Path, deltamend_cli: Callable[..., Any]) -> None:
     printed = deltamend_cli("calibrate", "activations", tmp_path / "gone", tmp_path / "c")
     assert printed.code == 1
-    assert printed.err == f"deltamend: {tmp_path / 'gone'}: no such folder\n"
+    assert printed.err == f"deltamend: {tmp_path / 'gone'}: no such folder; give the folder of a checkpoint\n"
 
 
 def test_what_it_wrote_repairs_a_pair(tiny_model: Path, tmp_path: Path, deltamend_cli: Callable[..., Any]) -> None:
@@ -186,7 +186,7 @@ def test_weights_that_are_cut_off_or_of_another_shape_are_an_error_in_a_line(
     [
         (float("nan"), True, "the weights of 'model.norm.weight' hold NaN or Inf"),
         (float("inf"), False, "the weights of 'model.norm.weight' hold NaN or Inf"),
-        (3e38, True, "cannot write texts (probability tensor contains"),
+        (3e38, True, "cannot write texts of its own (probability tensor contains"),
         (3e38, False, "the inputs of 'lm_head.weight' hold NaN or Inf"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Nothing leaves the machine without --yes, nor a folder that is not as it was written; the token is never printed."""
+"""Nothing leaves the machine without --yes, nor a folder that differs from its recorded hashes; the token is never printed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_changed_folder_is_not_sent(out: Path, hub: Hub, deltamend_cli: Cli) -
     (out / "config.json").write_text("{}")
     printed = deltamend_cli("push", out, "me/model", "--yes")
     assert printed.code == 1
-    assert "is not as it was written (config.json: changed" in printed.err
+    assert "differs from its recorded hashes (config.json: changed" in printed.err
     assert hub.calls == []
 
 

@@ -56,7 +56,7 @@ def test_a_model_in_the_cache_is_opened_offline(
 def test_what_is_not_in_the_cache_is_said_in_one_line(name: str, tmp_path: Path, deltamend_cli: Cli) -> None:
     printed = deltamend_cli("repair", name, "tiny/tuned", tmp_path / "out")
     assert (printed.code, printed.err.count("\n")) == (1, 1)
-    assert f"{name}: is no folder here, not in the cache, and the hub cannot be reached" in printed.err
+    assert f"{name}: is neither a folder on this machine nor in the cache, and the hub cannot be reached" in printed.err
 
 
 def test_only_what_is_needed_is_downloaded_and_bin_only_where_there_is_nothing_else(
@@ -95,7 +95,7 @@ def test_a_refusal_of_the_hub_names_the_model_and_never_the_token(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     printed = deltamend_cli("repair", "org/gone", "org/gone", tmp_path / "out")
     assert printed.code == 1
-    assert "org/gone: the hub does not give it (404)" in printed.err
+    assert "org/gone: the hub refuses it (404)" in printed.err
     assert "secret-token" not in printed.err + printed.out
 
 

@@ -1,4 +1,4 @@
-"""`deltamend calibrate`: what null-space, fisher and graft want to know from a model or from data."""
+"""`deltamend calibrate`: compute the files that the methods null-space, fisher and graft need."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import typer
 from deltamend.cli.terminal import progress_bar
 
 calibrate = typer.Typer(
-    help="Compute what the methods null-space, fisher and graft want to know; holds whole models in memory.",
+    help="Compute the files that the methods null-space, fisher and graft need. Loads whole models into memory.",
     no_args_is_help=True,
 )
 
-_TEXTS = typer.Argument(help='JSONL: {"text": …}, or {"prompt": …, "response": …} where the response counts.')
+_TEXTS = typer.Argument(help='JSONL file of texts: {"text": …} or {"prompt": …, "response": …} on each line.')
 _OUT = typer.Argument(help="Safetensors file to write.")
-_CHAT = typer.Option("--chat", help="Prompts are messages: put them through the model's chat template.")
-_MAX_TOKENS = typer.Option(min=2, help="Longer texts are cut.")
-_OVERWRITE = typer.Option("--overwrite", help="Replace OUT.")
+_CHAT = typer.Option("--chat", help="Put each prompt through the chat template of the model, as the message of a user.")
+_MAX_TOKENS = typer.Option(min=2, help="Largest number of tokens in a text; longer texts are cut.")
+_OVERWRITE = typer.Option("--overwrite", help="Replace OUT if it exists.")
 _QUIET = typer.Option("-q", "--quiet", help="Print errors only.")
 
 
 @calibrate.command()
 def activations(
-    model: Annotated[Path, typer.Argument(help="Folder of the checkpoint fine-tuning started from.")],
+    model: Annotated[Path, typer.Argument(help="Folder of the base model.")],
     out: Annotated[Path, _OUT],
     texts: Annotated[
-        Path | None, typer.Option(help="JSONL of texts to read; without it the model writes its own.")
+        Path | None, typer.Option(help="JSONL file of texts. By default the model writes its own texts.")
     ] = None,
     chat: Annotated[bool, _CHAT] = False,
-    samples: Annotated[int, typer.Option(min=1, help="Texts that the model writes.")] = 48,
-    tokens: Annotated[int, typer.Option(min=2, help="Of each text, at most.")] = 96,
-    seed: Annotated[int, typer.Option(min=0, help="Of what the model writes.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Number of texts that the model writes.")] = 48,
+    tokens: Annotated[int, typer.Option(min=2, help="Largest number of tokens in a text.")] = 96,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the texts that the model writes.")] = 0,
     overwrite: Annotated[bool, _OVERWRITE] = False,
     quiet: Annotated[bool, _QUIET] = False,
 ) -> None:
-    """What MODEL's layers are given in its own texts, for `--method null-space`; no data are needed."""
+    """Compute the directions of every layer's inputs on texts that MODEL writes itself, for `--method null-space`."""
     from deltamend.calibration.activations import write_activations  # torch
 
     with progress_bar(quiet, "reading") as progress:
@@ -58,19 +58,23 @@ def activations(
 
 @calibrate.command()
 def fisher(
-    model: Annotated[Path, typer.Argument(help="Folder of the checkpoint.")],
+    model: Annotated[Path, typer.Argument(help="Folder of the model, fine-tuned or base.")],
     texts: Annotated[Path, _TEXTS],
     out: Annotated[Path, _OUT],
     given_labels: Annotated[
-        bool, typer.Option("--given-labels", help="The texts' own tokens, not sampled ones: the empirical Fisher.")
+        bool,
+        typer.Option(
+            "--given-labels",
+            help="Take the tokens of the texts, not tokens sampled from the model: the empirical Fisher information.",
+        ),
     ] = False,
     chat: Annotated[bool, _CHAT] = False,
     max_tokens: Annotated[int, _MAX_TOKENS] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampled tokens.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for the sampled tokens.")] = 0,
     overwrite: Annotated[bool, _OVERWRITE] = False,
     quiet: Annotated[bool, _QUIET] = False,
 ) -> None:
-    """Mean squared gradients of MODEL, for `--method fisher`."""
+    """Compute the mean squared gradients of MODEL on TEXTS (Fisher information), for `--method fisher`."""
     from deltamend.calibration.fisher import write_fisher  # torch
 
     with progress_bar(quiet, "computing") as progress:
@@ -91,20 +95,22 @@ def fisher(
 
 @calibrate.command()
 def graft(
-    base: Annotated[Path, typer.Argument(help="Folder of the checkpoint fine-tuning started from.")],
-    finetuned: Annotated[Path, typer.Argument(help="Folder of its fine-tuned descendant.")],
+    base: Annotated[Path, typer.Argument(help="Folder of the base model.")],
+    finetuned: Annotated[Path, typer.Argument(help="Folder of the fine-tuned model.")],
     texts: Annotated[Path, _TEXTS],
     out: Annotated[Path, _OUT],
-    density: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the entries that is grafted.")] = 0.01,
-    steps: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 50,
-    batch: Annotated[int, typer.Option(min=1, help="Texts a step.")] = 8,
-    rate: Annotated[float, typer.Option(min=0.0, help="How far a step goes.")] = 1.0,
+    density: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the entries that the mask selects.")
+    ] = 0.01,
+    steps: Annotated[int, typer.Option(min=1, help="Number of gradient steps.")] = 50,
+    batch: Annotated[int, typer.Option(min=1, help="Number of texts in each step.")] = 8,
+    rate: Annotated[float, typer.Option(min=0.0, help="Step size; it means the same for every model.")] = 1.0,
     chat: Annotated[bool, _CHAT] = False,
     max_tokens: Annotated[int, _MAX_TOKENS] = 512,
     overwrite: Annotated[bool, _OVERWRITE] = False,
     quiet: Annotated[bool, _QUIET] = False,
 ) -> None:
-    """A mask of the entries the task needs, for `--method graft`."""
+    """Learn which entries of the update the task of TEXTS needs, as a mask for `--method graft`."""
     from deltamend.calibration.graft_mask import write_graft_mask  # torch
 
     with progress_bar(quiet, "learning") as progress:
@@ -124,6 +130,6 @@ def graft(
         )
     if not quiet:
         typer.echo(
-            f"loss on the texts: {before:.4f} nats a token with the largest entries, {after:.4f} with the mask learnt"
+            f"loss on the texts: {before:.4f} nats per token with the mask of the largest entries, {after:.4f} with the learnt mask"
         )
         typer.echo(f"wrote {out}; next: deltamend repair … --method graft --set mask={out}")

@@ -1,4 +1,4 @@
-"""`deltamend inspect`: what is in a checkpoint."""
+"""`deltamend inspect`: list what is in a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from deltamend.inputs.inspection import Contents, Total, inspect_folder
 
 
 def inspect(
-    checkpoint: Annotated[str, typer.Argument(help="Folder of a checkpoint or an adapter.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Folder of a checkpoint or an adapter, or a model id of the Hugging Face hub.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A line for every tensor.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also print a line for every tensor.")] = False,
 ) -> None:
-    """Say what is in a checkpoint, from its headers alone."""
+    """List what is in a checkpoint, read from its headers alone."""
     found = inspect_folder(checkpoint)
     if as_json:
         content = {"total": found.total.model_dump(), **found.model_dump()}
@@ -43,7 +45,7 @@ def _print(console: Console, found: Contents, verbose: bool) -> None:
         if len(groups) > 20:
             console.print(f"  and {len(groups) - 20} more")
     if found.refused is not None:
-        console.print(f"`deltamend repair` would refuse it: {found.refused}")
+        console.print(f"`deltamend repair` would refuse this checkpoint: {found.refused}")
     if verbose:
         table = Table(Column("tensor", overflow="fold"), "kind", "dtype", "shape", "file")
         for tensor in found.tensors:

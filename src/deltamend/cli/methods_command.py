@@ -1,4 +1,4 @@
-"""`deltamend methods`: what can be chosen with --method."""
+"""`deltamend methods`: list the methods that can be chosen with --method, or show one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from rich.table import Table
 from deltamend.methods.pages import parameter_rows
 from deltamend.methods.registry import all_methods, method_class
 
-methods = typer.Typer(invoke_without_command=True, rich_markup_mode=None, help="List the methods, or show one.")
+methods = typer.Typer(
+    invoke_without_command=True, rich_markup_mode=None, help="List the repair methods, or show one with its parameters."
+)
 
 
 @methods.callback()
 def list_methods(
     context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False
 ) -> None:
-    """List the methods, or show one."""
+    """List the repair methods, or show one with its parameters."""
     if context.invoked_subcommand is not None:
         return
     if as_json:
@@ -38,7 +40,7 @@ def list_methods(
 
 @methods.command()
 def show(
-    name: Annotated[str, typer.Argument(help="Name or alias of a method.")],
+    name: Annotated[str, typer.Argument(help="The name of a method, or one of its aliases.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON schema of its parameters.")] = False,
 ) -> None:
     """Show what a method does, its source and its parameters."""

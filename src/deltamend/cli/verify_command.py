@@ -1,4 +1,4 @@
-"""`deltamend verify`: is what is on disk what was written."""
+"""`deltamend verify`: check a repaired model against its recorded hashes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import typer
 from deltamend.checkpoint.verification import verify as verify_folder
 
 
-def verify(out: Annotated[Path, typer.Argument(help="A folder that deltamend wrote.")]) -> None:
-    """Check every file and tensor of OUT against its deltamend.json."""
+def verify(out: Annotated[Path, typer.Argument(help="The folder of a repaired model or adapter.")]) -> None:
+    """Check every file and tensor of OUT against the hashes recorded in its deltamend.json."""
     faults = verify_folder(out)
     for fault in faults:
         typer.echo(f"{out}: {fault}", err=True)
     if faults:
         raise typer.Exit(1)
-    typer.echo(f"{out}: every file and tensor is as it was written")
+    typer.echo(f"{out}: every file and tensor matches its recorded hash")

@@ -66,7 +66,7 @@ def load(folder: Path, *, dtype: str = "float32") -> LoadedModel:
         DeltamendError: transformers is not installed.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: there is no such folder; give the folder of a checkpoint")
+        raise CheckpointError(f"{folder}: no such folder; give the folder of a checkpoint")
     transformers = transformers_module()
     # Without a plain no, transformers asks on the terminal whether to run the checkpoint's own Python.
     where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}

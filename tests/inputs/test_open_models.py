@@ -1,0 +1,41 @@
+"""Models of many families and dtypes are opened, repaired and loaded."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+)
+
+import deltamend
+from tests.conftest import gpt2, llama, save_pair
+from tests.inputs.checkpoints import check, gemma, mixtral, neox, phi3, qwen3, qwen3_moe, tuned
+from tests.reference import load
+
+
+@pytest.mark.parametrize("make", [qwen3, gemma, mixtral, qwen3_moe, gpt2, neox, phi3], ids=lambda make: make.__name__)
+def test_a_family_is_repaired_and_loads(make: Callable[[], PreTrainedModel], tmp_path: Path) -> None:
+    model = make()
+    model.save_pretrained(tmp_path / "base")
+    tuned(model).save_pretrained(tmp_path / "finetuned")
+    deltamend.repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out")
+    out = load(tmp_path / "out")
+    assert check((load(tmp_path / "base"), load(tmp_path / "finetuned")), out) >= 5
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.isfinite(loaded(torch.tensor([[1, 2, 3]])).logits).all()
+    assert list(out) == list(load(tmp_path / "finetuned"))
+
+
+def test_dtypes_may_differ_between_the_sides(tmp_path: Path) -> None:
+    pair = save_pair(llama(torch.float32), tmp_path / "pair")
+    half = AutoModelForCausalLM.from_pretrained(pair.base).half()
+    shutil.rmtree(pair.base)
+    half.save_pretrained(pair.base)
+    deltamend.repair(pair.base, pair.finetuned, tmp_path / "out")
+    assert check((load(pair.base), load(pair.finetuned)), load(tmp_path / "out")) == 16
