@@ -113,8 +113,8 @@ def test_other_templates_write_what_they_did(tiny_model: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{{ raise_exception('no users here') }}", "the chat template fails .no users here.; give --texts"),
-        ("{{ messages[0]['content'] | upper }}", "does not show a user's message as it is; give --texts"),
+        ("{{ raise_exception('no users here') }}", "the chat template fails .no users here.; give texts"),
+        ("{{ messages[0]['content'] | upper }}", "changes the user's message; give texts"),
     ],
 )
 def test_a_template_that_cannot_open_a_message_is_an_error_in_a_line(

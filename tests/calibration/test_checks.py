@@ -48,7 +48,7 @@ def test_a_file_that_would_harm_an_input_is_refused(model: Path, name: str, said
 def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(model: Path) -> None:
     check_file(model.parent / "new", [model], None, overwrite=False)
     check_file(model.parent / "there", [model], None, overwrite=True)
-    with pytest.raises(OutputError, match="there: exists; give another name, or --overwrite"):
+    with pytest.raises(OutputError, match="there: exists; give another name, or overwrite=True to replace it"):
         check_file(model.parent / "there", [model], None, overwrite=False)
 
 

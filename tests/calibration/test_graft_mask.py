@@ -38,7 +38,7 @@ def test_the_repair_is_the_base_outside_the_mask_and_fine_tuned_inside(task: Tas
     arguments = [str(task.base), str(task.finetuned), str(task.texts), str(tmp_path / "mask"), "--density", "0.05"]
     ran = CliRunner().invoke(app, ["calibrate", "graft", *arguments, "--steps", "5"])
     assert ran.exit_code == 0, ran.output
-    assert "with the mask learnt" in ran.output
+    assert "with the learnt mask" in ran.output
     deltamend.repair(
         task.base, task.finetuned, tmp_path / "out", method="graft", parameters={"mask": str(tmp_path / "mask")}
     )

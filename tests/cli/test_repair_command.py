@@ -25,7 +25,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     )
     assert printed.code == 0
     assert "dg-hard on 10 matrices of 21 tensors; nothing is written" in printed.out
-    assert "6 kept as fine-tuned: matched by --exclude" in printed.out
+    assert "6 kept as fine-tuned: matched by exclude" in printed.out
     assert "5 kept as fine-tuned: not a matrix" in printed.out
     assert "file left out (weights in a file that the index does not name): optimizer.pt" in printed.out
     assert "filter lm_head.weight [200×64]" in printed.out

@@ -66,7 +66,7 @@ def test_a_gguf_base_is_unpacked_once_and_repaired_against(
     deltamend.repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "expected")
     printed = deltamend_cli("repair", tmp_path / "base.gguf", tmp_path / "finetuned", tmp_path / "out")
     assert printed.code == 0, printed.err
-    assert "base.gguf: read from a GGUF file; what its quantisation changed counts as part of Δ" in printed.out
+    assert "base.gguf: read from a GGUF file; what quantisation changed in it counts as part of Δ" in printed.out
     ours, theirs = load(tmp_path / "out"), load(tmp_path / "expected")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     (unpacked,) = (tmp_path / "cache").iterdir()

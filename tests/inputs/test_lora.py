@@ -238,7 +238,7 @@ def test_an_adapter_on_a_tied_embedding_leaves_the_head_as_peft_does(options: di
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_an_adapter_that_took_its_start_out_of_the_model_is_refused(start: str, tmp_path: Path) -> None:
     pair = adapted(tmp_path, llama(torch.float32), target_modules=["q_proj"], init_lora_weights=start)
-    with pytest.raises(deltamend.CheckpointError, match="changes the model's own weights"):
+    with pytest.raises(deltamend.CheckpointError, match="changes the weights of the model itself"):
         deltamend.repair(pair.base, f"{pair.base}+{pair.finetuned}", tmp_path / "out")
 
 
