@@ -26,7 +26,9 @@ def fill(out: Path) -> None:
 
 def test_files_that_appear_in_out_during_the_run_are_not_destroyed(llama_pair: Pair, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(deltamend.OutputError, match="something was put there during the run; the finished work is kept"):
+    with pytest.raises(
+        deltamend.OutputError, match="something was put there during the run; the finished work is kept"
+    ):
         deltamend.repair(llama_pair.base, llama_pair.finetuned, out, progress=lambda *_: fill(out))
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
     deltamend.repair(llama_pair.base, llama_pair.finetuned, out, resume=True, overwrite=True)
