@@ -2,10 +2,11 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= .venv-lowest
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-fast lint docs bench clean
+.PHONY: demo test test-fast test-lowest lint docs wheel bench clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +36,17 @@ test: lint
 test-fast: $(VENV)/.ready
 	$(BIN)/python -m pytest -m 'not slow'
 
+# The fast tests again, with the lowest version of every package that pyproject.toml allows, in an environment of its own.
+# Outside of CI this needs about 7 GB, since PyPI's old builds of torch bring their CUDA libraries.
+test-lowest: $(LOWEST)/.ready
+	$(LOWEST)/bin/python -m pytest -m 'not slow'
+
+$(LOWEST)/.ready: pyproject.toml .ci/lowest.py
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(PYTHON) .ci/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip --disable-pip-version-check install --quiet --constraint $(LOWEST)/constraints.txt --editable '.[dev]'
+	touch $@
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,8 +56,12 @@ lint: $(VENV)/.ready
 docs: $(VENV)/.ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# The wheel, into dist/; installed in an empty environment, and used from a folder that is not the checkout.
+wheel:
+	$(PYTHON) .ci/wheel.py dist
+
 bench: $(VENV)/.demo-ready
 	$(BIN)/python -m benchmarks.run_all
 
 clean:
-	rm -rf $(VENV) demo-output site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) demo-output dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
