@@ -122,6 +122,14 @@ def test_the_hooks_are_the_linters_of_the_makefile() -> None:
     assert [hook["entry"].removeprefix(".venv/bin/").removesuffix(" --fix") for hook in hooks] == commands
 
 
+@pytest.mark.parametrize("page", ["CHANGELOG.md", "RELEASING.md", "SECURITY.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[)#]", (ROOT / page).read_text(encoding="utf-8"))
+    assert links
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), f"{page} links to {link}"
+
+
 @pytest.mark.parametrize("form", FORMS, ids=lambda path: path.name)
 def test_an_issue_form_asks_for_something(form: Path) -> None:
     content = yaml.safe_load(form.read_text(encoding="utf-8"))
