@@ -152,7 +152,9 @@ def test_every_requirement_has_a_lowest_version(tmp_path: Path) -> None:
         '[project]\nname = "x"\ndependencies = ["a>=1.9", "b>=2,<3"]\noptional-dependencies = {c = ["a[d]>=1.10", "x[e]"]}\n'
     )
     assert lowest_versions(tmp_path / "pyproject.toml") == {"a": "1.10", "b": "2"}
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\ndependencies = ["a"]\noptional-dependencies = {}\n')
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "x"\ndependencies = ["a"]\noptional-dependencies = {}\n'
+    )
     with pytest.raises(ValueError, match="'a' has no lowest version"):
         lowest_versions(tmp_path / "pyproject.toml")
 
