@@ -5,6 +5,11 @@
     inputs                   a hash of the content of all inputs
     out/                     becomes OUT
     parts/                   for an adapter: its factors of each tensor, until the adapter's file can be laid out
+
+`machine.atomic.publish` is the other way to publish a folder. It serves folders that can be made again, such as those of the
+cache: it neither resumes nor syncs to the disk, and where it replaces a folder there is a moment without one. Here the
+content is synced before the rename, OUT is exchanged in one system call where the file system can do that, and every state in
+which a kill can leave the work folder is one that the next run continues from.
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ def _write_errors() -> tuple[type[Exception], ...]:
 def publish(folder: Path, *, keep: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `folder` to write into; rename it to `folder` on success, delete it on any failure.
 
-    A run that is cut off leaves at most a `.part` folder behind, and nothing ever reads one of those.
+    A run that is cut off leaves at most a `.part` folder behind, and nothing ever reads one of those. OUT of a repair is
+    published by `checkpoint.work_folder` instead, which can resume, syncs to the disk, and exchanges folders in one step.
 
     Args:
         folder: what appears, whole.

@@ -13,7 +13,7 @@ from pydantic import Field, PlainSerializer, field_validator
 from deltamend.errors import MethodError
 from deltamend.methods.lookup import find_method, make_method, same_name
 from deltamend.methods.method import KeptDelta, Method, TensorContext
-from deltamend.methods.single_methods import single_methods
+from deltamend.methods.single_methods import methods_by_name
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 from deltamend.spectrum.decompositions import Workspace
 
@@ -21,7 +21,7 @@ _DEFAULT_STEPS: tuple[dict[str, Any], ...] = ({"method": "dg-hard"}, {"method": 
 
 
 def _names_and_contents(step: dict[str, Any]) -> dict[str, Any]:
-    return find_method(str(step.get("method")), single_methods()).portable(step)
+    return find_method(str(step.get("method")), methods_by_name()).portable(step)
 
 
 # On the step and not on the field, of which pydantic would forget that it is at its default.
@@ -89,7 +89,7 @@ def _made(step: dict[str, Any]) -> Method:
         raise ValueError(refusal)
     try:
         parameters = {key: value for key, value in step.items() if key != "method"}
-        method = make_method(find_method(name, single_methods()), name, parameters)
+        method = make_method(find_method(name, methods_by_name()), name, parameters)
     except MethodError as error:
         raise ValueError(str(error)) from error
     if method.whole_rows or getattr(method, "scope", "tensor") == "model":

@@ -68,7 +68,7 @@ def offered_by_packages() -> tuple[type[Method], ...]:
     return tuple(found)
 
 
-def single_methods() -> Mapping[str, type[Method]]:
+def methods_by_name() -> Mapping[str, type[Method]]:
     """Every method that can be a step of `hybrid`, by its name.
 
     Raises:

@@ -1,7 +1,7 @@
-"""The band route: faster than a tridiagonal reduction for large squares of which few vectors are kept.
+"""The band route, which is faster than a tridiagonal reduction for large matrices of which few singular vectors are kept.
 
-Half of a tridiagonal reduction is matrix times vector, which waits for memory. A reduction to a band of width 64 is all
-matrix times matrix: G = Q·B·Qᵀ with B block tridiagonal. From there:
+Half of a tridiagonal reduction is products of a matrix and a vector, whose speed is that of the memory. A reduction to a band
+of width 64 is all products of matrices: G = Q·B·Qᵀ with B block tridiagonal. Then:
 
 - The number of eigenvalues above x is the inertia of B − x, by block elimination (a block Sturm sequence) in float64.
 - The median: a few such counts until no more than a handful of eigenvalues lie between x and the median, then inverse

@@ -1,8 +1,8 @@
-"""Ways from a delta to its singular values and to the few vectors that are kept.
+"""Compute the singular values of a delta, and its leading singular vectors.
 
-Every way ends in a `Decomposition`: singular values on demand, and an orthonormal basis of the leading singular
-vectors on the shorter side. The squaring ones start from the Gram matrix G = ΔΔᵀ (ΔᵀΔ for a tall Δ), whose
-eigenvalues are σ²; the last resort takes an SVD of the triangular factor of Δ and squares nothing.
+Each algorithm gives a `Decomposition`: singular values on demand, and an orthonormal basis of the leading singular vectors
+on the shorter side. Most start from the Gram matrix G = ΔΔᵀ (ΔᵀΔ for a tall Δ), whose eigenvalues are σ²; this squares the
+condition number. The last resort is an SVD of the triangular factor of Δ, which squares nothing.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _TOLERANCE = {np.dtype(np.float32): 50.0, np.dtype(np.float64): 4000.0}
 
 
 class UnsureError(ArithmeticError):
-    """A route cannot vouch for its answer; the next, more exact one must be taken."""
+    """The answer of a route may be wrong; the next, more exact route must be taken."""
 
 
 class Workspace:
     """Scratch memory that one thread may reuse from one matrix to the next.
 
-    Fresh memory costs more at its first touch than most of the arithmetic done on it. A workspace holds about two p×p
-    squares, p the largest shorter side seen, until it is dropped. Not for two threads at a time.
+    The first access to fresh memory costs more than most of the arithmetic that is done on it. A workspace holds about two
+    p×p matrices, where p is the largest shorter side so far, until it is dropped. Two threads may not share one.
     """
 
     def __init__(self) -> None:
@@ -58,11 +58,11 @@ class Decomposition(Protocol):
 
     @property
     def route(self) -> str:
-        """Name for the report."""
+        """Name of the algorithm and its precision, for the report."""
 
     @property
     def precision(self) -> float:
-        """Unit roundoff ε such that σ is known to about ε·σ₁²/σ (squaring routes) or to ε·σ₁."""
+        """Unit roundoff ε: σ is known to about ε·σ₁²/σ if `squares`, and else to ε·σ₁."""
 
     @property
     def squares(self) -> bool:

@@ -1,4 +1,7 @@
-"""Where iid fails, seen in the entries: unequal row and column variances, correlated neighbours, heavy tails, exact zeros."""
+"""Test whether the entries of a matrix look independent and identically distributed (iid).
+
+The departures that are looked for: rows or columns of unequal variance, correlated neighbours, heavy tails and exact zeros.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _LARGE_FACTOR = 1e30  # beyond which float32 would overflow
 
 
 class VarianceTest(NamedTuple):
-    """Whether all rows (or columns) have one variance.
+    """Test of whether all rows (or all columns) have the same variance.
 
     Attributes:
         variation: coefficient of variation of the rows' variances beyond what chance gives; 0 where there is none.
@@ -31,7 +34,7 @@ class VarianceTest(NamedTuple):
 
 
 class NeighbourTest(NamedTuple):
-    """Whether neighbouring rows (or columns) are uncorrelated: their mean correlation and its p-value."""
+    """Test of whether neighbouring rows (or columns) are uncorrelated: their mean correlation, and its p-value."""
 
     correlation: float
     p: float

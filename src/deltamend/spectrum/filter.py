@@ -51,14 +51,14 @@ def filter_delta(
 ) -> SpectralFilter:
     """Find the rank, threshold and kept subspace of a delta; see the module for the route.
 
-    The same delta gives the same bytes at every call and from any number of threads at once, as long as BLAS runs one
-    thread in each (the caller's business: `threadpoolctl.threadpool_limits(1)`). Beyond the delta it needs two p×p
-    squares, p = min(m, n), and one block.
+    The same delta gives the same bytes at every call, and in any number of threads at once, if BLAS uses one thread in each;
+    the caller has to see to that, with `threadpoolctl.threadpool_limits(1)`. Beyond the delta, the filter needs memory for
+    two p×p matrices, p = min(m, n), and for one block.
 
     Args:
         delta: shape (m, n), both at least 1, float32 or float64, finite; or blocks of such a matrix, which are read one
             to four times.
-        rule: says from which singular value on it is signal.
+        rule: gives the threshold above which a singular value is signal.
         shrinker: how to shrink what is kept; None keeps it as it is (hard thresholding). It needs a rule that gives a
             noise level.
         device: "cpu", or a torch device such as "cuda", where G and all of its eigenvectors are computed in float64.
@@ -86,7 +86,7 @@ def filter_delta(
 
 @dataclass(frozen=True)
 class _Job:
-    """What `filter_delta` was asked."""
+    """The arguments of `filter_delta`."""
 
     blocks: CheckedBlocks
     rule: ThresholdRule
@@ -99,7 +99,7 @@ class _NoNoiseFloor(Exception):  # noqa: N818 - an outcome, not an error
 
 
 class _LazySpectrum:
-    """A `Spectrum` that computes what a rule asks for and refuses what the decomposition cannot tell."""
+    """A `Spectrum` that computes only what a rule asks for, and raises where the decomposition is not exact enough."""
 
     def __init__(self, shape: tuple[int, int], energy: float, decomposition: Decomposition, roundoff: float) -> None:
         self.shape = shape
@@ -228,7 +228,7 @@ class _Draft:
 def _filtered(
     job: _Job, spectrum: _LazySpectrum, decomposition: Decomposition, threshold: Threshold, given_up: str
 ) -> SpectralFilter:
-    """From threshold to filter."""
+    """The filter, once the threshold is known."""
     tau, p, median, largest = threshold.value, min(spectrum.shape), spectrum.measured_median, spectrum.largest()
 
     def draft() -> _Draft:  # the route may turn to another one until the vectors are there

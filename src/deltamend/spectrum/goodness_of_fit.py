@@ -1,4 +1,4 @@
-"""Does a spectrum look like noise: distances between the lower part of a spectrum and the Marchenko–Pastur law, with p-values.
+"""Test whether the lower part of a spectrum looks like noise, by its distance from the Marchenko–Pastur law, with p-values.
 
 The values of one matrix repel each other and the noise level is fitted to them, so no table of the Kolmogorov–Smirnov or
 the Anderson–Darling statistic applies: the same statistics are computed for simulated noise. The singular values of an
@@ -28,7 +28,7 @@ SIMULATIONS = 1999
 """Draws of noise behind a p-value; the smallest p-value is 1/(SIMULATIONS + 1)."""
 
 FEWEST = 16
-"""Values below the threshold under which nothing is tested."""
+"""With fewer singular values below the threshold than this, nothing is tested."""
 
 _LARGEST_EXACT = 256
 _SIZES = (16, 24, 32, 48, 64, 96, 128)

@@ -1,4 +1,4 @@
-"""The Marchenko–Pastur law: how the spectrum of pure noise fills its bulk.
+"""The Marchenko–Pastur law: the distribution of the eigenvalues and singular values of pure noise.
 
 Let X be m×n (m ≤ n, β = m/n) with iid entries of variance s². The eigenvalues of XXᵀ/n follow, as m and n grow,
 the law of Marchenko & Pastur (1967) with ratio β and scale s²; the singular values of X follow its square root with

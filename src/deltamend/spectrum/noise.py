@@ -1,4 +1,4 @@
-"""The standard deviation of one entry of the noise in a delta, from its spectrum or from how it was stored."""
+"""Estimate the noise level of a delta, the standard deviation of one entry, from its singular values or its stored dtype."""
 
 from __future__ import annotations
 

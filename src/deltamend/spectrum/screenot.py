@@ -1,4 +1,4 @@
-"""ScreeNOT: the optimal hard threshold where the noise is correlated and its law unknown.
+"""ScreeNOT: the optimal hard threshold for correlated noise of unknown distribution.
 
 Donoho, Gavish & Romanov, "ScreeNOT: Exact MSE-optimal singular value thresholding in correlated noise", Annals of
 Statistics 51 (2023), arXiv 2009.12297. Written from the paper; the authors' package `screenot` is the test's oracle.

@@ -1,4 +1,4 @@
-"""Shrinkers: what to make of a singular value that rises out of noise of known level.
+"""Shrinkers: how far to shrink a singular value, given the level of the noise.
 
 In all formulas y is the singular value in units of s√n (s the noise of one entry, n the longer side, β = m/n). A spike
 x > β^{1/4} of the signal is seen at y = √((x + 1/x)(x + β/x)), above the bulk edge 1 + √β; smaller ones are not seen.

@@ -1,4 +1,4 @@
-"""What threshold rules and noise estimators are given: the singular values of one matrix, as far as they ask for them."""
+"""The interface through which threshold rules and noise estimators read the singular values of a matrix, computed on demand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from deltamend.spectrum.blocks import FloatArray
 
 
 class Spectrum(Protocol):
-    """The singular values of one m×n matrix, as far as a rule asks for them."""
+    """The singular values of one m×n matrix; only those that are asked for are computed."""
 
     @property
     def shape(self) -> tuple[int, int]:

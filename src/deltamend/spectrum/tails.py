@@ -1,4 +1,4 @@
-"""The power law in the tail of a set of values."""
+"""Fit a power law to the upper tail of a set of values."""
 
 from __future__ import annotations
 

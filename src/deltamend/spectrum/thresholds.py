@@ -1,4 +1,4 @@
-"""Rules that say from which singular value on a delta is signal."""
+"""Threshold rules: singular values of a delta above the threshold are signal, and the others are noise."""
 
 from __future__ import annotations
 
@@ -86,10 +86,10 @@ class GavishDonoho:
 
 @dataclass(frozen=True)
 class OwnSpectrum:
-    """Another rule on the nonzero singular values of an update of known rank r, as if it were a matrix of r×n.
+    """Apply another rule to the r nonzero singular values of an update of rank r, as if it were an r×n matrix.
 
-    Most singular values of an adapter's update are exactly 0, and so is their median. Its own r are those of the factors,
-    and noise in B·A with orthogonal columns in B is noise in the r×n matrix A. Ours.
+    Most singular values of an adapter's update B·A are exactly 0, and so is their median. The other r are those of the
+    factors: if B has orthonormal columns, noise in B·A is noise in the r×n matrix A. Ours.
 
     Args:
         rule: what to apply to them.

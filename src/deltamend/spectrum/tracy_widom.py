@@ -1,4 +1,4 @@
-"""The Tracy–Widom law: how far the largest singular value of pure noise strays from the edge of the bulk."""
+"""The Tracy–Widom law: the distribution of the largest singular value of pure noise around the edge of the bulk."""
 
 from __future__ import annotations
 
