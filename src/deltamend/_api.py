@@ -1,4 +1,4 @@
-"""`deltamend.repair` and `deltamend.plan_repair`: what ties the recommendation of a method to the repair itself."""
+"""The public functions `repair` and `plan_repair`, which can also find the recommended method first."""
 
 from __future__ import annotations
 
@@ -32,43 +32,44 @@ def repair(
 ) -> RepairReport:
     """Repair FINETUNED against BASE and write the result to OUT.
 
-    OUT appears whole or not at all. Memory does not grow with the model: each worker holds at most one delta of
-    `matrices.delta.BLOCK_ELEMENTS` entries (64 MiB in fp32) and a few squares of a matrix's shorter side. `method="auto"` also
-    loads the base once, in float32, unless it did so before.
+    OUT appears complete or not at all. Memory does not grow with the model: each worker holds at most one delta of
+    `matrices.delta.BLOCK_ELEMENTS` entries (64 MiB in fp32) and a few square matrices as large as a matrix's shorter side.
+    `method="auto"` also loads the whole base once, in float32, unless the cache already has what it computes from it.
 
     Args:
         base: the checkpoint that fine-tuning started from: a folder, a hub id `org/name@revision`, a GGUF file, or any of
-            these with a LoRA adapter, `MODEL+ADAPTER`. Or a plan of `plan_repair`, which stays open; then `finetuned`, `out`
-            and the options are left out, as the plan has them.
-        finetuned: its descendant, likewise.
-        out: folder to write; it must not exist or be empty, unless `overwrite`.
+            these with a LoRA adapter, `MODEL+ADAPTER`. Instead of a checkpoint it may be a plan made by `plan_repair`; then
+            leave out `finetuned`, `out` and the options, which are part of the plan. The plan stays open.
+        finetuned: the fine-tuned checkpoint, in any of the same forms.
+        out: folder to write. Unless `overwrite` is set, it must not exist or must be empty.
         device: where spectral filters run, "cpu" or a torch device such as "cuda".
-        workers: tensors worked on at a time, with one BLAS thread each; None for one a core. The result is the same.
-        overwrite: replace what is in OUT, once the new output is whole.
-        resume: go on with an unfinished run of the same plan, or do nothing when OUT is already its result.
-        progress: called as work ends.
+        workers: number of tensors worked on at a time, with one BLAS thread each; None for one per core. It does not
+            change the result.
+        overwrite: replace the content of OUT once the new output is complete.
+        resume: continue an unfinished run of the same plan, or do nothing if OUT is already its result.
+        progress: callback for the name of each finished tensor and the share of the work that is done.
         options: the fields of `RepairOptions`: `method` ("dg-hard" by default; "auto" for the recommended one) and its
             `parameters`, `rules`, `vectors`, `include`, `exclude`, `rename`, `split_fused`, `out_dtype`, `output`, `rounding` and
             `max_shard_size`.
 
     Returns:
-        The report; the same numbers are in OUT/deltamend.json.
+        The report. OUT/deltamend.json holds the same numbers.
 
     Raises:
         CheckpointError: an input cannot be read, or is quantised in a way that cannot be undone.
         PairingError: the inputs do not belong together.
-        UsageError: an unknown method, or a parameter or option with an invalid value.
-        FilterError: NaN or Inf in a tensor, or a filter failed; nothing is passed through.
+        UsageError: the method is unknown, or a parameter or option has an invalid value.
+        FilterError: a tensor holds NaN or Inf, or a filter failed; a tensor that cannot be repaired is never just copied.
         OutputError: OUT cannot be written.
 
     Source: the default method is DG-Hard of arXiv 2605.20296; `deltamend methods show NAME` names the paper of each method.
     """
     if isinstance(base, RepairPlan):
         if finetuned is not None or out is not None or options:
-            raise UsageError("a plan brings its own FINETUNED, OUT and options; leave these arguments out")
+            raise UsageError("a plan already has its FINETUNED, OUT and options; leave these arguments out")
         return run_plan(base, device=device, workers=workers, resume=resume, overwrite=overwrite, progress=progress)
     if finetuned is None or out is None:
-        raise UsageError("give BASE, FINETUNED and OUT, or a plan that `plan_repair` made")
+        raise UsageError("FINETUNED or OUT is missing; give BASE, FINETUNED and OUT, or a plan made by `plan_repair`")
     with plan_repair(base, finetuned, out, overwrite=overwrite or resume, progress=progress, **options) as plan:
         return run_plan(plan, device=device, workers=workers, resume=resume, overwrite=overwrite, progress=progress)
 
@@ -82,31 +83,32 @@ def plan_repair(
     progress: Progress | None = None,
     **options: Unpack[RepairKeywords],
 ) -> RepairPlan:
-    """Open both checkpoints and decide everything about a repair, without writing a byte.
+    """Open both checkpoints and decide everything about a repair, without writing anything to OUT.
 
     Args:
-        base: as for `repair`; or both checkpoints as `open_pair` opened them, which the plan closes.
-        finetuned: as for `repair`; left out where a pair is given.
+        base: as for `repair`; or an open pair from `open_pair`, which is closed together with the plan.
+        finetuned: as for `repair`; leave it out when `base` is an open pair.
         out: as for `repair`.
-        overwrite: whether OUT may exist.
-        progress: called while `method="auto"` reads the base, which takes a minute or two where it is not known yet.
-        options: as for `repair`; with an open pair, `include`, `exclude`, `rename` and `split_fused` are the pair's.
+        overwrite: whether OUT may already exist.
+        progress: callback while `method="auto"` runs the base, which takes a minute or two the first time.
+        options: as for `repair`. An open pair has its own `include`, `exclude`, `rename` and `split_fused`; leave these out
+            when you give one.
 
     Returns:
-        The plan: a context manager that closes both checkpoints. `plan.pairing` says what will be done to every tensor,
-        `plan.estimate(workers)` how many seconds and bytes of memory that should take; `plan.pair` is what `diagnose` and
-        `compare` take in place of BASE and FINETUNED.
+        The plan, a context manager that closes both checkpoints. `plan.pairing` says what will be done to every tensor,
+        `plan.estimate(workers)` how many seconds and how many bytes of memory the repair should take, and `plan.pair` can be
+        passed to `diagnose` and `compare` in place of BASE and FINETUNED.
 
     Raises:
         CheckpointError: an input cannot be read, or is quantised in a way that cannot be undone.
         PairingError: the inputs do not belong together.
-        UsageError: an unknown method, or an option with an invalid value.
-        OutputError: OUT exists, or cannot be written to.
+        UsageError: the method is unknown, or an option has an invalid value.
+        OutputError: OUT already exists, or cannot be written to.
 
     Source: ours.
     """
     if out is None:
-        raise UsageError("OUT is missing; give the folder to write")
+        raise UsageError("OUT is missing; name the folder to write")
     wanted = make_options(RepairOptions, options)
     if wanted.method == AUTO:
         refuse_with_auto(wanted)

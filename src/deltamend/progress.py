@@ -1,4 +1,4 @@
-"""How long work tells its caller how far it has come."""
+"""Progress callbacks: how long-running work tells its caller how much of it is done."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ import threading
 from collections.abc import Callable
 
 Progress = Callable[[str, float], None]
-"""Called when a piece of work ends, from any thread: its name, and the share of all work that is done, from 0 to 1."""
+"""A callback for the name of a piece of work and the share of all work that is done, from 0 to 1. Any thread may call it."""
 
 
 def ignore_progress(name: str, share: float) -> None:
-    """Do nothing: the `Progress` of callers that do not want to hear of it."""
+    """Do nothing. This is the `Progress` of callers that do not want to be told."""
 
 
 def count_reporter(progress: Progress, total: int) -> Callable[[str], None]:
-    """A function to call with the name of each of `total` pieces of work as it ends, from any thread."""
+    """Count pieces of work and report the share that is done.
+
+    Args:
+        progress: the callback to call each time a piece ends.
+        total: how many pieces there are.
+
+    Returns:
+        A function to call with the name of each piece when it ends. Any thread may call it.
+    """
     lock = threading.Lock()
     done = 0
 

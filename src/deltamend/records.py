@@ -1,4 +1,4 @@
-"""The base of every record that deltamend writes or reads, and one line for what pydantic finds wrong with one."""
+"""The base classes of every record that deltamend reads or writes, and pydantic's complaint about one in a single line."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Record(BaseModel):
-    """Data that does not change once it is made, and that has no field beside those it declares."""
+    """Immutable data with exactly the declared fields; an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class FiniteRecord(Record):
-    """A record whose numbers are all finite: neither infinite nor NaN, which JSON cannot hold."""
+    """A record whose numbers must be finite, because JSON has no NaN and no infinity."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
 
 def first_problem(error: ValidationError) -> tuple[str, str]:
-    """The first thing that pydantic found wrong.
+    """The first problem that pydantic found.
 
     Returns:
-        The field, such as "rules.0.kind", or "" where the fault lies in the whole; and what is wrong with it.
+        The field, such as "rules.0.kind", or "" where the problem concerns the record as a whole; and what is wrong with it.
     """
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ")

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -96,29 +94,3 @@ def test_tied_tensors_are_repaired_as_one_or_not_at_all() -> None:
         deltamend.UsageError, match=r"'transformer\.wte\.weight' and 'lm_head\.weight' share their memory"
     ):
         deltamend.repair_module(base, finetuned, exclude="lm_head")
-
-
-SIDE_BY_SIDE = """
-import torch
-from threadpoolctl import threadpool_info, threadpool_limits
-import deltamend
-from deltamend.machine.threads import one_thread_each
-
-def blas():
-    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
-
-with threadpool_limits(2):
-    torch.set_num_threads(2)
-    first, second = one_thread_each(), one_thread_each()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert (torch.get_num_threads(), blas()) == (1, {1})
-    second.__exit__(None, None, None)
-    assert (torch.get_num_threads(), blas()) == (2, {2})
-"""
-
-
-def test_repairs_side_by_side_share_one_limit_of_threads() -> None:
-    # in a process of its own: this one is limited to one thread from beginning to end
-    subprocess.run([sys.executable, "-c", SIDE_BY_SIDE], check=True)

@@ -1,1 +1,1 @@
-"""What the program asks of the machine: files written whole or not at all, the cache folder, threads."""
+"""Services of the operating system: files and folders written atomically, the cache folder, hashes and worker threads."""

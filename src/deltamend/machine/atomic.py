@@ -1,4 +1,4 @@
-"""Write a file or a folder so that it appears whole or not at all."""
+"""Atomic writes: a file or folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from pathlib import Path
 from deltamend.errors import OutputError
 from deltamend.machine.cache import default_cache_dir
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Error numbers that say that a file may not grow: the disk, the quota or the largest size of a file is reached."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """The path of a file to write; on leaving it replaces `path`, once all of it is on the disk.
+    """Yield the path of a temporary file to write; when the block ends it is flushed to disk and replaces `path`.
 
-    It lies in a folder of its own beside `path`, so that no two writers share it, and so that what safetensors writes
-    beside the file it is given goes with it. The file is as readable as the umask lets any other be.
+    The temporary file lies in a folder of its own beside `path`. No other writer uses that folder, and the temporary files
+    that safetensors makes beside its target are deleted with it. The finished file has the permissions that the umask gives
+    to any new file.
 
     Raises:
-        OutputError: the file cannot be written, by safetensors either. Whatever is raised, nothing is left behind.
+        OutputError: the file cannot be written. Errors of safetensors count as well. After any error `path` is as it was
+            before, and no temporary file is left.
     """
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", suffix=".part", dir=path.parent) as folder:
@@ -34,7 +37,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.touch()
             mode = stat.S_IMODE(temporary.stat().st_mode)
             yield temporary
-            temporary.chmod(mode)  # safetensors puts a private file in its place
+            temporary.chmod(mode)  # safetensors replaces it by a file that only its owner may read
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -44,13 +47,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path`, text as UTF-8; see `whole_file`."""
+    """Write `content` to `path` atomically, text as UTF-8; see `whole_file`."""
     with whole_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _write_errors() -> tuple[type[Exception], ...]:
-    """OSError, and what safetensors raises in its place; who never imported it cannot have met that."""
+    """OSError, and the error that safetensors raises instead of it, if safetensors is imported at all."""
     safetensors = sys.modules.get("safetensors")
     return (OSError,) if safetensors is None else (OSError, safetensors.SafetensorError)
 
@@ -59,17 +62,17 @@ def _write_errors() -> tuple[type[Exception], ...]:
 def publish(folder: Path, *, keep: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `folder` to write into; rename it to `folder` on success, delete it on any failure.
 
-    A run that is cut off leaves at most a `.part` folder behind, and nothing ever reads one of those. OUT of a repair is
-    published by `checkpoint.work_folder` instead, which can resume, syncs to the disk, and exchanges folders in one step.
+    A process that is killed meanwhile leaves at most a `.part` folder behind, which is never read. The output of a repair is
+    published by `checkpoint.work_folder` instead, which can also resume, syncs to the disk, and exchanges folders in one step.
 
     Args:
-        folder: what appears, whole.
-        keep: where `folder` is there by then, let it stay and drop what was written, as another process that made the
-            same may be at work in it; otherwise it is replaced.
+        folder: the folder that appears once it is complete.
+        keep: what to do if `folder` exists by the time the new one is complete. True keeps the existing folder and drops the
+            new one, because another process that made the same folder may already be using it. False replaces it.
 
     Raises:
-        OutputError: the folder cannot be made or put in place, or the disk is full; any other error of the caller's own is
-            raised as it is.
+        OutputError: the folder cannot be created or put in place, or the disk is full. Other errors that the block raises
+            are passed on unchanged.
     """
     with _output_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -85,26 +88,30 @@ def publish(folder: Path, *, keep: bool = False) -> Iterator[Path]:
             raise
         with _output_errors(folder):
             if not keep and folder.is_dir():
-                with suppress(FileNotFoundError):  # another process is replacing it too
+                with suppress(FileNotFoundError):  # another process is replacing it at the same time
                     folder.rename(aside / "replaced")
             try:
                 part.rename(folder)
             except OSError as error:
-                # Another process has published the same: before this one, or in the moment between the two renames.
+                # Another process has published the same folder: before this one, or between the two renames.
                 if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
                     raise
 
 
 def disk_is_full(error: Exception) -> bool:
-    """Whether `error` says that a file may not grow: an OSError, or safetensors' own, which has the number in its text."""
+    """Whether an error says that the disk is full.
+
+    Args:
+        error: an OSError, or an error of safetensors, which holds the error number in its text.
+    """
     if isinstance(error, OSError):
-        return error.errno in _FULL
+        return error.errno in _DISK_FULL
     found = re.search(r"\(os error (\d+)\)", str(error))
-    return found is not None and int(found[1]) in _FULL
+    return found is not None and int(found[1]) in _DISK_FULL
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder that is read where it is there: it is whole or gone, also when the run is cut off meanwhile."""
+    """Delete a folder so that a reader finds it complete or not at all, even if this process is killed half-way."""
     with _beside(folder) as aside:
         folder.rename(aside / "removed")
 
@@ -127,6 +134,6 @@ def _output_errors(folder: Path) -> Iterator[None]:
 
 def _unwritten(folder: Path, error: Exception) -> OutputError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    # Results of a study are published too; the variable says nothing of where those go.
+    # DELTAMEND_CACHE moves the cache alone; results of a study, which are published in the same way, lie elsewhere.
     elsewhere = ", or set DELTAMEND_CACHE to another" if folder.is_relative_to(default_cache_dir()) else ""
     return OutputError(f"{folder}: cannot be written ({reason}); check the disk and {folder.parent}{elsewhere}")

@@ -1,4 +1,4 @@
-"""Where models and measurements that deltamend made are kept between runs."""
+"""The folder where deltamend keeps the models and measurements that it made, so that later runs can use them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def default_cache_dir() -> Path:
-    """DELTAMEND_CACHE where it is set, else `deltamend/` in the user's cache folder (XDG base directories)."""
+    """The folder that DELTAMEND_CACHE names, or else `deltamend/` in the user's cache folder (XDG base directories)."""
     chosen = os.environ.get("DELTAMEND_CACHE")
     if chosen:
         return Path(chosen).expanduser()

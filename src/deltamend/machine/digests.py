@@ -1,4 +1,4 @@
-"""Hashes of settings and records, by which equal ones are told from changed ones."""
+"""Hashes of settings and records, which tell whether two of them are equal."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import json
 
 
 def json_sha256(content: object) -> str:
-    """SHA-256 of the content as JSON with sorted keys, in 64 hex digits.
+    """SHA-256 of the content, written as JSON with sorted keys.
 
     Args:
-        content: anything JSON can hold; other values, such as paths, count as their text.
+        content: anything that JSON can hold. Other values, such as paths, are converted to text.
+
+    Returns:
+        64 hexadecimal digits.
     """
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def fingerprint(content: object) -> str:
-    """The first eight hex digits of `json_sha256`: enough for the name of a folder in the cache."""
+    """The first eight hexadecimal digits of `json_sha256`, short enough for the name of a folder in the cache."""
     return json_sha256(content)[:8]

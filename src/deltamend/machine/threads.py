@@ -1,4 +1,4 @@
-"""Workers side by side, with one BLAS thread for each, and one torch thread where torch is in use."""
+"""Worker threads that run side by side. BLAS, and torch if it is imported, are limited to one thread for each worker."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from deltamend.errors import UsageError, option
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# The number of threads belongs to the process, so runs side by side have to share one limit: the first sets it, the last
-# takes it back.
+# The limit on threads holds for the whole process, so runs side by side share it: the first sets it, the last removes it.
 _lock = threading.Lock()
 _limits: list[ExitStack] = []
 _users = [0]
@@ -26,9 +25,10 @@ _users = [0]
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Set BLAS and torch to one thread, and back when the last of those that asked for it has ended.
+    """Limit BLAS and torch to one thread, until the last of all blocks that are open at the same time ends.
 
-    Two BLAS threads on a busy core get in each other's way, and sums split over threads differ in their last bits.
+    Two BLAS threads that compete for one core slow each other down, and a sum that is split over a varying number of threads
+    varies in its last bits.
     """
     with _lock:
         if _users[0] == 0:
@@ -44,10 +44,10 @@ def one_thread_each() -> Iterator[None]:
 
 
 def _limited() -> ExitStack:
-    """Limits that end when the stack is closed."""
+    """Set the limits; closing the stack removes them."""
     stack = ExitStack()
     stack.enter_context(threadpool_limits(1))
-    torch = sys.modules.get("torch")  # not imported for this: a repair does without it
+    torch = sys.modules.get("torch")  # a repair works without torch, so it is not imported just for this
     if torch:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
@@ -55,14 +55,14 @@ def _limited() -> ExitStack:
 
 
 class Workers:
-    """Threads that work on tasks side by side, each with one BLAS thread; a context manager that ends them.
+    """A pool of threads, each with one BLAS thread. Use it as a context manager, which ends the threads.
 
     Args:
-        count: how many; None for one a core.
+        count: number of threads; None for one per core.
 
     Attributes:
-        count: how many there are.
-        stopped: set once the work is to end, because a task failed or the block was left.
+        count: number of threads.
+        stopped: set when a task has failed or the block has ended; running tasks may check it to end early.
 
     Raises:
         UsageError: the count is below 1.
@@ -71,7 +71,7 @@ class Workers:
     def __init__(self, count: int | None) -> None:
         self.count = len(os.sched_getaffinity(0)) if count is None else count
         if self.count < 1:
-            raise UsageError(f"{option('workers')}: {count} workers can do nothing; give 1 or more")
+            raise UsageError(f"{option('workers')}: {count} is too few; give 1 or more")
         self.stopped = threading.Event()
         self._resources = ExitStack()
 
@@ -87,7 +87,12 @@ class Workers:
         self._resources.close()
 
     def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> list[Result]:
-        """Results in the order of the tasks; the first failure is raised and keeps the other tasks from being begun."""
+        """Call the function on every task, in parallel.
+
+        Returns:
+            The results, in the order of the tasks. The first error of a task is raised; tasks that have not begun by then
+            are not begun.
+        """
 
         def work(task: Task) -> Result:
             if self.stopped.is_set():

@@ -1,4 +1,4 @@
-"""Memory that a worker uses again and again, and the few operations on rows and bytes that every reader of matrices shares."""
+"""Memory that a worker reuses, and the small operations on rows and bytes that every reader of matrices needs."""
 
 from __future__ import annotations
 
@@ -12,38 +12,46 @@ from deltamend.spectrum.blocks import FloatArray
 from deltamend.spectrum.decompositions import Workspace
 
 CHUNK_ELEMENTS = 1 << 18
-"""Entries handled at a time by elementwise work: 1 MiB in fp32, which stays in a core's second-level cache."""
+"""How many entries elementwise work handles at a time: 1 MiB in fp32, which fits into the second-level cache of a core."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_LINE = 64
+_CACHE_LINE = 64  # bytes
 
 
 class Buffers:
-    """Memory that one thread uses again and again; the first touch of fresh memory costs more than the arithmetic."""
+    """Memory that one thread reuses, because touching fresh memory for the first time costs more than the arithmetic."""
 
     def __init__(self) -> None:
         self.workspace = Workspace()
         self._held: dict[str, Array] = {}
 
     def get(self, use: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """A contiguous array with undefined content, valid until `use` is asked for again.
+        """Get the buffer of a given name.
 
-        It begins on a cache line, so that vectorised sums add up in the same order in every run.
+        It begins on a cache line, so that vectorised sums add their terms in the same order in every run.
+
+        Args:
+            use: the name of the buffer.
+            shape: the shape of the array.
+            dtype: its dtype.
+
+        Returns:
+            A contiguous array with undefined content. The next call with the same `use` may overwrite it.
         """
         nbytes = math.prod(shape) * dtype.itemsize
         held = self._held.get(use)
         if held is None or held.size < nbytes:
-            fresh = np.empty(nbytes + _LINE, np.uint8)
-            start = -fresh.ctypes.data % _LINE
+            fresh = np.empty(nbytes + _CACHE_LINE, np.uint8)
+            start = -fresh.ctypes.data % _CACHE_LINE
             held = self._held[use] = fresh[start : start + nbytes]
         return held[:nbytes].view(dtype).reshape(shape)
 
 
 def row_chunks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Spans of rows of about CHUNK_ELEMENTS entries, covering the matrix once."""
+    """Cut the rows of a matrix into spans (start, stop) of about CHUNK_ELEMENTS entries each."""
     rows, columns = shape
-    if not columns:  # however many rows a header claims for nothing
+    if not columns:  # a damaged header may claim any number of empty rows
         return
     step = max(1, CHUNK_ELEMENTS // columns)
     for start in range(0, rows, step):
@@ -51,17 +59,20 @@ def row_chunks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
 
 
 def bytes_of(array: Array) -> memoryview:
-    """The bytes of a contiguous array, without a copy."""
+    """A view of the bytes of a contiguous array, without a copy."""
     return array.reshape(-1).view(np.uint8).data
 
 
 def same_bytes(first: Array, second: Array) -> bool:
-    """Whether two contiguous arrays of one dtype hold the same bytes; NaN equals itself, and 0 differs from −0."""
-    # 30 times faster than comparing memoryviews.
+    """Whether two contiguous arrays of one dtype hold the same bytes. A NaN then equals itself, and 0 differs from −0."""
+    # This is 30 times faster than comparing memoryviews.
     return np.array_equal(first.reshape(-1).view(np.uint8), second.reshape(-1).view(np.uint8))
 
 
 def norm_squared(values: FloatArray) -> float:
-    """Sum of squares of a chunk in its own precision; good to about 1e-6 up to CHUNK_ELEMENTS entries in fp32."""
+    """The sum of squares of a chunk, in the chunk's own precision.
+
+    For up to CHUNK_ELEMENTS entries in fp32 its relative error is about 1e-6.
+    """
     flat = values.reshape(-1)
     return float(np.dot(flat, flat))

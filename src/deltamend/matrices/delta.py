@@ -1,4 +1,4 @@
-"""The delta of two matrices, W_ft − W_base, read in blocks, and the base weights beside it."""
+"""The delta of two matrices, W_ft − W_base, read in blocks, and the base weights in the same blocks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,25 @@ from deltamend.matrices.views import Matrix
 from deltamend.spectrum.blocks import Block, FloatArray
 
 BLOCK_ELEMENTS = 1 << 24
-"""Entries of a delta held in memory at a time: 64 MiB in fp32. Larger matrices are read in blocks, twice."""
+"""The most entries of a delta that are held in memory at a time: 64 MiB in fp32. Larger matrices are read in blocks, twice."""
 
 _ReadPart = Callable[[Matrix], Array]
-"""Reads the same part of any matrix."""
+"""Reads one particular part of any matrix that it is given."""
 
 
 class DeltaBlocks:
-    """Δ = W_ft − W_base over the first `rows` rows, as `spectrum.Blocks`.
+    """Δ = W_ft − W_base over the first rows of two matrices; an implementation of `spectrum.Blocks`.
 
-    Subtracted in fp32, or in fp64 when a side is stored in fp64. A delta of at most `block_elements` entries
-    (None: `BLOCK_ELEMENTS`, as it stands when the delta is opened) is read once and held; a larger one is read again at every iteration, in blocks along its longer side, or of whole rows if
-    `whole_rows`. A held block may be overwritten by its reader, once; `Method.apply` only reads.
+    The difference is formed in fp32, or in fp64 if one of the matrices is stored in fp64. A small delta is read once and kept
+    in memory; its block may then be overwritten by the last reader. A larger one is read again in every iteration.
+
+    Args:
+        base: shape (≥ rows, n).
+        finetuned: shape (≥ rows, n).
+        rows: how many rows to compare.
+        buffers: memory to read into.
+        whole_rows: cut a large delta into blocks of whole rows; otherwise it is cut along its longer side.
+        block_elements: the most entries of a block; None for `BLOCK_ELEMENTS`.
     """
 
     def __init__(
@@ -49,11 +56,11 @@ class DeltaBlocks:
 
     @property
     def in_one_block(self) -> bool:
-        """Whether it is read once and held."""
+        """Whether the delta is read once and kept in memory."""
         return self._width >= self._length
 
     def is_zero(self) -> bool:
-        """Whether both sides hold the same bytes; ends at the first difference."""
+        """Whether both matrices hold the same bytes. Reading ends at the first difference."""
         if self._base.dtype != self._finetuned.dtype:
             return False
         ours, theirs = self._base, self._finetuned
@@ -71,11 +78,11 @@ class DeltaBlocks:
             yield Block(start, stop, values)
 
     def base_block(self, start: int, stop: int) -> FloatArray:
-        """W_base where `Block(start, stop, …)` is of Δ, in the dtype of Δ; a buffer that the next call overwrites."""
+        """The part of W_base at the place of `Block(start, stop, …)`, in the dtype of Δ. The next call overwrites it."""
         return self._block(start, stop, "base-block", self._copy_base)
 
     def _block(self, start: int, stop: int, use: str, fill: Callable[[_ReadPart, Array], None]) -> FloatArray:
-        """One block, filled a few rows at a time where its rows are whole."""
+        """Form one block; if it is made of whole rows, a few rows at a time."""
         rows, columns = self.shape
         if self._by_rows or stop - start == columns:
             first_row, height = (start, stop - start) if self._by_rows else (0, rows)
@@ -94,7 +101,7 @@ class DeltaBlocks:
         for first, last in row_chunks((out.shape[0], out.shape[1])):
             subtrahend = self._buffers.get("subtrahend", (last - first, out.shape[1]), self.dtype)
             np.copyto(subtrahend, base[first:last])
-            with np.errstate(over="ignore", invalid="ignore"):  # whoever sums it up sees it, and says it in our words
+            with np.errstate(over="ignore", invalid="ignore"):  # the norm of Δ shows an overflow, and is checked
                 out[first:last] -= subtrahend
 
     def _copy_base(self, part: _ReadPart, out: Array) -> None:
@@ -103,13 +110,13 @@ class DeltaBlocks:
 
 @dataclass(frozen=True)
 class BaseBlocks:
-    """The base weights of a delta, as `methods.Weights`."""
+    """The base weights of a delta; an implementation of `methods.Weights`."""
 
     delta: DeltaBlocks
 
     @property
     def shape(self) -> tuple[int, int]:
-        """That of the delta."""
+        """The shape of the delta."""
         return self.delta.shape
 
     def read(self, start: int, stop: int) -> FloatArray:

@@ -1,4 +1,4 @@
-"""How far two checkpoints are apart, tensor by tensor, without forming a model."""
+"""The distance between two checkpoints, tensor by tensor. The models themselves are never loaded."""
 
 from __future__ import annotations
 
@@ -19,57 +19,63 @@ from deltamend.records import Record
 
 
 class TensorDifference(Record):
-    """One tensor that both sides hold in the same shape. Norms are Frobenius norms, in fp32 (fp64 where a side is)."""
+    """The comparison of one tensor that both checkpoints hold in the same shape.
+
+    Norms are Frobenius norms, computed in fp32, or in fp64 if one of the tensors is stored in fp64. They are None if one of the
+    tensors is not of a floating-point type, or holds NaN or Inf.
+    """
 
     name: str
     shape: tuple[int, ...]
-    dtypes: tuple[str, str]
-    norm: float | None = Field(description="‖A‖; none where a side is not floating point or not finite.")
+    dtypes: tuple[str, str] = Field(description="The stored dtypes in A and in B.")
+    norm: float | None = Field(description="‖A‖.")
     distance: float | None = Field(description="‖A − B‖.")
-    relative: float | None = Field(description="‖A − B‖ / ‖A‖; none where A = 0 too.")
+    relative: float | None = Field(description="‖A − B‖ / ‖A‖; also None where A = 0.")
     largest: float | None = Field(description="max |A − B|.")
     differing: float = Field(description="Share of the entries that differ in value, 0 to 1.", ge=0.0, le=1.0)
 
 
 class Difference(Record):
-    """Two checkpoints."""
+    """The comparison of two checkpoints, A and B."""
 
-    a: str = Field(description="Name of the folder.")
-    b: str
-    tensors: tuple[TensorDifference, ...] = Field(description="The furthest apart first, by relative distance.")
-    only_in_a: tuple[str, ...]
-    only_in_b: tuple[str, ...]
-    other_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    a: str = Field(description="Name of A's folder.")
+    b: str = Field(description="Name of B's folder.")
+    tensors: tuple[TensorDifference, ...] = Field(description="The largest relative distance first.")
+    only_in_a: tuple[str, ...] = Field(description="Names of tensors that B does not have.")
+    only_in_b: tuple[str, ...] = Field(description="Names of tensors that A does not have.")
+    other_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = Field(
+        description="Tensors whose shapes differ, with the shapes in A and in B; they are not compared."
+    )
 
     @property
     def equal(self) -> bool:
-        """Whether both hold the same names, shapes and values."""
+        """Whether both checkpoints hold the same names, shapes and values."""
         return not (
             self.only_in_a or self.only_in_b or self.other_shape or any(tensor.differing for tensor in self.tensors)
         )
 
     @property
     def relative(self) -> float:
-        """‖A − B‖ / ‖A‖ over all tensors that have a distance; 0 where A is 0."""
+        """‖A − B‖ / ‖A‖ over all tensors whose distance is known; 0 where A is 0."""
         distance = math.fsum(tensor.distance**2 for tensor in self.tensors if tensor.distance is not None)
         norm = math.fsum(tensor.norm**2 for tensor in self.tensors if tensor.norm is not None)
         return math.sqrt(distance / norm) if norm else 0.0
 
 
 def diff(a: str | os.PathLike[str], b: str | os.PathLike[str], *, progress: Progress | None = None) -> Difference:
-    """Compare two checkpoints tensor by tensor; memory does not grow with the model.
+    """Compare two checkpoints tensor by tensor. Memory does not grow with the model.
 
     Args:
-        a: the first checkpoint: a folder, a hub id, or what else `open_checkpoint` takes.
-        b: the second.
-        progress: called as work ends, with the name of the tensor and the share that is done.
+        a: the first checkpoint: a folder, a hub id, or any other form that `open_checkpoint` takes.
+        b: the second checkpoint, in any of the same forms.
+        progress: callback for the name of each compared tensor and the share of the work that is done.
 
     Returns:
-        One record for each tensor that both hold in the same shape, with Frobenius norms, the furthest apart first; and the
-        names of the others.
+        One record with Frobenius norms for each tensor that both checkpoints hold in the same shape, the largest relative
+        distance first; and the names of all other tensors.
 
     Raises:
-        CheckpointError: one of them cannot be read, or is quantised in a way that cannot be undone.
+        CheckpointError: a checkpoint cannot be read, or is quantised in a way that cannot be undone.
 
     Source: ours.
     """
@@ -96,7 +102,7 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str], *, progress: Prog
 
 
 def _order(row: TensorDifference) -> float:
-    """What is not finite or has no distance, but differs, comes first."""
+    """The key to sort by: the relative distance; tensors that differ by an unknown distance come first."""
     if row.relative is not None:
         return row.relative
     return math.inf if row.differing else 0.0
@@ -117,7 +123,7 @@ def _tensor_difference(
             continue
         before, after = left.astype(precision), right.astype(precision)
         differing += int(np.count_nonzero((before != after) & ~(np.isnan(before) & np.isnan(after))))
-        with np.errstate(over="ignore", invalid="ignore"):  # seen below
+        with np.errstate(over="ignore", invalid="ignore"):  # the norms are checked below
             after -= before
             squared += norm_squared(after)
             norm += norm_squared(before)

@@ -1,4 +1,4 @@
-"""The one walk over an update: every matrix that both models hold, with both of its sides opened in each thread's own memory."""
+"""Walk over an update: list every matrix that both models hold, and read its base and fine-tuned side in each thread."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from deltamend.matrices.views import Matrix, StoredMatrix, SubMatrix
 
 @dataclass(frozen=True)
 class MatrixItem:
-    """A matrix of the update: a tensor, or one of the parts that are repaired by themselves.
+    """A matrix of the update: a whole tensor, or one part of a tensor whose parts are repaired separately.
 
     Attributes:
-        pair: the tensor on both sides.
-        part: which part of it; None for all of it.
+        pair: the tensor in BASE and in FINETUNED.
+        part: the part of it, such as one expert of a stack; None for the whole tensor.
     """
 
     pair: TensorPair
@@ -27,44 +27,44 @@ class MatrixItem:
 
     @property
     def name(self) -> str:
-        """The name of the tensor, followed by the label of the part."""
+        """The name of the tensor, followed by the label of the part if there is one."""
         return self.pair.name if self.part is None else self.pair.name + self.part.label
 
     @property
     def rows(self) -> int:
-        """How many rows both sides hold; what is no matrix is read as one column, of all its entries."""
+        """How many rows both sides have. A tensor that is not a matrix is read as a single column of all its entries."""
         if self.part is not None:
             return self.part.rows
         return self.pair.rows if self.pair.is_matrix else StoredMatrix.view_shape(self.pair.finetuned)[0]
 
 
 def items_of(pairs: Iterable[TensorPair]) -> list[MatrixItem]:
-    """Every matrix of those pairs that are to be filtered, in their order."""
+    """List the matrices of all pairs whose action is "filter", in the order of the pairs."""
     return [MatrixItem(pair, part) for pair in pairs if pair.action == "filter" for part in pair.submatrices or (None,)]
 
 
 def pair_flops(pair: TensorPair) -> float:
-    """Floating-point operations of filtering one pair: 2·m·n·min(m, n), one pass as long as a matrix product."""
+    """How many floating-point operations it takes to filter one tensor: 2·m·n·min(m, n), as for one matrix product."""
     if pair.action != "filter" or not pair.is_matrix:
         return 0.0
     return sum(2.0 * m * n * min(m, n) for m, n in pair.shapes)
 
 
 def costliest_first(items: Iterable[MatrixItem]) -> list[MatrixItem]:
-    """The order in which workers take up matrices, so that none of them is left alone with a large one at the end."""
+    """Sort matrices by cost, the largest first, so that no worker begins a large one when the others are nearly done."""
     return sorted(items, key=lambda item: (-pair_flops(item.pair), item.name))
 
 
 class TensorSource(Protocol):
-    """Where the tensors of one model are."""
+    """A place from which the tensors of one model are read, such as a checkpoint or a state dict."""
 
     def matrix(self, tensor: StoredTensor, buffers: Buffers, use: str) -> Matrix:
-        """A tensor as a matrix, read through the buffer of that name."""
+        """Open a tensor as a matrix, which is read through the buffer named `use`."""
 
 
 @dataclass(frozen=True)
 class CheckpointTensors:
-    """The tensors of an open checkpoint, as `TensorSource`."""
+    """The tensors of an open checkpoint; an implementation of `TensorSource`."""
 
     checkpoint: Checkpoint
 
@@ -74,11 +74,11 @@ class CheckpointTensors:
 
 
 class SidesReader:
-    """Opens both sides of a tensor, or of a part of it; each thread reads into memory of its own.
+    """Opens the base and the fine-tuned side of a tensor, or of a part of it. Each thread reads into its own memory.
 
     Args:
         base: the tensors of BASE.
-        finetuned: those of FINETUNED.
+        finetuned: the tensors of FINETUNED.
     """
 
     def __init__(self, base: TensorSource, finetuned: TensorSource) -> None:
@@ -93,11 +93,11 @@ class SidesReader:
         return buffers
 
     def finetuned(self, pair: TensorPair) -> Matrix:
-        """The fine-tuned side of a tensor, which every tensor of the output has."""
+        """The fine-tuned side of a tensor. Every tensor has one, but not every tensor has a base side."""
         return self._finetuned.matrix(pair.finetuned, self.buffers(), "finetuned")
 
     def sides(self, item: MatrixItem) -> tuple[Matrix, Matrix]:
-        """Base and fine-tuned side of a matrix."""
+        """The base and the fine-tuned side of a matrix."""
         pair = item.pair
         if pair.base is None:
             raise AssertionError(f"{pair.name} has no base")
@@ -107,7 +107,7 @@ class SidesReader:
 
 
 def part_of(sides: tuple[Matrix, Matrix], part: Submatrix, buffers: Buffers) -> tuple[Matrix, Matrix]:
-    """The rows and columns of a part on both sides of a tensor, base first."""
+    """Cut one part out of both sides of a tensor; the base side comes first."""
     return (
         SubMatrix(sides[0], part.base_rows, part.columns, buffers, "base-part"),
         SubMatrix(sides[1], part.finetuned_rows, part.columns, buffers, "finetuned-part"),

@@ -1,4 +1,4 @@
-"""Ways to read a matrix in part: from a checkpoint file, from memory, or as some rows and columns of a larger one."""
+"""Matrices that can be read in parts: from a checkpoint file, from memory, or as rows and columns of a larger matrix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deltamend.matrices.buffers import Array, Buffers, bytes_of
 
 
 class Matrix(Protocol):
-    """A matrix that can be read in part, in its stored dtype."""
+    """A matrix that can be read in parts, in its stored dtype."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -25,20 +25,26 @@ class Matrix(Protocol):
         """The stored dtype, one of `dtypes.NUMPY_DTYPES`."""
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows start:stop, contiguous, shape (stop − start, columns). May be a buffer that the next call overwrites."""
+        """Rows start:stop as a contiguous array of shape (stop − start, columns), which the next call may overwrite."""
 
     def columns(self, start: int, stop: int, rows: tuple[int, int] | None = None) -> Array:
-        """Columns start:stop of all or some neighbouring rows, contiguous. May be a buffer that the next call overwrites."""
+        """Columns start:stop as a contiguous array, which the next call may overwrite.
+
+        Args:
+            start: the first column.
+            stop: the column after the last.
+            rows: the first row and the row after the last; None for all rows.
+        """
 
 
 class StoredMatrix:
     """A matrix in a checkpoint file.
 
     Args:
-        checkpoint: where it is.
-        tensor: which one, seen as `view_shape` says.
+        checkpoint: the checkpoint.
+        tensor: the tensor in it; `view_shape` says how it is read as a matrix.
         buffers: memory to read into.
-        use: the name of the buffer, so that two matrices do not share one.
+        use: the name of the buffer; two matrices that are in use at the same time need different names.
     """
 
     def __init__(self, checkpoint: Checkpoint, tensor: StoredTensor, buffers: Buffers, use: str) -> None:
@@ -48,7 +54,7 @@ class StoredMatrix:
 
     @staticmethod
     def view_shape(tensor: StoredTensor) -> tuple[int, int]:
-        """(rows, columns) a stored tensor is read as: see `matrix_view`; what is no matrix as one column."""
+        """The (rows, columns) that a stored tensor is read as: those of `matrix_view`, or one column if it is no matrix."""
         return matrix_view(tensor.name, tensor.shape) or (tensor.elements, 1)
 
     def rows(self, start: int, stop: int) -> Array:
@@ -59,7 +65,7 @@ class StoredMatrix:
         return out
 
     def columns(self, start: int, stop: int, rows: tuple[int, int] | None = None) -> Array:
-        """See `Matrix.columns`; one short read for each row."""
+        """See `Matrix.columns`. Each row takes one short read."""
         first, last = rows or (0, self.shape[0])
         out = self._buffers.get(self._use, (last - first, stop - start), self.dtype)
         for row in range(first, last):
@@ -71,7 +77,7 @@ class StoredMatrix:
 
 
 class MemoryMatrix:
-    """A matrix in memory; an array that is not two-dimensional is seen as one column."""
+    """A matrix in memory. An array that is not two-dimensional is read as one column."""
 
     def __init__(self, array: Array) -> None:
         self._array = array if array.ndim == 2 else array.reshape(-1, 1)
@@ -89,13 +95,13 @@ class MemoryMatrix:
 
 
 class SubMatrix:
-    """Some rows of a matrix, one span after another, and all or some neighbouring columns.
+    """A submatrix: some spans of the rows of a matrix, one after another, and a span of its columns.
 
     Args:
-        matrix: the whole.
-        spans: rows, half open.
-        columns: half open; None for all.
-        buffers: memory to gather in.
+        matrix: the whole matrix.
+        spans: spans (start, stop) of its rows; `stop` is not included.
+        columns: the span of its columns; None for all of them.
+        buffers: memory to gather the values in.
         use: the name of the buffer.
     """
 
