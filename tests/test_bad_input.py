@@ -330,7 +330,7 @@ def test_an_input_that_changes_during_the_run(own_pair: Pair, tmp_path: Path) ->
         (["--method", "wise-ft", "--set", "beta=2"], ("'beta'", "its parameters are: alpha")),
         (["--set", "alpha"], ("'alpha' is not KEY=VALUE",)),
         (["--include", "("], ("--include: '('", "not a regular expression")),
-        (["--out-dtype", "int3"], ("--out-dtype: there is no data type 'int3'", "bf16")),
+        (["--out-dtype", "int3"], ("--out-dtype: 'int3' is not a data type that can be written", "bf16")),
         (["--max-shard-size", "much"], ("--max-shard-size: 'much'", "5GB")),
     ],
 )
@@ -376,7 +376,7 @@ def test_folders_that_were_made_for_out_go_again(own_pair: Pair, tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("error", "piece"),
-    [(np.linalg.LinAlgError("did not converge"), "did not converge"), (MemoryError(), "there is not enough memory")],
+    [(np.linalg.LinAlgError("did not converge"), "did not converge"), (MemoryError(), "there is not enough memory to repair it; use --workers 1, or a machine with more memory")],
 )
 def test_a_method_that_fails_names_the_tensor(
     error: Exception, piece: str, own_pair: Pair, tmp_path: Path, deltamend_cli: Cli, monkeypatch: pytest.MonkeyPatch

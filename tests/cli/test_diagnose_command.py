@@ -51,7 +51,7 @@ def test_a_dash_prints_json_and_nothing_else(llama_pair: Pair, deltamend_cli: Cl
     [
         (["-i", "no such name"], "no matrix is left to diagnose; let --include match more names, or --exclude fewer"),
         (["-i", "("], "--include: '(' is not a regular expression"),
-        (["--out-dtype", "int3"], "--out-dtype: there is no data type 'int3'; give one of bf16"),
+        (["--out-dtype", "int3"], "--out-dtype: 'int3' is not a data type that can be written; give one of bf16"),
     ],
 )
 def test_what_means_nothing_is_wrong_usage(

@@ -51,7 +51,7 @@ def test_a_repair_that_rounding_undoes_is_warned_of(tmp_path: Path, deltamend_cl
         save_file({"weight": weight}, tmp_path / side / "model.safetensors")
     command = ("repair", tmp_path / "base", tmp_path / "finetuned")
     little = deltamend_cli(*command, tmp_path / "little", "--method", "wise-ft", "--set", "alpha=0.99")
-    assert "of what the repair took away, so that part of the repair may be lost" in little.out
+    assert "of what the repair removed, so that this part of the repair may be lost" in little.out
     manifest = json.loads((tmp_path / "little" / "deltamend.json").read_text())
     assert manifest["tensors"][0]["realised_error"] < 0.01
     much = deltamend_cli(*command, tmp_path / "much", "--method", "wise-ft", "--set", "alpha=0.5")

@@ -236,7 +236,7 @@ def test_the_size_is_said(llama_pair: Pair, tmp_path: Path, deltamend_cli: Calla
 @pytest.mark.parametrize(
     ("options", "pieces"),
     [
-        (["--method", "wise-ft"], ("what wise-ft keeps of a matrix is not low-rank", "dg-hard, shrink, rank")),
+        (["--method", "wise-ft"], ("the update that wise-ft keeps is not low-rank", "dg-hard, shrink, rank")),
         (["--max-shard-size", "1GB"], ("--max-shard-size", "single file")),
         (["--rounding", "stochastic"], ("--rounding", "leave this option out")),
         (["--as", "lora"], ("--as: 'lora' is not valid", "'checkpoint' or 'adapter'")),
@@ -285,5 +285,5 @@ def test_a_tied_head_with_a_bias_of_its_own_is_refused(tmp_path: Path) -> None:
         (tmp_path / side).mkdir()
         (tmp_path / side / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
         save_file(tensors, tmp_path / side / "model.safetensors")
-    with pytest.raises(deltamend.UsageError, match=r"'lm_head.bias' belongs to a head that is tied otherwise"):
+    with pytest.raises(deltamend.UsageError, match=r"'lm_head.bias' belongs to a head whose weight is tied to the embedding"):
         deltamend.repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", output="adapter")

@@ -1,8 +1,8 @@
-"""A repair as a PEFT LoRA adapter: which module holds what, the factors of every Δ*, and the file they end up in.
+"""The layout of a PEFT LoRA adapter: the key under which each factor of Δ* is stored, and the adapter's config.
 
-Δ* of a spectral filter is exactly low-rank, so its factors lose nothing, where casting W_base + Δ* to bf16 can lose half
-of it. Names, layouts and the matching of patterns are those of peft (`tuners/lora/layer.py`, `utils/save_and_load.py`,
-`get_pattern_key` in `tuners/tuners_utils.py`; read at 0.21.2).
+The Δ* of a spectral filter has exactly low rank, so its factors hold all of it, whereas a cast of W_base + Δ* to bf16 can lose
+half of it. Keys, layouts and the matching of patterns follow peft 0.21.2 (`tuners/lora/layer.py`, `utils/save_and_load.py`, and
+`get_pattern_key` in `tuners/tuners_utils.py`).
 """
 
 from __future__ import annotations
@@ -32,35 +32,40 @@ from deltamend.methods.method import Method
 from deltamend.methods.registry import all_methods
 
 Kind = Literal["linear", "conv1d", "embedding", "other"]
-"""What a module is to peft. `other`: it is saved whole, which any module can be."""
+"""How peft treats a module. A module of the kind "other" is saved whole, which is possible with any module."""
 
 PREFIX = "base_model.model."
 _ADAPTER, _CHECKPOINT = option("output", "adapter"), option("output", "checkpoint")
 _EMBEDDINGS = TOKEN_EMBEDDINGS | {"wpe"}
 _BODIES = _EMBEDDINGS | {"h", "layers"}
-"""First parts of names by which a body that was saved without its language-model head is known."""
-_DUMMY_TARGET = "dummy-target-modules"  # peft's own name for "no module", which it refuses as an empty list
+"""If the names of tensors begin with one of these, the model was saved without its language-model head."""
+_DUMMY_TARGET = "dummy-target-modules"  # peft refuses an empty list of modules, and has this name for "no module"
 
 
 @dataclass(frozen=True)
 class FactorPlace:
-    """One stored factor of Δ* = L·R, L (m, rank) and R (rank, n): its key, which of the two, and if it is transposed."""
+    """The place of one stored factor of Δ* = L·R, where L has shape (m, rank) and R has shape (rank, n).
+
+    Attributes:
+        key: the key of the tensor in the adapter's file.
+        side: which of the factors is stored: "left" for L, "right" for R.
+        by_rank: whether the rank is the first axis of the stored tensor.
+    """
 
     key: str
     side: Literal["left", "right"]
     by_rank: bool
-    """Whether the rank is the first axis of what is stored."""
 
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """What is known of the adapter before a weight is read.
+    """What is known of the adapter before any weight is read.
 
     Attributes:
-        base_name: BASE as it was given, for `base_model_name_or_path`.
-        task_type: peft's name of the task, or None.
-        kinds: of the module of every matrix, by the name of the tensor.
-        tied: the embedding whose matrix the head shares, and the head's module; None where no head is tied.
+        base_name: BASE in the form in which the user gave it, for `base_model_name_or_path`.
+        task_type: peft's name for the task of the model, or None.
+        kinds: how peft treats the module of each matrix, by the name of the tensor.
+        tied: the name of the embedding matrix that the head shares, and the head's module; None if no head is tied.
     """
 
     base_name: str
@@ -69,7 +74,7 @@ class AdapterPlan:
     tied: tuple[str, str] | None
 
     def factor_places(self, name: str) -> tuple[FactorPlace, ...]:
-        """Where the factors of a matrix are stored; twice where its embedding and the head share it."""
+        """The places of the factors of a matrix. An embedding that the head shares has two pairs of places."""
         module = PREFIX + module_of(name)
         match self.kinds.get(name, "other"):
             case "linear":
@@ -97,22 +102,22 @@ def _linear(module: str) -> tuple[FactorPlace, ...]:
 
 
 def plan_adapter(base: Checkpoint, base_name: str, pairing: Pairing, methods: Mapping[str, Method]) -> AdapterPlan:
-    """Decide what each module is, and refuse what an adapter cannot hold.
+    """Decide how peft treats each module, and refuse a repair that an adapter cannot hold.
 
     Raises:
-        UsageError: a method whose Δ* has full rank, or a model whose modules are not those its tensors are named after.
+        UsageError: a method does not give a low-rank Δ*, or the modules of the model do not have the names of its tensors.
     """
     for pair in pairing.pairs:
         _refuse(pair, methods.get(pair.name))
     if base.config.get("is_encoder_decoder"):
         raise UsageError(f"{_ADAPTER}: encoder-decoder models share their embedding; use {_CHECKPOINT}")
     if base.adapter is not None:
-        raise UsageError(f"{_ADAPTER}: BASE has an adapter of its own, and peft loads one; use {_CHECKPOINT}")
+        raise UsageError(f"{_ADAPTER}: BASE already has an adapter, and peft loads only one; use {_CHECKPOINT}")
     first = next(iter(base.tensors), "")
     if has_head(base.config) and first.partition(".")[0] in _BODIES:
         raise UsageError(
-            f"{_ADAPTER}: BASE was saved without its head (it names {first!r}), so that an adapter would not find its "
-            f"modules; save it again with save_pretrained, or use {_CHECKPOINT}"
+            f"{_ADAPTER}: BASE was saved without its head (its first tensor is {first!r}), so that an adapter would not "
+            f"find its modules; save the whole model with save_pretrained, or use {_CHECKPOINT}"
         )
     matrices = [pair for pair in pairing.pairs if len(pair.finetuned.shape) == 2]
     kinds: dict[str, Kind] = {pair.name: _kind(pair.name, base.config) for pair in matrices}
@@ -120,7 +125,9 @@ def plan_adapter(base: Checkpoint, base_name: str, pairing: Pairing, methods: Ma
     tied = tied_head(base.config, base.tensors)
     own = next((name for name in base.tensors if tied is not None and module_of(name) == tied[1]), None)
     if own is not None:
-        raise UsageError(f"{_ADAPTER}: {own!r} belongs to a head that is tied otherwise; use {_CHECKPOINT}")
+        raise UsageError(
+            f"{_ADAPTER}: {own!r} belongs to a head whose weight is tied to the embedding; use {_CHECKPOINT}"
+        )
     return AdapterPlan(base_name, task, kinds, tied)
 
 
@@ -129,7 +136,7 @@ def _refuse(pair: TensorPair, method: Method | None) -> None:
     if method is not None and len(pair.finetuned.shape) == 2 and not method.low_rank:
         able = ", ".join(name for name, kind in all_methods().items() if kind.low_rank)
         raise UsageError(
-            f"{_ADAPTER}: what {method.name} keeps of a matrix is not low-rank; use one of {able}, or {instead}"
+            f"{_ADAPTER}: the update that {method.name} keeps is not low-rank; use one of the methods {able}, or {instead}"
         )
     if pair.base is None:
         raise UsageError(f"{_ADAPTER}: BASE has no tensor {pair.name!r} to add to; {instead}")
@@ -139,15 +146,15 @@ def _refuse(pair: TensorPair, method: Method | None) -> None:
             f"FINETUNED, and an adapter cannot resize it; {instead}"
         )
     if pair.submatrices:
-        raise UsageError(f"{_ADAPTER}: tensor {pair.name!r} is repaired in parts, which share no factors; {instead}")
+        raise UsageError(f"{_ADAPTER}: tensor {pair.name!r} is repaired in parts, whose factors differ; {instead}")
     if is_expert(pair.name) and pair.action == "filter":
         raise UsageError(expert_refusal(pair.name))
 
 
 def expert_refusal(name: str) -> str:
-    """Why the update of an expert cannot be in an adapter."""
+    """The text of the error for an expert, whose update an adapter cannot hold."""
     return (
-        f"{_ADAPTER}: {name!r} belongs to an expert, which is loaded under another name than it is stored; "
+        f"{_ADAPTER}: {name!r} belongs to an expert, which has another name in the loaded model than in the file; "
         f"use {_CHECKPOINT}"
     )
 
@@ -158,14 +165,14 @@ def _kind(name: str, config: Mapping[str, Any]) -> Kind:
         return "other"
     if leaf in _EMBEDDINGS:
         return "embedding"
-    if "emb" in leaf and leaf != "embed_out":  # an embedding by another name, or not
+    if "emb" in leaf and leaf != "embed_out":  # this may be an embedding that has another name
         return "other"
     return "conv1d" if is_conv1d(config, leaf) else "linear"
 
 
 @dataclass(frozen=True)
 class Placed:
-    """One tensor of the adapter: what its record says, and from which byte of the part its bytes lie."""
+    """One tensor of the adapter, and the position of its first byte in the file of its part."""
 
     key: str
     shape: tuple[int, ...]
@@ -175,7 +182,14 @@ class Placed:
 
 
 def arrange(records: Sequence[TensorRecord], plan: AdapterPlan) -> tuple[dict[str, tuple[Placed, ...]], dict[str, Any]]:
-    """Which part is stored under which key, module by module, and the config that says so to peft."""
+    """Decide, module by module, under which keys the parts are stored, and write the config that tells peft.
+
+    Returns:
+        The tensors of the adapter, by the name of the model's tensor; and the content of adapter_config.json.
+
+    Raises:
+        OutputError: a parameter has changed that belongs to no module that peft can save.
+    """
     modules: dict[str, list[TensorRecord]] = {}
     for record in records:
         modules.setdefault(module_of(record.name), []).append(record)
@@ -213,7 +227,7 @@ def arrange(records: Sequence[TensorRecord], plan: AdapterPlan) -> tuple[dict[st
 
 
 def _as_stored(record: TensorRecord, key: str | None = None) -> tuple[Placed, ...]:
-    """The tensors of a part in their order, the first under another key where one is given."""
+    """The tensors of a part, in the order in which they are stored; they get another key if one is given."""
     placed, start = [], 0
     for part in record.adapter or ():
         placed.append(Placed(key or part.key, part.shape, part.dtype, part.xxh3, start))
@@ -228,14 +242,14 @@ def _rank(record: TensorRecord) -> int:
 def _refuse_parameter(record: TensorRecord, able: set[str]) -> None:
     if leaf_of(record.name) not in able or record.adapter == ():
         raise OutputError(
-            f"tensor {record.name!r} has changed and belongs to no module that an adapter can save; use {_CHECKPOINT}"
+            f"tensor {record.name!r} changed, and it belongs to no module that an adapter can save; use {_CHECKPOINT}"
         )
 
 
 def _config(plan: AdapterPlan, ranks: Mapping[str, int], whole: Sequence[str], biases: set[str]) -> dict[str, Any]:
-    """adapter_config.json. α = r in every module, so that peft's scaling α/r is 1."""
+    """The content of adapter_config.json. In every module α = r, so that peft's scaling α/r is 1."""
     largest = max(ranks.values(), default=1)
-    # peft reads keys as regular expressions that may begin anywhere: anchored and escaped they name one module.
+    # peft reads these keys as regular expressions that may begin anywhere; anchored and escaped, they match one module.
     pattern = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != largest}
     kinds = {plan.kinds.get(f"{module}.weight") for module in ranks}
     return {

@@ -1,4 +1,4 @@
-"""What an adapter holds of each tensor, filtered and factored, in a file of its own in the work folder."""
+"""The parts of an adapter: for each tensor of the model, a file in the work folder with what the adapter holds of it."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from deltamend.spectrum.kept_subspace import SpectralFilter
 
 
 class AdapterParts:
-    """The parts of an adapter in the work folder, one file for each tensor: their sizes are known only once it is filtered.
+    """The parts of an adapter. Each is a file of its own, because its size is known only after the tensor is repaired.
 
     Args:
-        plan: what goes where.
-        folder: where the parts are; they stay there until the work folder goes.
-        order: the names of all tensors, in the order in which they will lie in the adapter.
-        dtype: safetensors name of the dtype of everything; None for fp32 factors (fp64 where FINETUNED is fp64), and
-            FINETUNED's bytes where nothing is filtered.
-        stopped: set when the run is to end.
+        plan: the plan of the adapter, which says where each tensor goes.
+        folder: the folder of the parts; it is deleted together with the work folder.
+        order: the names of all tensors, in the order in which the adapter will hold them.
+        dtype: the dtype of all stored values, by its name in safetensors files. None stores factors in fp32, or in fp64 if
+            FINETUNED is in fp64, and stores tensors that are not repaired in the dtype of FINETUNED.
+        stopped: an event that tells the writers to end early.
     """
 
     def __init__(
@@ -52,26 +52,26 @@ class AdapterParts:
         self._folder = folder
 
     def path(self, name: str) -> Path:
-        """The file of one tensor's part."""
+        """The file of the part of one tensor."""
         return self._folder / f"{self._order[name]:06d}"
 
     def is_finished(self, record: TensorRecord) -> bool:
-        """Whether the part a journal speaks of is there and undamaged."""
+        """Whether the part that an earlier run recorded is there, undamaged."""
         return record.adapter is not None and tensor_hash(_pieces(self.path(record.name))) == record.xxh3
 
     def sink(self, pair: TensorPair) -> PartSink:
-        """The sink of one tensor; to be closed."""
+        """Make the sink of one tensor. Close it after use."""
         return PartSink(self, pair)
 
     def pieces(self, name: str, start: int, count: int) -> Iterator[bytes]:
-        """Some of the bytes of one tensor's part."""
+        """Read `count` bytes of the part of one tensor, beginning at byte `start`."""
         return _pieces(self.path(name), start, count)
 
 
 class PartSink:
-    """Takes one tensor of an adapter: its factors where Δ* is low-rank, nothing where Δ* = 0, else all of it.
+    """Writes the part of one tensor: its factors if Δ* is low-rank, nothing if Δ* = 0, else the whole tensor.
 
-    As `FactorSink`; the dtype of what is written whole is known once the outcome is.
+    It is an implementation of `FactorSink`. The dtype of a tensor that is written whole depends on the outcome of the repair.
     """
 
     def __init__(self, parts: AdapterParts, pair: TensorPair) -> None:
@@ -93,7 +93,7 @@ class PartSink:
 
     @property
     def dtype_name(self) -> str:
-        """The safetensors name of the dtype of what is stored."""
+        """The dtype of what is stored, by its name in safetensors files."""
         return self._records[0].dtype if self._records else self._whole_dtype
 
     def write_rows(self, start: int, values: Array) -> None:
@@ -113,7 +113,7 @@ class PartSink:
         found = kept.spectrum
         if found is None or found.basis is None:
             raise OutputError(
-                f"tensor {self._pair.name!r}: its method gave no factors; use {option('output', 'checkpoint')}"
+                f"tensor {self._pair.name!r}: the method did not return factors; use {option('output', 'checkpoint')}"
             )
         if not self._places or found.rank * sum(found.shape) > math.prod(found.shape):
             self._whole_dtype = self._wide  # the matrix itself is smaller than its factors
@@ -121,7 +121,7 @@ class PartSink:
         return self._write_factors(delta, found)
 
     def finish(self) -> tuple[tuple[AdapterRecord, ...], str]:
-        """What was written, and the hash of the part; call it once all of it is."""
+        """The records of what was written, and the hash of the part. Call it after everything has been written."""
         if self._whole is not None:
             xxh3 = self._whole.xxh3()
             key = PREFIX + self._pair.name
@@ -135,7 +135,7 @@ class PartSink:
             self._writer.close()
 
     def _open(self, tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[StoredTensor, ...]:
-        """Make the part's file for these tensors (name, dtype, shape), one after another."""
+        """Create the part's file with room for some tensors (name, dtype, shape), one after another."""
         path = self._parts.path(self._pair.name)
         stored, position = [], 0
         for name, dtype, shape in tensors:
@@ -155,7 +155,7 @@ class PartSink:
         return self._whole
 
     def _write_factors(self, delta: DeltaBlocks, found: SpectralFilter) -> Norms:
-        """Write L and R with √s of the singular values on each, and measure what their rounding does to L·R."""
+        """Write the factors L and R, each scaled by the square roots of the singular values, and measure their rounding."""
         m, n = found.shape
         lengths = {"left": m, "right": n}
         dtype = self._wide
@@ -185,7 +185,14 @@ class PartSink:
         return norms
 
     def _write_side(self, stored: Sequence[StoredTensor], side: str, start: int, values: Array) -> None:
-        """Write `values` (rank, length), which begin at `start` of the side, wherever that side is stored."""
+        """Write a piece of one factor to every place where that factor is stored.
+
+        Args:
+            stored: the tensors of the part.
+            side: the factor, "left" or "right".
+            start: where the piece begins along the length of the factor.
+            values: the piece, shape (rank, length).
+        """
         if self._parts.stopped.is_set():
             raise CancelledError
         if self._writer is None:
@@ -202,12 +209,12 @@ class PartSink:
 
 
 def _energy(values: FloatArray) -> float:
-    """‖values‖², a chunk at a time."""
+    """‖values‖², added up chunk by chunk."""
     return sum(norm_squared(values[first:last]) for first, last in row_chunks((values.shape[0], values.shape[1])))
 
 
 def _pieces(path: Path, start: int = 0, count: int | None = None, size: int = 1 << 22) -> Iterator[bytes]:
-    """The bytes of a part from `start` on; nothing where there is no such file."""
+    """Read the bytes of a part from `start` on, in pieces; nothing if the file does not exist."""
     try:
         opened = path.open("rb")
     except FileNotFoundError:

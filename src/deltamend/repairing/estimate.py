@@ -1,4 +1,4 @@
-"""What a run is expected to take on this machine, before anything is read."""
+"""Estimate the time and memory that a repair will take on this machine."""
 
 from __future__ import annotations
 
@@ -13,27 +13,32 @@ from deltamend.inputs.pairing import TensorPair
 from deltamend.matrices.delta import BLOCK_ELEMENTS
 from deltamend.matrices.items import pair_flops
 
-_WRITE_BYTES_PER_SECOND = 0.4e9  # to a fresh file on the machine this was measured on
-_RESIDENT_BYTES = 100 << 20  # Python with numpy and scipy loaded
-_FACTOR_BYTES = 64 << 20  # a piece of a factor in fp64, rounded, and what the rounding did
+_WRITE_BYTES_PER_SECOND = 0.4e9  # measured once, while writing to a new file
+_RESIDENT_BYTES = 100 << 20  # memory of Python with numpy and scipy imported
+_FACTOR_BYTES = 64 << 20  # a piece of a factor in fp64, the same piece rounded, and the difference between them
 
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What a run is expected to take on this machine, within a factor of about two."""
+    """The time and memory that a run should take on this machine, correct within a factor of about two.
+
+    Attributes:
+        seconds: wall-clock time.
+        memory_bytes: peak memory of the process.
+    """
 
     seconds: float
     memory_bytes: int
 
 
 def estimate_run(pairs: Sequence[TensorPair], bytes_to_write: int, workers: int, *, adapter: bool) -> RunEstimate:
-    """Expected time and memory, from a quick measurement of this machine's arithmetic.
+    """Estimate time and memory from a quick measurement of this machine's speed in matrix products.
 
     Args:
         pairs: all tensors of the plan.
         bytes_to_write: size of the output.
-        workers: tensors that are worked on at a time.
-        adapter: whether the output is an adapter, whose factors take memory of their own.
+        workers: number of tensors worked on at a time.
+        adapter: whether the output is an adapter, whose factors need additional memory.
     """
     matrices = [pair for pair in pairs if pair.action == "filter" and pair.is_matrix]
     seconds = sum(map(pair_flops, matrices)) / _flops_per_second() / workers
@@ -44,9 +49,10 @@ def estimate_run(pairs: Sequence[TensorPair], bytes_to_write: int, workers: int,
 
 
 def _matrix_bytes(pair: TensorPair) -> int:
-    """Most memory one worker needs for a matrix: a block in fp32, and three squares of the shorter side in fp64.
+    """The most memory that one worker needs for a matrix.
 
-    A wide matrix that is cut is read in columns, for which a block of both sides and of the output are held as well.
+    That is one block in fp32 and three square matrices of the shorter side in fp64. A wide matrix that does not fit into a block
+    is read in blocks of columns, and then a block of each side is in memory as well.
     """
 
     def needed(m: int, n: int) -> int:
@@ -57,7 +63,7 @@ def _matrix_bytes(pair: TensorPair) -> int:
 
 
 def _flops_per_second(size: int = 768) -> float:
-    """What one core does in an fp32 matrix product, halved: a filter does about two passes' worth of work."""
+    """Half of the speed that one core reaches in an fp32 matrix product, because a filter does about twice that work."""
     square = np.ones((size, size), dtype=np.float32)
     with threadpool_limits(1):
         square @ square  # the first product starts the library

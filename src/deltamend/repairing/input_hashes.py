@@ -1,4 +1,4 @@
-"""What the inputs of a repair hold, as hashes of their files."""
+"""Hash the weight files of both inputs, for the manifest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deltamend.machine.threads import Workers
 
 
 def hash_inputs(base: Checkpoint, finetuned: Checkpoint, workers: Workers) -> tuple[InputRecord, InputRecord]:
-    """Hash the weight files of both sides as they are now; `Checkpoint.check_unchanged` sees to it that they stay so."""
+    """Hash the weight files of both inputs. `Checkpoint.check_unchanged` finds out later whether they have changed."""
     ours, theirs = base.weight_files, finetuned.weight_files
     names = sorted(ours.keys() | theirs.keys())
     hashed = workers.map(lambda name: _hash_sides(ours.get(name), theirs.get(name), name), names)
@@ -24,14 +24,14 @@ def hash_inputs(base: Checkpoint, finetuned: Checkpoint, workers: Workers) -> tu
 
 
 def _hash_sides(base: Path | None, finetuned: Path | None, name: str) -> tuple[FileRecord | None, FileRecord | None]:
-    """Hash the files of one name; None on a side that has none."""
+    """Hash the base's and the fine-tuned model's file of one name; None for a side that has no such file."""
     if base is not None and finetuned is not None:
         return hash_alike(base, finetuned, name)
     return (hash_file(base, name) if base else None, hash_file(finetuned, name) if finetuned else None)
 
 
 def _folder_name(checkpoint: Checkpoint) -> str:
-    """The folder's own name: the manifest holds no path of anybody's machine."""
+    """The name of the folder without its path, because the manifest holds no paths of this machine."""
     models = [
         checkpoint.source or checkpoint.folder,
         *([] if checkpoint.adapter is None else checkpoint.adapter.folders),

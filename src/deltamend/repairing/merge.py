@@ -1,4 +1,4 @@
-"""Add what a method keeps to the base, W* = W_base + Δ*, cast it to the output dtype, and measure what was written."""
+"""Add the kept update to the base, W* = W_base + Δ*, cast the sum to the output dtype, and measure what was written."""
 
 from __future__ import annotations
 
@@ -31,10 +31,21 @@ def write_merged(
     *,
     rounding: Rounding = "nearest",
 ) -> Norms:
-    """Write W_base + Δ* block by block and add up the norms; what a held block of Δ holds is used up.
+    """Write W_base + Δ* block by block, and measure its norms.
+
+    If the delta keeps its only block in memory, the values of that block are overwritten.
+
+    Args:
+        delta: Δ of the matrix.
+        kept: what the method keeps of it.
+        sides: the base and the fine-tuned matrix.
+        sink: receives W* in the output dtype.
+        name: the name of the tensor, for errors and for stochastic rounding.
+        buffers: the memory of this thread.
+        rounding: how W* is rounded to bf16 or fp16.
 
     Raises:
-        FilterError: as `repair_matrix`.
+        FilterError: an input holds NaN or Inf, Δ overflows, or W* overflows in the output dtype.
     """
     rows, columns = delta.shape
     norms = Norms()
@@ -49,7 +60,7 @@ def write_merged(
                 f"tensor {name!r}: the difference of base and fine-tuned overflows; give a base that belongs to it"
             )
         kept_values = kept.block(Block(start, stop, values))
-        if width < columns:  # a block of columns of a wide matrix
+        if width < columns:  # the block holds some columns of a wide matrix
             columns_of = [side.columns(start, stop)[:rows] for side in sides]
             slab = buffers.get("slab", (height, width), sink.dtype)
             for first, last in row_chunks((height, width)):
@@ -66,10 +77,10 @@ def write_merged(
 
 
 def copy_rows(source: Matrix, span: tuple[int, int], sink: Sink, name: str, buffers: Buffers) -> None:
-    """Copy rows of FINETUNED to the output, bit for bit where the dtypes agree.
+    """Copy rows of FINETUNED to the output. The bytes stay the same unless the output has another dtype.
 
     Raises:
-        FilterError: NaN or Inf in the rows, or made by a cast to fp16.
+        FilterError: the rows hold NaN or Inf, or overflow in the output dtype.
     """
     start, stop = span
     for first, last in row_chunks((stop - start, source.shape[1])):
@@ -82,7 +93,7 @@ def copy_rows(source: Matrix, span: tuple[int, int], sink: Sink, name: str, buff
 
 
 def refuse_damaged(sides: tuple[Matrix, Matrix], name: str) -> None:
-    """Raise FilterError when the base or the fine-tuned matrix holds NaN or Inf."""
+    """Raise FilterError if the base or the fine-tuned matrix holds NaN or Inf."""
     for side, matrix in zip(("BASE", "FINETUNED"), sides, strict=True):
         if not all(all_finite(matrix.rows(*span)) for span in row_chunks(matrix.shape)):
             raise FilterError(f"tensor {name!r} holds NaN or Inf in {side}; give an undamaged checkpoint")
@@ -90,7 +101,7 @@ def refuse_damaged(sides: tuple[Matrix, Matrix], name: str) -> None:
 
 @dataclass(frozen=True)
 class _Merger:
-    """What is the same for every part of one matrix while it is written."""
+    """Merges the pieces of one matrix; it holds what is the same for all of them."""
 
     name: str
     outcome: MatrixOutcome
@@ -99,14 +110,24 @@ class _Merger:
     buffers: Buffers
 
     def merge(self, sides: list[Array], kept: FloatArray, at: tuple[int, int], norms: Norms) -> Array:
-        """The values to write from (row, column) `at` on, in the output dtype; measures the realised delta."""
+        """Merge one piece of the matrix, and add its norms to `norms`.
+
+        Args:
+            sides: the piece of the base and of the fine-tuned matrix.
+            kept: the piece of Δ*.
+            at: the row and column of its first entry.
+            norms: the sums to add to.
+
+        Returns:
+            The values to write, in the output dtype.
+        """
         base, finetuned = sides
         base_values = self.buffers.get("base-values", kept.shape, kept.dtype)
         np.copyto(base_values, base)
         realised = self.buffers.get("realised", kept.shape, kept.dtype)
         match self.outcome:
             case "filtered":
-                with np.errstate(over="ignore", invalid="ignore"):  # seen in the cast
+                with np.errstate(over="ignore", invalid="ignore"):  # the cast finds an overflow
                     np.add(base_values, kept, out=realised)
                 written = self._cast(round_for(realised, self.dtype, self.bits, at))
             case "reverted":
@@ -133,7 +154,10 @@ class _Merger:
 
 
 def _cast(values: Array, dtype: np.dtype[Any], name: str, buffers: Buffers) -> Array:
-    """The values in the output dtype, rounded to nearest, in a buffer; what is not floating point stays as it is.
+    """Cast values to the output dtype, rounded to nearest; values that are not floating point are returned unchanged.
+
+    Returns:
+        A buffer, which the next call overwrites.
 
     Raises:
         FilterError: a value is too large for the dtype.
@@ -141,7 +165,7 @@ def _cast(values: Array, dtype: np.dtype[Any], name: str, buffers: Buffers) -> A
     if not is_float(values.dtype):
         return values
     cast = buffers.get("cast", values.shape, dtype)
-    with np.errstate(over="ignore"):  # seen below, and said in our own words
+    with np.errstate(over="ignore"):  # the check below finds an overflow and names the tensor
         np.copyto(cast, round_for(values, dtype), casting="unsafe")
     if not all_finite(cast):
         raise FilterError(f"tensor {name!r} overflows in {dtype}; write it with {option('out_dtype', 'fp32')}")

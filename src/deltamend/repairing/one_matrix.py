@@ -1,4 +1,4 @@
-"""Repair one matrix: form its delta, let the method decide what of it is kept, and write the sum with the base."""
+"""Repair one matrix: form its delta, let the method decide how much of it is kept, and write the sum with the base."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from deltamend.spectrum.kept_subspace import SpectralFilter
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done to one matrix.
+    """Everything that is needed to repair one matrix, apart from its values.
 
     Attributes:
-        name: of the tensor.
-        rows: how many rows both sides hold; further rows are kept as fine-tuned.
-        method: decides what of Δ is kept.
-        device: where spectral filters run.
-        surveyed: what the method's survey of the whole model found.
+        name: the name of the tensor.
+        rows: how many rows both sides have; all further rows are kept as fine-tuned.
+        method: the method, which decides how much of Δ is kept.
+        device: where spectral filters run, "cpu" or a torch device.
+        surveyed: the result of the method's survey of the whole model.
         update_rank: see `TensorContext`.
         place: see `TensorContext`.
-        rounding: how W_base + Δ* is cast to a narrower dtype.
+        rounding: how W_base + Δ* is rounded to bf16 or fp16.
         inputs_of: see `TensorContext`.
     """
 
@@ -48,7 +48,7 @@ class Job:
 
 
 def open_delta(base: Matrix, finetuned: Matrix, job: Job, buffers: Buffers) -> tuple[DeltaBlocks, TensorContext]:
-    """The delta of a job and what its method may know besides."""
+    """Form the delta of a job, and the context that its method is given together with it."""
     delta = DeltaBlocks(base, finetuned, job.rows, buffers, whole_rows=job.method.whole_rows)
     context = TensorContext(
         job.name,
@@ -67,25 +67,28 @@ def open_delta(base: Matrix, finetuned: Matrix, job: Job, buffers: Buffers) -> t
 def repair_matrix(
     base: Matrix, finetuned: Matrix, job: Job, sink: Sink, buffers: Buffers, *, factor_sink: FactorSink | None = None
 ) -> MatrixRepair:
-    """Repair the first rows of a matrix and copy the rest from FINETUNED.
+    """Repair the rows of a matrix that both sides have, and copy all further rows from FINETUNED.
 
-    W* = W_base + Δ*, added in fp32 (fp64 when a side is fp64) and cast to the sink's dtype; where Δ* = Δ or Δ = 0 the
-    fine-tuned values themselves are written, so that nothing is lost to the detour.
+    W* = W_base + Δ* is formed in fp32, or in fp64 if a side is stored in fp64, and cast to the sink's dtype. If Δ* = Δ or
+    Δ = 0, the fine-tuned values themselves are written, so that they keep their last bits.
 
     Args:
         base: shape (≥ rows, n).
         finetuned: shape (≥ rows, n).
-        job: what to do.
-        sink: takes the result.
-        buffers: this thread's memory.
-        factor_sink: the sink again, where it takes factors.
+        job: the method and its context.
+        sink: receives the result.
+        buffers: the memory of this thread.
+        factor_sink: the same sink, if it can store low-rank factors instead of the matrix.
+
+    Returns:
+        The record of what was done.
 
     Raises:
-        FilterError: NaN or Inf in an input or, after a cast to fp16, in the output; or the filter failed.
+        FilterError: an input holds NaN or Inf, the filter failed, or the result overflows in the sink's dtype.
     """
     rows = job.rows
     delta, context = open_delta(base, finetuned, job, buffers)
-    # A cast may move values that are equal on both sides; the way below measures that.
+    # If the dtype changes, a cast may alter values that are equal on both sides; `write_merged` measures by how much.
     if (factor_sink is not None or sink.dtype == finetuned.dtype) and delta.is_zero():
         if factor_sink is None:
             copy_rows(finetuned, (0, rows), sink, context.name, buffers)
@@ -115,12 +118,17 @@ def repair_matrix(
 
 
 def apply_method(method: Method, delta: DeltaBlocks, context: TensorContext, sides: tuple[Matrix, Matrix]) -> KeptDelta:
-    """Run the method; when it fails, say in which of the inputs (base, finetuned) the fault lies."""
+    """Run the method. If it fails because an input is damaged, the error says which one.
+
+    Raises:
+        FilterError: the method failed, there is not enough memory, or an input holds NaN or Inf.
+    """
     try:
         return method.apply(delta, context)
     except MemoryError as error:
         raise FilterError(
-            f"tensor {context.name!r}: there is not enough memory for it; use {option('workers', '1')}, or a larger machine"
+            f"tensor {context.name!r}: there is not enough memory to repair it; use {option('workers', '1')}, or a machine "
+            "with more memory"
         ) from error
     except (FilterError, np.linalg.LinAlgError) as error:
         refuse_damaged(sides, context.name)

@@ -1,4 +1,4 @@
-"""The options of a repair, declared once: the command line, YAML files and Python calls are all made from these models."""
+"""The options of a repair. The flags of the command line, the keys of YAML files and the arguments in Python follow from them."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ AUTO = "auto"
 """The name that asks for the recommended method in place of a method's own name."""
 
 LEAVES_NONE = f"let {option('include')} match more names, or {option('exclude')} fewer"
-"""What to do where the selection leaves no matrix."""
+"""What an error recommends if the selection leaves no matrix."""
 
 _Options = TypeVar("_Options", bound="PairOptions")
 
 
 @dataclass(frozen=True)
 class Flag:
-    """How an option is written on the command line, where that does not follow from its name.
+    """The command-line flag of an option. An option without a `Flag` has the flag that follows from its name.
 
     Attributes:
-        names: the flags, such as ("-i", "--include"); the last one is used in messages. None where there is no flag.
-        metavar: what stands for the value in the help text.
-        repeated: whether the flag may be given several times, with one KEY=VALUE each.
+        names: the spellings, such as ("-i", "--include"); messages use the last one. None if the option has no flag.
+        metavar: the placeholder for the value in the help text.
+        repeated: whether the flag may be given several times, with one KEY=VALUE each time.
     """
 
     names: tuple[str, ...] | None
@@ -44,26 +44,28 @@ class Flag:
 
 
 class PairOptions(Record):
-    """Which matrices of BASE and FINETUNED belong together, and which of them are meant."""
+    """The options that pair the matrices of BASE with those of FINETUNED, and that select some of the pairs."""
 
     include: Annotated[str | None, Flag(("-i", "--include"), "REGEX")] = Field(
-        default=None, description="Regular expression; only matrices whose name it is found in are used."
+        default=None,
+        description="Use only matrices whose name matches this regular expression anywhere; leave the others as fine-tuned.",
     )
     exclude: Annotated[str | None, Flag(("-e", "--exclude"), "REGEX")] = Field(
-        default=None, description="Regular expression; matrices whose name it is found in are left as fine-tuned."
+        default=None,
+        description="Leave matrices whose name matches this regular expression anywhere as fine-tuned.",
     )
     rename: Annotated[str | None, Flag(("--rename",), "OLD=NEW")] = Field(
         default=None,
-        description="Tensor names that begin with OLD in BASE begin with NEW in FINETUNED; found automatically by default.",
+        description="Pair tensors whose name begins with OLD in BASE and with NEW in FINETUNED; detected automatically by default.",
     )
     split_fused: bool = Field(
         default=False,
-        description="Repair query, key and value, or gate and up, one by one where they are stored as one fused matrix.",
+        description="Treat query, key and value, or gate and up, as separate matrices if they are stored as one fused matrix.",
     )
 
 
 class RepairOptions(PairOptions):
-    """Everything that decides what a repair writes. How it is run (device, workers) is not part of it."""
+    """The options that decide what a repair writes. How it is run (device, workers) is not among them."""
 
     method: str | InstanceOf[Method] = Field(
         default="dg-hard",
@@ -72,46 +74,49 @@ class RepairOptions(PairOptions):
     )
     parameters: Annotated[dict[str, Any], Flag(("--set",), "KEY=VALUE", repeated=True)] = Field(
         default_factory=dict,
-        description="Parameters of the method; a value may be a list of {filter, value}, of which the first match counts.",
+        description="Set a parameter of the method. VALUE may be a list of {filter, value} entries; a tensor gets the value of "
+        "the first entry whose filter is part of its name.",
     )
     rules: Annotated[Rules, Flag(None)] = Field(
-        default=(), description="Another method, or other parameters, for some of the tensors."
+        default=(), description="Rules that give some of the tensors another method or other parameters."
     )
     vectors: Vectors = Field(
         default="finetuned",
-        description="What norms and biases become: finetuned, base, or a number from 0 (base) to 1 (fine-tuned).",
+        description="Where norms and biases come from: finetuned, base, or a number between, from 0 (base) to 1 (fine-tuned).",
     )
     out_dtype: str | None = Field(
         default=None,
-        description="Data type to write: bf16, fp16 or fp32; by default each tensor keeps that of FINETUNED.",
+        description="Data type to write: bf16, fp16 or fp32. By default each tensor keeps its data type in FINETUNED.",
     )
     output: Annotated[Output, Flag(("--as",))] = Field(
         default="checkpoint",
         validation_alias=AliasChoices("output", "as"),
-        description="checkpoint, or adapter for a PEFT LoRA adapter to BASE, which needs a method with a low-rank result.",
+        description="Write a whole checkpoint, or an adapter: a PEFT LoRA adapter to BASE, for methods with a low-rank result.",
     )
     rounding: Rounding = Field(
-        default="nearest", description="How sums are rounded to bf16 or fp16: nearest, or stochastic with a fixed seed."
+        default="nearest",
+        description="How repaired weights are rounded to bf16 or fp16: nearest, or stochastic with a fixed seed.",
     )
     max_shard_size: int | str | None = Field(
-        default=None, description="Largest weight file, such as 5GB; by default the files are divided as in FINETUNED."
+        default=None,
+        description="Maximum size of a weight file, such as 5GB. By default the files are split as in FINETUNED.",
     )
 
     @field_validator("out_dtype")
     @classmethod
     def _can_be_written(cls, text: str | None) -> str | None:
         if text is not None and text not in OUT_DTYPES:
-            raise ValueError(f"there is no data type {text!r}; give one of {', '.join(OUT_DTYPES)}")
+            raise ValueError(f"{text!r} is not a data type that can be written; give one of {', '.join(OUT_DTYPES)}")
         return text
 
     @property
     def dtype_name(self) -> str | None:
-        """The safetensors name of `out_dtype`."""
+        """The name of `out_dtype` in a safetensors file, such as "BF16"; None if it is not set."""
         return None if self.out_dtype is None else OUT_DTYPES[self.out_dtype]
 
     @property
     def method_name(self) -> str:
-        """The name of the method, however it is given."""
+        """The name of the method, whether the option holds the name or the method itself."""
         return self.method.name if isinstance(self.method, Method) else self.method
 
 
@@ -139,14 +144,14 @@ class RepairKeywords(PairKeywords, total=False):
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The method that `auto` stands for, as the options of a repair take it.
+    """The method that `method="auto"` chooses, in the form in which the options of a repair take it.
 
     Attributes:
-        method: its name.
+        method: the name of the method.
         parameters: its parameters.
-        vectors: what norms and biases become.
-        reason: one sentence for a person.
-        fallback: whether it takes the place of the recommended method, which cannot be used here.
+        vectors: the option `vectors` that goes with it.
+        reason: why it is recommended, in one sentence.
+        fallback: whether it replaces the method that is normally recommended, because that one cannot be used here.
     """
 
     method: str
@@ -157,25 +162,25 @@ class Recommendation:
 
 
 def make_options(kind: type[_Options], values: Mapping[str, object]) -> _Options:
-    """The options of a call or a command.
+    """Check the options of a call or a command.
 
     Args:
-        kind: the model to make.
-        values: options by name; None counts as not given.
+        kind: the model of options to make.
+        values: the options by name; an option that is None counts as not given.
 
     Raises:
-        UsageError: there is no option of that name, or its value is invalid; also where two options exclude each other.
+        UsageError: an option does not exist or has an invalid value, or two options exclude each other.
     """
     given = {name: value for name, value in values.items() if value is not None}
     for name in given:
         if name not in kind.model_fields:
-            raise UsageError(f"{name}: there is no such option; the options are {', '.join(kind.model_fields)}")
+            raise UsageError(f"{name}: this option does not exist; the options are {', '.join(kind.model_fields)}")
     try:
         made = kind.model_validate(given)
     except ValidationError as error:
         field, message = first_problem(error)
         name = field.partition(".")[0]
-        # A rule's fault names the rule itself.
+        # A message about a rule already says which rule it is about.
         where = "" if name == "rules" and message.startswith("rules") else f"{option(name)}: "
         raise UsageError(f"{where}{message}") from error
     if isinstance(made, RepairOptions):
@@ -184,21 +189,21 @@ def make_options(kind: type[_Options], values: Mapping[str, object]) -> _Options
 
 
 def check_combination(options: RepairOptions) -> None:
-    """Refuse options that exclude each other.
+    """Refuse combinations of options that exclude each other.
 
     Raises:
-        UsageError: they do.
+        UsageError: two of the options exclude each other.
     """
     if options.output == "adapter" and options.max_shard_size is not None:
         raise UsageError(f"{option('max_shard_size')}: an adapter is a single file; leave this option out")
     if options.output == "adapter" and options.rounding != "nearest":
         raise UsageError(
-            f"{option('rounding')}: an adapter holds the factors of the update and no rounded weights; leave this option out"
+            f"{option('rounding')}: an adapter holds factors of the update, not rounded weights; leave this option out"
         )
 
 
 def with_recommendation(options: RepairOptions, advice: Recommendation) -> RepairOptions:
-    """The options with the recommended method in place of `auto`; `vectors` stays where it was given."""
+    """Put the recommended method in the place of `auto`. The recommended `vectors` are used unless the user gave some."""
     changes: dict[str, object] = {"method": advice.method, "parameters": advice.parameters}
     if "vectors" not in options.model_fields_set:
         changes["vectors"] = advice.vectors
@@ -208,19 +213,21 @@ def with_recommendation(options: RepairOptions, advice: Recommendation) -> Repai
 def pair_of(
     base: str | os.PathLike[str] | OpenPair, finetuned: str | os.PathLike[str] | None, options: PairOptions
 ) -> OpenPair:
-    """Both checkpoints, opened here; or the pair itself where one is given.
+    """Open both checkpoints, or return the open pair if one was given.
 
     Raises:
         CheckpointError: an input cannot be read, or is quantised in a way that cannot be undone.
         PairingError: the inputs do not belong together.
-        UsageError: FINETUNED or a selection is given together with an open pair, or FINETUNED is missing.
+        UsageError: FINETUNED is missing; or an open pair was given, together with FINETUNED or options that select matrices.
     """
     if isinstance(base, OpenPair):
         if finetuned is not None or options.model_fields_set & PairOptions.model_fields.keys():
-            raise UsageError("an open pair brings its own FINETUNED and its own selection; leave these arguments out")
+            raise UsageError(
+                "an open pair already has its FINETUNED and its selection of matrices; leave these arguments out"
+            )
         return base
     if finetuned is None:
-        raise UsageError("FINETUNED is missing; give both checkpoints, or a pair that `open_pair` opened")
+        raise UsageError("FINETUNED is missing; give both checkpoints, or a pair opened by `open_pair`")
     return open_pair(
         base,
         finetuned,
@@ -235,7 +242,7 @@ def pair_of(
 def opened_pair(
     base: str | os.PathLike[str] | OpenPair, finetuned: str | os.PathLike[str] | None, options: PairOptions
 ) -> Iterator[OpenPair]:
-    """The pair of `pair_of`, closed at the end unless it was open before."""
+    """Yield the pair of `pair_of`, and close it afterwards unless it was already open when it was given."""
     pair = pair_of(base, finetuned, options)
     try:
         yield pair

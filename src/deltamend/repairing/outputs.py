@@ -1,4 +1,4 @@
-"""What a repair can be written to: a checkpoint, an adapter, or tensors in memory."""
+"""The protocol of outputs. A repair is written to a checkpoint, to an adapter, or to tensors in memory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from deltamend.repairing.tensors import TensorRepairer
 
 @dataclass(frozen=True)
 class WrittenTensor:
-    """What became of one tensor.
+    """The record of one tensor that an output has stored.
 
     Attributes:
-        done: what was done to it over all.
-        parts: what was done to each of its parts, where it has several.
-        file: the file it is in; "" in memory.
-        dtype: the safetensors name of the dtype it is stored in.
-        xxh3: XXH3-128 of its bytes; "" in memory.
-        adapter: what an adapter holds of it; None elsewhere.
+        done: what was done to the whole tensor.
+        parts: what was done to each of its parts, if it has several.
+        dtype: the dtype that it is stored in, by its name in safetensors files.
+        file: the file that holds it; "" in memory.
+        xxh3: the XXH3-128 hash of its bytes; "" in memory.
+        adapter: the tensors of an adapter that hold its update; None for other outputs.
     """
 
     done: MatrixRepair
@@ -34,30 +34,30 @@ class WrittenTensor:
 
 
 class TensorOutput(Protocol):
-    """Takes the repaired tensors, in any order and from any thread."""
+    """Stores repaired tensors. They may come in any order and from any thread."""
 
     def write(self, pair: TensorPair, repairer: TensorRepairer) -> WrittenTensor:
-        """Have one tensor repaired, and store it."""
+        """Let the repairer repair one tensor, and store the result."""
 
 
 class FolderOutput(TensorOutput, Protocol):
-    """An output that is made in the work folder, where an interrupted run can be taken up again."""
+    """An output that is built in the work folder, so that an interrupted run can be continued."""
 
     def is_intact(self, pair: TensorPair, record: TensorRecord) -> bool:
-        """Whether what an earlier run recorded of a tensor is there and undamaged."""
+        """Whether the tensor that an earlier run recorded is still in the work folder, undamaged."""
 
     def finish(
         self, records: Sequence[TensorRecord], finetuned: InputRecord, workers: Workers
     ) -> tuple[tuple[TensorRecord, ...], list[FileRecord]]:
-        """Complete the weight files, once every tensor is written.
+        """Complete the weight files after every tensor has been written.
 
         Args:
-            records: of all tensors, in the order of the output's files.
+            records: the records of all tensors, in the order in which the output's files hold them.
             finetuned: the hashes of FINETUNED's files.
-            workers: to share the work.
+            workers: threads to share the work.
 
         Returns:
-            The records as they go into the manifest, and the weight files with their hashes.
+            The records for the manifest, and the weight files with their hashes.
         """
 
     def close(self) -> None:

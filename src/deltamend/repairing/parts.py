@@ -1,4 +1,4 @@
-"""Repair a tensor as one matrix, or each of its parts by itself, such as the experts of a fused stack."""
+"""Repair a tensor, either as one matrix or in separate parts, such as the experts of a stack."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from deltamend.repairing.sinks import PartOfSink, Sink
 def repair_parts(
     sides: tuple[Matrix, Matrix], pair: TensorPair, job: Job, sink: Sink, buffers: Buffers
 ) -> tuple[MatrixRepair, tuple[PartRecord, ...]]:
-    """Repair a tensor: as one matrix, or each of its parts by itself, and copy what is in none of them.
+    """Repair a tensor, either as one matrix or in separate parts. Rows that belong to no part are copied from FINETUNED.
 
     Args:
-        sides: base and fine-tuned, whole.
-        pair: says what the parts are.
-        job: for the whole tensor.
-        sink: takes the result.
-        buffers: this thread's memory.
+        sides: the base and the fine-tuned side of the whole tensor.
+        pair: the tensor, with its parts.
+        job: the job for the whole tensor.
+        sink: receives the result.
+        buffers: the memory of this thread.
 
     Returns:
-        What was done over all, and for each part where there are several.
+        The record of the whole tensor, and the records of its parts if there are several.
     """
     if not pair.submatrices:
         return repair_matrix(*sides, job, sink, buffers), ()
@@ -55,14 +55,14 @@ def repair_parts(
 def job_for(
     item: MatrixItem, method: Method, device: str, surveyed: object = None, rounding: Rounding = "nearest"
 ) -> Job:
-    """What is to be done to a matrix of the update.
+    """Make the job of a matrix.
 
     Args:
         item: the matrix.
-        method: decides what of its delta is kept.
+        method: the method, which decides how much of the delta is kept.
         device: where spectral filters run, "cpu" or a torch device.
-        surveyed: what the method's survey of the whole model found.
-        rounding: how sums are rounded to a narrower dtype.
+        surveyed: the result of the method's survey of the whole model.
+        rounding: how repaired weights are rounded to bf16 or fp16.
     """
     pair = item.pair
     job = Job(
@@ -79,13 +79,13 @@ def job_for(
 
 
 def job_of_part(job: Job, part: Submatrix) -> Job:
-    """The job of one part of a tensor, from the job of the whole."""
+    """Make the job of one part of a tensor from the job of the whole tensor."""
     place = Place(job.name, part.finetuned_rows, part.columns)
     return replace(job, name=job.name + part.label, rows=part.rows, place=place)
 
 
 def _over_all(parts: Sequence[PartRecord], pair: TensorPair) -> MatrixRepair:
-    """What was done to a tensor of several matrices."""
+    """Combine the records of the parts of a tensor into a record of the whole tensor."""
 
     def norm(values: Iterable[float | None]) -> float:
         return math.sqrt(sum(value**2 for value in values if value is not None))

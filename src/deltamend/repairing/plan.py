@@ -1,4 +1,4 @@
-"""Decide everything about a repair before a weight is read or a byte is written."""
+"""Plan a repair: decide everything before any weight is read or any file is written."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from deltamend.repairing.options import AUTO, Recommendation, RepairOptions, wit
 from deltamend.repairing.rules import MethodChoice, Rule
 
 Recommend = Callable[[], Recommendation]
-"""Finds the method that `auto` stands for. It is called once everything else has been checked, as it may take minutes."""
+"""Finds the method for `method="auto"`. It may take minutes, so it is called after everything else has been checked."""
 
 
 @dataclass(frozen=True)
 class RepairPlan:
-    """What will be done. A context manager that closes both checkpoints, which stay open until then.
+    """What a repair will do. It is a context manager: both checkpoints stay open until its block ends.
 
     Attributes:
         pair: both checkpoints, and which of their tensors belong together.
         out: the folder that will be written.
-        options: everything that was asked for, with the recommended method in place of "auto".
-        method: the method of every matrix that no rule gives another one.
-        methods: the method of each tensor whose action is "filter".
-        pairing: the tensors, with the actions that the methods make of them.
-        layout: the weight files; for an adapter, those of the checkpoint that it stands for.
-        sidecars: the files of FINETUNED that are copied.
-        left_out: its files that are not, and why.
-        adapter: what goes where in an adapter; None for a checkpoint.
-        recommendation: what "auto" was found to stand for; None where a method was named.
+        options: the options of the repair, with the recommended method in the place of "auto".
+        method: the default method, used for every matrix to which no rule gives another method.
+        methods: the method of each tensor that will be given to one, by the name of the tensor.
+        pairing: the tensors, each with its action: "filter" if it has a method, else "keep".
+        layout: the weight files. For an adapter these are the files of the checkpoint that it replaces.
+        sidecars: the other files of FINETUNED, such as its tokenizer, that will be copied.
+        left_out: the files of FINETUNED that will not be copied, and why.
+        adapter: where each tensor goes in an adapter; None if a checkpoint is written.
+        recommendation: the method that "auto" chose; None if a method was named.
     """
 
     pair: OpenPair
@@ -76,7 +76,7 @@ class RepairPlan:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the options, the sidecar files and what is known of the weights without reading them; the same anywhere."""
+        """A hash of the options, the sidecar files and the headers of the weight files. It does not depend on the machine."""
         described: dict[str, Any] = {
             "deltamend": version("deltamend"),
             "method": [self.method.name, self.method.model_dump(mode="json")],
@@ -97,35 +97,35 @@ class RepairPlan:
 
     @cached_property
     def resume_key(self) -> str:
-        """Identifies the plan and these very files, by their times; what `--resume` compares."""
+        """A hash of the plan and the modification times of the input files; `resume` continues a run with the same one."""
         times = [*self.base.modification_times(), *self.finetuned.modification_times()]
         return json_sha256([self.sha256, times])
 
     @property
     def inputs(self) -> list[Path]:
-        """Every folder and file the run reads, which OUT must not replace."""
+        """Every folder and file that the run reads. OUT must not replace any of them."""
         return [*self.base.folders, *self.finetuned.folders, *self.method_files]
 
     @cached_property
     def method_files(self) -> dict[Path, tuple[int, int]]:
-        """Files that parameters of methods name, with their size and time as of now."""
+        """The files that parameters of methods name, with their size and modification time when the plan was made."""
         methods = (self.method, *self.methods.values())
         return {path: _size_and_time(path) for method in methods for path in _files_of(method)}
 
     def check_method_files(self) -> None:
-        """Raise CheckpointError when one of them was written to since the plan was made."""
+        """Raise CheckpointError if one of the files of `method_files` has changed since the plan was made."""
         for path, before in self.method_files.items():
             if _size_and_time(path) != before:
                 raise CheckpointError(f"{path}: changed during the run; start again when nothing writes to it")
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of how the inputs are read."""
+        """Remarks for the user on how the inputs are read."""
         return self.pair.notes
 
     @property
     def described_options(self) -> dict[str, str | None]:
-        """The options as text, for the manifest."""
+        """The options as text, in the form in which the manifest holds them."""
         size = self.options.max_shard_size
         return {
             "include": self.options.include,
@@ -142,15 +142,15 @@ class RepairPlan:
 
     @property
     def bytes_to_write(self) -> int:
-        """Size of the output's weights and copied files."""
+        """The size of the weights and of the copied files in the output, in bytes."""
         return self.layout.nbytes + sum(sidecar.size for sidecar in self.sidecars)
 
     def estimate(self, workers: int) -> RunEstimate:
-        """Expected time and memory with this many workers."""
+        """The time and memory that the run should take with this number of workers."""
         return estimate_run(self.pairing.pairs, self.bytes_to_write, workers, adapter=self.adapter is not None)
 
     def described(self, workers: int) -> dict[str, Any]:
-        """The plan for a script: what `--dry-run --json` prints."""
+        """The plan as JSON data for scripts, as `deltamend repair --dry-run --json` prints it."""
         estimate = self.estimate(workers)
         return {
             "method": self.method.name,
@@ -193,18 +193,18 @@ def plan_repair(
     overwrite: bool = False,
     recommend: Recommend | None = None,
 ) -> RepairPlan:
-    """Decide everything about a repair, without reading a weight or writing a byte.
+    """Plan a repair, without reading any weight or writing any file.
 
     Args:
-        pair: both checkpoints; the plan closes them when it is closed.
+        pair: both checkpoints. Closing the plan closes them.
         out: the folder to write.
-        options: what is asked for; which matrices are selected is taken from the pair.
-        overwrite: whether OUT may exist.
-        recommend: what finds the method in place of "auto".
+        options: the options of the repair. Those that select matrices are replaced by the selection of the pair.
+        overwrite: whether OUT may already exist.
+        recommend: finds the method for `method="auto"`; it is not called for any other method.
 
     Raises:
-        UsageError: there is no such method, or an option is invalid.
-        OutputError: OUT exists, or is not a place that can be written to.
+        UsageError: the method is unknown, or an option is invalid.
+        OutputError: OUT already exists, or cannot be written to.
     """
     options = options.model_copy(update=dict(pair.selection))
     layout = plan_layout(pair.finetuned, out_dtype=options.dtype_name, max_shard_size=options.max_shard_size)
@@ -216,7 +216,7 @@ def plan_repair(
     advice = None
     if options.method == AUTO:
         check_output(Path(out), [*pair.base.folders, *pair.finetuned.folders], overwrite=overwrite)
-        # A rule with a method that does not exist is found before the base is read for minutes, not after.
+        # An unknown method in a rule is an error now, not after the minutes that the recommendation may take.
         MethodChoice("none", None, options.rules, options.vectors)
         advice = _recommended(recommend)
         options = with_recommendation(options, advice)
@@ -232,12 +232,12 @@ def plan_repair(
 
 def _recommended(recommend: Recommend | None) -> Recommendation:
     if recommend is None:
-        raise UsageError(f"{option('method', AUTO)}: nothing can recommend a method here; name one")
+        raise UsageError(f"{option('method', AUTO)}: no method can be recommended in this place; name a method")
     return recommend()
 
 
 def _files_of(method: Method) -> Iterator[Path]:
-    """The files that its parameters name, and those of its steps."""
+    """The files that the parameters of a method, or of its steps, name."""
     yield from (value for _, value in method if isinstance(value, Path))
     if isinstance(method, Hybrid):
         for step in method.methods:
@@ -245,7 +245,12 @@ def _files_of(method: Method) -> Iterator[Path]:
 
 
 def _described_rule(rule: Rule, default: str) -> dict[str, Any]:
-    """A rule for the manifest, which holds no path of anybody's machine; without a method it is of the default one."""
+    """A rule in the form in which the manifest holds it, without the paths of this machine.
+
+    Args:
+        rule: the rule.
+        default: the name of the default method, which a rule without a method uses.
+    """
     described = rule.model_dump(exclude_defaults=True)
     if rule.parameters:
         described["parameters"] = method_class(rule.method or default).portable(rule.parameters)
@@ -263,14 +268,18 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 def _sidecars_of_an_adapter(
     sidecars: tuple[Sidecar, ...], left_out: tuple[LeftOut, ...]
 ) -> tuple[tuple[Sidecar, ...], tuple[LeftOut, ...]]:
-    """Leave out what belongs to a model or another adapter: the model is BASE, with BASE's config."""
+    """Leave out the config of FINETUNED, as the adapter is loaded into BASE, and the config of any other adapter."""
     others = {CONFIG_FILE: "an adapter is loaded with BASE's", ADAPTER_CONFIG_FILE: "belongs to another adapter"}
     dropped = tuple(LeftOut(sidecar.name, others[sidecar.name]) for sidecar in sidecars if sidecar.name in others)
     return tuple(sidecar for sidecar in sidecars if sidecar.name not in others), left_out + dropped
 
 
 def assign_methods(pairing: Pairing, choice: MethodChoice) -> tuple[Pairing, dict[str, Method]]:
-    """Give every matrix its method, and those of the other tensors that have one; the pairing then says so."""
+    """Choose the method of every tensor.
+
+    Returns:
+        The pairing, in which every tensor with a method has the action "filter"; and the methods by the name of the tensor.
+    """
     pairs, methods = [], {}
     for pair in pairing.pairs:
         matrix = pair.action == "filter"
@@ -282,7 +291,7 @@ def assign_methods(pairing: Pairing, choice: MethodChoice) -> tuple[Pairing, dic
 
 
 def is_shared_vector(pair: TensorPair) -> bool:
-    """Whether it is a tensor of both sides that is no matrix but can be added to."""
+    """Whether both sides hold the tensor, in one shape and in floating-point dtypes, and it is not a matrix."""
     if pair.base is None or pair.is_matrix or pair.finetuned.shape != pair.base.shape:
         return False
     return pair.finetuned.elements > 0 and {pair.finetuned.dtype, pair.base.dtype} <= FLOAT_NAMES

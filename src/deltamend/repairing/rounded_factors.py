@@ -1,4 +1,4 @@
-"""What rounding the two factors of a low-rank Δ* does to their product."""
+"""Round the two factors of a low-rank Δ*, and measure how much that changes their product."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from deltamend.spectrum.blocks import FloatArray
 from deltamend.spectrum.kept_subspace import SpectralFilter
 
 _SLICE_ELEMENTS = 1 << 21
-"""Entries of a factor handled at a time: 16 MiB in fp64."""
+"""How many entries of a factor are handled at a time: 16 MiB in fp64."""
 
 
 class RoundedProduct:
-    """The product of two rounded factors against that of the exact ones, from k×k squares alone.
+    """Measures the distance of the product of two rounded factors, Sᵣ·Lᵣ, to the product of the exact ones, S·L.
 
-    ‖SᵣLᵣ − SL‖² = ‖dS·Lᵣ + S·dL‖², with dS = Sᵣ − S and dL = Lᵣ − L: nothing cancels, so that fp32 squares will do.
+    S is the factor of the shorter side, L that of the longer one. Only k×k matrices are formed, for rank k:
+    ‖SᵣLᵣ − SL‖² = ‖dS·Lᵣ + S·dL‖², with dS = Sᵣ − S and dL = Lᵣ − L. Nothing cancels in it, so that fp32 is precise enough.
+
+    Args:
+        short: S, shape (shorter side, k), in fp64.
+        dtype: the dtype to round to.
+        name: the name of the tensor, for errors.
     """
 
     def __init__(self, short: FloatArray, dtype: np.dtype[Any], name: str) -> None:
@@ -33,7 +39,7 @@ class RoundedProduct:
         self._energies = np.zeros(rank)
 
     def add(self, exact: FloatArray) -> Array:
-        """Round the next columns of L, shape (rank, length), and take them into account."""
+        """Round the next columns of L, shape (k, length), add them to the measurement, and return the rounded columns."""
         rounded = self._cast(exact)
         written = rounded.astype(np.float32)
         change = (rounded.astype(np.float64) - exact).astype(np.float32)
@@ -44,7 +50,7 @@ class RoundedProduct:
         return rounded
 
     def measure(self, norms: Norms) -> None:
-        """Fill in ‖Δ*‖², the norm of what is stored, and its distance to Δ*."""
+        """Fill in `kept`, `realised` and `lost`, after all of L has been added; `removed` is not known here."""
         norms.removed = None
         rounded = self.short.astype(np.float64)
         change = rounded - self._exact
@@ -64,7 +70,11 @@ class RoundedProduct:
 
 
 def slices_of_block(values: FloatArray, found: SpectralFilter) -> Iterator[tuple[int, FloatArray]]:
-    """A block cut along its length, so that the coefficients of a piece are few."""
+    """Cut a block along its longer side, so that each piece has few coefficients.
+
+    Yields:
+        The position of each piece in the block, and its values.
+    """
     length = values.shape[1] if found.wide else values.shape[0]
     step = max(1, _SLICE_ELEMENTS // found.rank)
     for first in range(0, length, step):

@@ -1,4 +1,4 @@
-"""How a sum is rounded to the dtype it is stored in: to nearest, or up or down at random so that it is right on average."""
+"""Round W_base + Δ* to the dtype that is stored, either to nearest or stochastically, which is correct on average."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ Rounding = Literal["nearest", "stochastic"]
 
 _BF16, _F16, _F32, _F64 = (NUMPY_DTYPES[name] for name in ("BF16", "F16", "F32", "F64"))
 _F16_DROPPED, _BF16_DROPPED = 13, 16
-"""Bits of an fp32 significand that the narrower formats do not have."""
+"""How many bits of an fp32 significand fp16 and bf16 drop."""
 _F16_SMALLEST_NORMAL, _F16_SPACINGS = 2.0**-14, 2.0**24
 
 
 def rounding_bits(rounding: Rounding, name: str, shape: tuple[int, int]) -> RandomBits | None:
-    """The random bits of one tensor; None where values are rounded to nearest."""
+    """The random bits for the stochastic rounding of one tensor; None if values are rounded to nearest."""
     return RandomBits(0, f"{name}, rounding", shape) if rounding == "stochastic" else None
 
 
 def round_for(
     values: Array, dtype: np.dtype[Any], bits: RandomBits | None = None, at: tuple[int, int] = (0, 0)
 ) -> Array:
-    """Values that a cast to `dtype` takes over without a second rounding.
+    """Round values so that a cast to `dtype` no longer changes them, or changes them to the nearest value.
 
-    Stochastic: a value between two neighbours of `dtype` goes to the upper one with the probability that its mean is kept
-    (Croci et al. 2022, mode 1). The bits depend on seed, tensor name and position, so that neither blocks nor workers
-    matter. To nearest: what the cast itself does, except from fp64 to bf16, which it rounds by way of fp32.
+    Stochastic rounding moves a value that lies between two neighbouring values of `dtype` up or down at random, with
+    probabilities that leave its mean unchanged (Croci et al. 2022, mode 1). The random bits depend on the seed, the name of the
+    tensor and the position in it, so the result depends neither on the size of blocks nor on the number of workers. Rounding to
+    nearest is left to the cast itself, except from fp64 to bf16, where the cast would round twice, by way of fp32.
 
     Args:
-        values: fp32 or fp64 for stochastic rounding, else any floating-point dtype; shape (rows, columns).
-        dtype: what they are going to be cast to.
-        bits: of the whole matrix; None for rounding to nearest. Without effect where `dtype` is neither bf16 nor fp16.
-        at: row and column of `values` in the matrix.
+        values: shape (rows, columns); fp32 or fp64 for stochastic rounding, else any floating-point dtype.
+        dtype: the dtype that the values will be cast to.
+        bits: the random bits of the whole matrix; None for rounding to nearest. They have no effect unless `dtype` is bf16
+            or fp16.
+        at: the row and column of the first value in the matrix.
 
     Returns:
         `values` itself, or an fp32 array of its shape.
@@ -50,9 +52,12 @@ def round_for(
 
 
 def _stochastic(values: Array, drawn: Array, dropped: int, *, narrow: bool) -> Array:
-    """fp32 values whose last `dropped` bits are zero: below 2^-14, where fp16 has a fixed spacing, multiples of it."""
+    """Round fp32 values to values whose last `dropped` bits are zero.
+
+    Below 2^-14, where the values of fp16 are evenly spaced (`narrow`), they are rounded to multiples of that spacing.
+    """
     mask = np.uint32((1 << dropped) - 1)
-    # Sign and magnitude: adding to the bits moves away from zero, over exponents too.
+    # A float is stored as sign and magnitude, so adding to its bits moves it away from zero, across exponents too.
     rounded = ((values.view(np.uint32) + (drawn & mask)) & ~mask).view(np.float32)
     if narrow:
         small = np.abs(values) < _F16_SMALLEST_NORMAL
@@ -62,7 +67,7 @@ def _stochastic(values: Array, drawn: Array, dropped: int, *, narrow: bool) -> A
 
 
 def _to_odd(values: Array) -> Array:
-    """fp64 as fp32, inexact ones to the neighbour with an odd last bit: rounding that once more is as rounding once."""
+    """Round fp64 to fp32, inexact values to the neighbour whose last bit is odd, so that a second rounding does no harm."""
     with np.errstate(over="ignore"):
         single = values.astype(np.float32)
     whole = single.view(np.uint32)

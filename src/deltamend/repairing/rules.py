@@ -1,4 +1,4 @@
-"""Which method with which parameters is applied to which tensor."""
+"""Rules, which decide the method of each tensor and its parameters."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ from deltamend.methods.registry import get_method, method_class
 from deltamend.records import Record, first_problem
 
 Vectors = str | float
-"""What parameters that are no matrices follow: "finetuned", "base", or the share of the way from base to fine-tuned."""
+"""Where norms and biases come from: "finetuned", "base", or the share of the way from the base to the fine-tuned value."""
 
 _LAYERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
 class Rule(Record):
-    """Another method, or other parameters, for the tensors that all of `filter`, `layers` and `kind` match.
+    """Gives another method, or other parameters, to the tensors that match all of `filter`, `layers` and `kind`.
 
-    A rule is for matrices, unless its kind is "norm": then for the one-dimensional parameters of norms.
+    A rule applies to matrices. Only a rule of the kind "norm" applies to the one-dimensional parameters of norms.
     """
 
-    filter: str | None = Field(None, description="Regular expression that is searched for in the tensor's name.")
+    filter: str | None = Field(None, description="Regular expression that must match the tensor's name anywhere.")
     layers: str | None = Field(None, description='Numbers of layers, such as "0-3,7".')
-    kind: Kind | None = Field(None, description="Kind of module, by its name.")
-    method: str | None = Field(None, description="Method; none takes the default one, with its parameters.")
+    kind: Kind | None = Field(None, description="Kind of module that the tensor's name belongs to.")
+    method: str | None = Field(
+        None, description="Name of the method; without it the default method is used, with its parameters."
+    )
     parameters: dict[str, Any] = Field(default_factory=dict, description="Parameters of the method.")
 
     @field_validator("filter")
@@ -42,26 +44,26 @@ class Rule(Record):
         try:
             re.compile(text or "")
         except re.error as error:
-            raise ValueError(f"{text!r} is not a regular expression ({error}); mend it") from error
+            raise ValueError(f"{text!r} is not a regular expression ({error}); correct it") from error
         return text
 
     @field_validator("layers", mode="before")
     @classmethod
     def _are_numbers(cls, text: object) -> str | None:
         if text is not None and not _LAYERS.fullmatch(str(text)):
-            raise ValueError(f'{text!r} is no list of layers; write it like "0-3,7"')
+            raise ValueError(f'{text!r} is not a list of layers; write it like "0-3,7"')
         return None if text is None else str(text)
 
     @model_validator(mode="after")
     def _norms_are_vectors(self) -> Self:
         if self.kind == "norm" and (self.method is None or not method_class(self.method).takes_vectors):
             raise ValueError(
-                "norms are no matrices; kind=norm takes the methods none, revert, wise-ft, task-arithmetic"
+                "norms are not matrices; with kind=norm use one of the methods none, revert, wise-ft, task-arithmetic"
             )
         return self
 
     def matches(self, name: str, *, matrix: bool) -> bool:
-        """Whether it is for this tensor."""
+        """Whether the rule applies to the tensor of this name."""
         if matrix == (self.kind == "norm"):
             return False
         if self.filter is not None and not re.search(self.filter, name):
@@ -72,18 +74,18 @@ class Rule(Record):
 
 
 class MethodChoice:
-    """The method of every tensor.
+    """Decides the method of each tensor.
 
     Args:
-        method: name of the default method, or one that is already made.
-        parameters: those of the default method, if it is given by its name. A list of {filter, value} gives a parameter
-            the value of the first entry whose `filter` is in the tensor's name, as in mergekit; an entry without
-            `filter` fits every name.
-        rules: the first that matches decides.
-        vectors: what one-dimensional parameters follow where no rule says otherwise.
+        method: the default method, or its name.
+        parameters: the parameters of the default method, if it is given by its name. The value of a parameter may be a list
+            of {filter, value} entries, as in mergekit. A tensor gets the value of the first entry whose `filter` is part of
+            its name; an entry without `filter`, or with "*", fits every name.
+        rules: exceptions; the first rule that matches a tensor decides.
+        vectors: where one-dimensional parameters come from if no rule applies to them.
 
     Raises:
-        MethodError: unknown method, or a parameter is wrong.
+        MethodError: a method is unknown, or a parameter is invalid.
         UsageError: `vectors` is invalid.
     """
 
@@ -105,7 +107,7 @@ class MethodChoice:
             self._of_rule(rule, "")
 
     def method_for(self, name: str, *, matrix: bool) -> Method | None:
-        """The method for one tensor; None where it is kept as fine-tuned."""
+        """The method for one tensor; None if the tensor is kept as fine-tuned."""
         for rule in self._rules:
             if rule.matches(name, matrix=matrix):
                 return self._of_rule(rule, name)
@@ -155,11 +157,11 @@ def _as_field(rules: object) -> tuple[Rule, ...]:
 
 
 Rules = Annotated[tuple[Rule, ...], BeforeValidator(_as_field)]
-"""A field of a configuration that holds rules; what is wrong is said as `read_rules` says it."""
+"""The type of a field that holds rules. Its errors are worded as those of `read_rules`."""
 
 
 def _fitting(given: object, name: str) -> list[object]:
-    """The value of a parameter for one tensor, if any: see `MethodChoice`."""
+    """The value of a parameter for one tensor, as a list that is empty if the tensor gets none; see `MethodChoice`."""
     if (
         not isinstance(given, list)
         or not given
@@ -186,5 +188,5 @@ def _vector_method(vectors: Vectors) -> Method | None:
     except ValueError:
         share = -1.0
     if not 0.0 <= share <= 1.0:
-        raise UsageError(f"{option('vectors')}: {vectors!r} is neither finetuned, base, nor a number from 0 to 1")
+        raise UsageError(f"{option('vectors')}: {vectors!r} is invalid; give finetuned, base, or a number from 0 to 1")
     return NoRepair() if share == 1.0 else WiseFT(alpha=share)

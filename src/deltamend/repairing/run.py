@@ -1,4 +1,4 @@
-"""Carry out the plan of a repair: hash the inputs, repair every tensor, and put OUT in place once it is whole."""
+"""Carry out the plan of a repair: hash the inputs, repair every tensor, and publish OUT once it is complete."""
 
 from __future__ import annotations
 
@@ -60,23 +60,24 @@ def run_plan(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> RepairReport:
-    """Carry out a plan, which stays open.
+    """Carry out a plan. The plan stays open.
 
-    A run that fails removes what it had made. One that is interrupted or killed leaves its work folder for `resume`, as
-    does one that was whole but could not be put in place.
+    A run that fails deletes its work folder. A run that is interrupted or killed keeps it, so that `resume` can continue; so
+    does a run whose output is complete but cannot be moved to OUT.
 
     Args:
-        plan: what to do.
+        plan: the plan.
         device: where spectral filters run, "cpu" or a torch device such as "cuda".
-        workers: tensors worked on at a time, with one BLAS thread each; None for one a core. The result is the same.
-        resume: go on with an unfinished run of the same plan, or do nothing when OUT is already its result.
-        overwrite: replace what is in OUT, once the new output is whole.
-        progress: called as work ends.
+        workers: number of tensors worked on at a time, with one BLAS thread each; None for one per core. It does not
+            change the result.
+        resume: continue an unfinished run of the same plan, or do nothing if OUT is already its result.
+        overwrite: replace the content of OUT once the new output is complete.
+        progress: callback for the name of each finished tensor and the share of the work that is done.
 
     Raises:
-        CheckpointError: an input changed while it was read.
-        UsageError: there is no such device, or no worker.
-        FilterError: NaN or Inf in a tensor, or a filter failed; nothing is passed through.
+        CheckpointError: an input changed during the run.
+        UsageError: the device does not exist, or the number of workers is below 1.
+        FilterError: a tensor holds NaN or Inf, or a filter failed; a tensor that cannot be repaired is never just copied.
         OutputError: OUT cannot be written.
     """
     if resume and (manifest := published_manifest(plan)) is not None:
@@ -102,7 +103,7 @@ def run_plan(
 
 
 def published_manifest(plan: RepairPlan) -> Manifest | None:
-    """The manifest of OUT when OUT is already the result of this plan on these very inputs, and undamaged."""
+    """The manifest of OUT if OUT is the undamaged result of this plan on these inputs, else None."""
     try:
         manifest = decode_manifest((plan.out / MANIFEST_FILE).read_bytes())
     except (OSError, ValueError):
@@ -116,29 +117,29 @@ def published_manifest(plan: RepairPlan) -> Manifest | None:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that torch cannot use here.
+    """Refuse a device that torch cannot use on this machine.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: the device does not exist or cannot be used.
     """
     if device == "cpu":
         return
-    import torch  # only here: it takes longer to import than most repairs take
+    import torch  # not at the top of the file, because its import takes longer than most repairs
 
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
-            f"{option('device')}: {device!r} cannot be used here ({reason}); leave it out for the CPU"
+            f"{option('device')}: {device!r} cannot be used on this machine ({reason}); leave this option out to use the CPU"
         ) from error
 
 
 def _write_everything(
     plan: RepairPlan, work: WorkFolder, team: Workers, device: str, progress: Progress, started: float
 ) -> Manifest:
-    """Write every file of the output but the manifest, and say in the manifest what is in them."""
-    with _open_output(plan, work, team) as output, team:  # the workers end before the files they write are closed
+    """Write every file of the output except the manifest, and return the manifest, which describes them."""
+    with _open_output(plan, work, team) as output, team:  # the workers end before the files that they write are closed
         inputs = hash_inputs(plan.base, plan.finetuned, team)
         work.keep_to_inputs(hashlib.sha256("".join(map(str, inputs)).encode()).hexdigest())
         reader = SidesReader(CheckpointTensors(plan.base), CheckpointTensors(plan.finetuned))
@@ -195,7 +196,11 @@ def _repair_tensors(
     repairer: TensorRepairer,
     progress: Progress,
 ) -> list[TensorRecord]:
-    """Repair or copy every tensor that is not finished yet, the costliest first; in the order of the output's files."""
+    """Repair or copy every tensor that an earlier run has not finished, the most costly ones first.
+
+    Returns:
+        The records of all tensors, in the order in which the output's files hold them.
+    """
     report = _cost_reporter(plan, progress)
 
     def repair_one(pair: TensorPair) -> TensorRecord:
@@ -213,7 +218,7 @@ def _repair_tensors(
 
 
 def _tensor_record(plan: RepairPlan, pair: TensorPair, written: WrittenTensor, started: float) -> TensorRecord:
-    """The record of a tensor, from what was planned and what was done."""
+    """Make the record of a tensor from the plan and from what was written."""
     method = plan.methods.get(pair.name)
     return TensorRecord(
         **written.done.model_dump(exclude={"reason"}),
@@ -235,7 +240,7 @@ def _tensor_record(plan: RepairPlan, pair: TensorPair, written: WrittenTensor, s
 
 
 def _cost_reporter(plan: RepairPlan, progress: Progress) -> Callable[[TensorPair], None]:
-    """Reports progress by the cost of the tensors that are done, from any thread."""
+    """Make a function that reports progress, weighted by the cost of the tensors; any thread may call it."""
     lock = threading.Lock()
     total = sum(map(_cost, plan.pairing.pairs))
     done = 0.0
@@ -251,5 +256,5 @@ def _cost_reporter(plan: RepairPlan, progress: Progress) -> Callable[[TensorPair
 
 
 def _cost(pair: TensorPair) -> float:
-    """Rough time of one tensor, in flops; a byte that is only copied takes about as long as 100 flops."""
+    """The rough cost of one tensor, in floating-point operations; copying one byte takes about as long as 100 of them."""
     return pair_flops(pair) + 100.0 * pair.finetuned.nbytes

@@ -1,4 +1,4 @@
-"""Where a repaired matrix goes, and what is measured while it is written."""
+"""The protocol of sinks, which receive a repaired matrix, and the norms that are measured while it is written."""
 
 from __future__ import annotations
 
@@ -14,24 +14,30 @@ from deltamend.methods.method import KeptDelta
 
 
 class Sink(Protocol):
-    """Where the repaired matrix goes, in its output dtype."""
+    """Receives a repaired matrix, piece by piece, in the output dtype."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The output dtype."""
 
     def write_rows(self, start: int, values: Array) -> None:
-        """Take rows from `start` on, contiguous, in the output dtype."""
+        """Store whole rows, the first of which is row `start`; `values` is contiguous and of the output dtype."""
 
     def write_columns(self, start: int, values: Array, row: int = 0) -> None:
-        """Take columns from `start` on, of the rows from `row` on, in the output dtype."""
+        """Store a piece whose first entry is in row `row` and column `start`; `values` is of the output dtype."""
 
 
 @dataclass
 class Norms:
     """Running sums over the entries of one matrix.
 
-    `unmoved` and `removed`, ‖Δ − Δ*‖², are None where the entries themselves are not written.
+    Attributes:
+        delta: ‖Δ‖².
+        kept: ‖Δ*‖².
+        removed: ‖Δ − Δ*‖²; None if low-rank factors are written in place of the entries.
+        realised: ‖cast(W*) − W_base‖², the update that the written weights hold.
+        lost: ‖cast(W*) − W_base − Δ*‖², the part of it that is due to rounding.
+        unmoved: number of entries in which the written weight equals the base; None as for `removed`.
     """
 
     delta: float = 0.0
@@ -43,14 +49,20 @@ class Norms:
 
 
 class FactorSink(Sink, Protocol):
-    """A sink that would rather have the factors of a low-rank Δ*, or nothing where Δ* = 0, than the matrix."""
+    """A sink that can store the factors of a low-rank Δ* in place of the matrix, and nothing at all if Δ* = 0."""
 
     def take_factors(self, delta: DeltaBlocks, kept: KeptDelta) -> Norms | None:
-        """Write the factors and measure them; None where the rows of the matrix are to be written after all."""
+        """Store the factors and return their norms; return None if the sink needs the matrix itself after all."""
 
 
 class PartOfSink:
-    """The place of one part in the sink of the whole tensor, as `Sink`."""
+    """A sink for one part of a tensor, which writes to the part's rows and columns in the sink of the whole tensor.
+
+    Args:
+        sink: the sink of the whole tensor.
+        spans: the spans of rows (start, stop) that make up the part.
+        columns: the span of its columns; None for all of them.
+    """
 
     def __init__(self, sink: Sink, spans: tuple[tuple[int, int], ...], columns: tuple[int, int] | None) -> None:
         self._sink, self._spans, self._columns = sink, RowSpans(spans), columns

@@ -1,4 +1,4 @@
-"""Let a method look at every delta of the model before the first matrix is repaired."""
+"""The survey: some methods look at every delta of the model before they repair the first matrix."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from deltamend.spectrum.blocks import Blocks
 
 @dataclass(frozen=True)
 class Survey:
-    """All deltas that one method is going to be given, as `methods.Deltas`.
+    """All deltas that one method will repair; an implementation of `methods.Deltas`.
 
     Attributes:
         items: the matrices.
-        reader: opens their sides.
-        job: what is to be done to a matrix.
-        run: calls a function for each item, in any order and from any thread.
+        reader: reads the base and the fine-tuned side of a matrix.
+        job: makes the job of a matrix.
+        run: calls a function with each of some items, in any order and in any thread.
     """
 
     items: Sequence[MatrixItem]

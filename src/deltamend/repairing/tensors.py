@@ -1,4 +1,4 @@
-"""Repair the tensors of a model one after another, each with its own method."""
+"""Repair any tensor of a model with the method that the plan gives it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from deltamend.repairing.survey import Survey
 
 
 class TensorRepairer:
-    """What a worker needs to repair any tensor of a plan.
+    """Repairs the tensors of a plan; all workers share it.
 
     Args:
-        reader: opens both sides of a tensor.
-        methods: the method of every tensor that is given to one, by name.
+        reader: reads both sides of a tensor.
+        methods: the method of each tensor that has one, by the name of the tensor.
         device: where spectral filters run, "cpu" or a torch device.
-        rounding: how sums are rounded to bf16 or fp16.
+        rounding: how repaired weights are rounded to bf16 or fp16.
     """
 
     def __init__(
@@ -39,29 +39,29 @@ class TensorRepairer:
         pairs: Sequence[TensorPair],
         run: Callable[[Callable[[MatrixItem], None], Iterable[MatrixItem]], object],
     ) -> None:
-        """Let every method look at all deltas that it is going to be given.
+        """Let every method look at all deltas that it will repair.
 
         Args:
             pairs: all tensors.
-            run: calls a function for each item, in any order and from any thread.
+            run: calls a function with each of some items, in any order and in any thread.
         """
         for method in set(self._methods.values()):
             items = items_of(pair for pair in pairs if self._methods.get(pair.name) == method)
             self._surveyed[method] = method.survey(Survey(items, self.reader, self.job, run))
 
     def job(self, item: MatrixItem) -> Job:
-        """What is to be done to a matrix that is given to a method."""
+        """Make the job of a matrix that has a method."""
         method = self._methods[item.pair.name]
         return job_for(item, method, self._device, self._surveyed.get(method), self._rounding)
 
     def repair(self, pair: TensorPair, sink: Sink) -> tuple[MatrixRepair, tuple[PartRecord, ...]]:
-        """Write one tensor to the sink: repaired, or as it is in FINETUNED where its action is "keep".
+        """Repair one tensor, or copy it from FINETUNED if its action is "keep", and write it to the sink.
 
         Returns:
-            What was done over all, and for each part where there are several.
+            The record of the whole tensor, and the records of its parts if there are several.
 
         Raises:
-            FilterError: NaN or Inf in an input or, after a cast to fp16, in the output; or a filter failed.
+            FilterError: an input holds NaN or Inf, a filter failed, or the result overflows in the sink's dtype.
         """
         buffers = self.reader.buffers()
         if pair.action == "keep":

@@ -1,4 +1,4 @@
-"""The output as a PEFT LoRA adapter to BASE."""
+"""Write a repair as a PEFT LoRA adapter to BASE."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ from deltamend.repairing.tensors import TensorRepairer
 
 
 class AdapterOutput:
-    """Puts what an adapter holds of each tensor into the work folder, and at the end into one file; as `FolderOutput`.
+    """Writes the adapter's part of each tensor into the work folder, and joins the parts at the end.
+
+    An implementation of `FolderOutput`.
 
     Args:
         plan: the plan of the repair.
-        adapter: what goes where.
+        adapter: the plan of the adapter, which says where each tensor goes.
         work: the work folder.
-        stopped: set when the run is to end.
+        stopped: an event that tells the writers to end early.
     """
 
     def __init__(self, plan: RepairPlan, adapter: AdapterPlan, work: WorkFolder, stopped: threading.Event) -> None:
@@ -63,10 +65,10 @@ class AdapterOutput:
         finetuned: InputRecord,  # noqa: ARG002 - nothing of an adapter is copied
         workers: Workers,  # noqa: ARG002 - it is one file
     ) -> tuple[tuple[TensorRecord, ...], list[FileRecord]]:
-        """Write the adapter's file from the parts, and its config; see `FolderOutput.finish`.
+        """Join the parts in the adapter's file, and write its config; see `FolderOutput.finish`.
 
         Raises:
-            OutputError: the disk is full, or a parameter has changed that belongs to no module peft can save.
+            OutputError: the disk is full, or a parameter changed that belongs to no module that peft can save.
         """
         chosen, config = arrange(records, self._adapter)
         self._assemble([(part, record.name) for record in records for part in chosen[record.name]])
@@ -78,11 +80,16 @@ class AdapterOutput:
         return named, [hash_file(self._work.staged / ADAPTER_FILE, ADAPTER_FILE)]
 
     def close(self) -> None:
-        """Nothing stays open between two tensors."""
+        """Do nothing, because no file stays open between two tensors."""
 
     def _assemble(self, placed: list[tuple[Placed, str]]) -> None:
-        """Write what is placed, with the tensor it is of, into the adapter's one file."""
-        placed.sort(key=lambda item: -itemsize(item[0].dtype))  # each lies at a multiple of its item, as readers need
+        """Write the adapter's file.
+
+        Args:
+            placed: the tensors of the adapter, each with the name of the model's tensor whose part holds it.
+        """
+        # The widest dtypes come first, so that each tensor begins at a multiple of its item size, as readers need.
+        placed.sort(key=lambda item: -itemsize(item[0].dtype))
         described = [(part.key, part.dtype, part.shape) for part, _ in placed]
         header, offsets = encode_header(described, {"format": "pt"})
         tensors = tuple(StoredTensor(key, dtype, shape, ADAPTER_FILE, *offsets[key]) for key, dtype, shape in described)
@@ -103,7 +110,7 @@ def _adapter_record(part: Placed) -> AdapterRecord:
 
 
 def _repair_into(sink: PartSink, pair: TensorPair, repairer: TensorRepairer) -> MatrixRepair:
-    """Write what an adapter needs of one tensor; of a matrix that is as in BASE it needs nothing."""
+    """Repair one tensor, and write what the adapter needs of it; it needs nothing of a matrix that equals BASE's."""
     reader = repairer.reader
     if pair.action == "filter":
         item = MatrixItem(pair)
@@ -112,13 +119,13 @@ def _repair_into(sink: PartSink, pair: TensorPair, repairer: TensorRepairer) -> 
     equal = _is_equal(pair, repairer)
     if is_expert(pair.name) and not equal:
         raise UsageError(expert_refusal(pair.name))
-    if not (pair.is_matrix and equal):  # what is no matrix is small, and its module may have to be saved whole
+    if not (pair.is_matrix and equal):  # a vector is small, and its module may have to be saved whole, with the vector
         repairer.repair(pair, sink)
     return MatrixRepair(outcome="zero" if equal else "kept", reason="base and fine-tuned are equal" if equal else "")
 
 
 def _is_equal(pair: TensorPair, repairer: TensorRepairer) -> bool:
-    """Whether both sides of a tensor that is not filtered hold the same bytes."""
+    """Whether both sides of a tensor hold the same bytes."""
     if pair.base is None or pair.base.dtype != pair.finetuned.dtype:
         return False
     base, finetuned = repairer.reader.sides(MatrixItem(pair))

@@ -1,4 +1,4 @@
-"""The output as a checkpoint: each tensor goes to its place in a shard, and is hashed as it is written."""
+"""Write a repair as a checkpoint: each tensor goes to its place in a shard, and is hashed while it is written."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from deltamend.repairing.tensors import TensorRepairer
 
 
 class CheckpointOutput:
-    """Writes every tensor into the shards of the work folder; as `FolderOutput`.
+    """Writes every tensor into the shards in the work folder; an implementation of `FolderOutput`.
 
     Args:
         plan: the plan of the repair.
         work: the work folder.
-        stopped: set when the run is to end.
+        stopped: an event that tells the writers to end early.
 
     Raises:
-        OutputError: a file cannot be made, or there is not enough space for it.
+        OutputError: a file cannot be created, or the disk has too little space for it.
     """
 
     def __init__(self, plan: RepairPlan, work: WorkFolder, stopped: threading.Event) -> None:
@@ -62,7 +62,7 @@ class CheckpointOutput:
     def finish(
         self, records: Sequence[TensorRecord], finetuned: InputRecord, workers: Workers
     ) -> tuple[tuple[TensorRecord, ...], list[FileRecord]]:
-        """Hash the shards; one that was copied tensor by tensor has the hash of its original. See `FolderOutput.finish`."""
+        """See `FolderOutput.finish`. A shard whose tensors were all copied has the known hash of its original."""
         changed = {record.file for record in records if record.outcome in {"filtered", "reverted"}}
         known = {file.name: file for file in finetuned.files}
 
@@ -77,16 +77,16 @@ class CheckpointOutput:
         self._open_files.close()
 
     def _is_as_in_finetuned(self, shard: ShardLayout) -> bool:
-        """Whether a shard's header is that of FINETUNED's own file, and none of its tensors is computed while it is read."""
-        theirs = self._plan.finetuned
-        if any(theirs.is_computed(theirs.tensors[tensor.name]) for tensor in shard.tensors):
+        """Whether a shard has the header of FINETUNED's own file, and none of its tensors is computed while it is read."""
+        finetuned = self._plan.finetuned
+        if any(finetuned.is_computed(finetuned.tensors[tensor.name]) for tensor in shard.tensors):
             return False
-        original = theirs.headers.get(shard.file)
+        original = finetuned.headers.get(shard.file)
         return original is not None and original.text == shard.header
 
 
 class FileSink:
-    """Writes one tensor to its place and hashes what it writes."""
+    """Writes one tensor to its place in a file, and hashes what it writes; an implementation of `Sink`."""
 
     def __init__(self, writer: ShardWriter, tensor: StoredTensor, stopped: threading.Event) -> None:
         self.dtype = NUMPY_DTYPES[tensor.dtype]
@@ -106,7 +106,7 @@ class FileSink:
         self._hash.update(data)
 
     def write_columns(self, start: int, values: Array, row: int = 0) -> None:
-        """See `Sink.write_columns`; one short write for each row."""
+        """See `Sink.write_columns`. Each row takes one short write."""
         if self._stopped.is_set():
             raise CancelledError
         self._in_order = False
@@ -114,5 +114,5 @@ class FileSink:
             self._writer.write(self._tensor, (number * self._columns + start) * self.dtype.itemsize, bytes_of(part))
 
     def xxh3(self) -> str:
-        """XXH3-128 of the tensor's bytes; read back where they were not written in order."""
+        """The XXH3-128 hash of the tensor's bytes. They are read back if they were not written in order."""
         return self._hash.hexdigest() if self._in_order else tensor_hash(self._writer.read(self._tensor))

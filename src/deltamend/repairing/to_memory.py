@@ -1,4 +1,4 @@
-"""The same repair on models in memory: two state dicts, or two torch modules."""
+"""Repair models in memory: two state dicts, or two torch modules."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from deltamend.repairing.run import check_device
 from deltamend.repairing.tensors import TensorRepairer
 
 if TYPE_CHECKING:
-    # Whoever has tensors has torch; whoever repairs folders need not wait for its import.
+    # Its import is slow, and a repair of folders does not need it. Whoever passes tensors has imported it already.
     import torch
 
 _FLOATS = {"torch.bfloat16": "BF16", "torch.float16": "F16", "torch.float32": "F32", "torch.float64": "F64"}
-# What quantised weights come as.
+# The dtypes that quantised weights are stored in.
 _CODES = {"torch.uint8": "U8", "torch.int8": "I8", "torch.float8_e4m3fn": "F8_E4M3", "torch.float8_e5m2": "F8_E5M2"}
 
 
 @dataclass(frozen=True)
 class RepairedInMemory:
-    """What was done to each matrix of a model in memory.
+    """The report of a repair of a model in memory.
 
     Attributes:
-        records: one for each tensor that was given to a method, by its name.
-        only_in_base: names that only BASE has; they are left out.
+        records: what was done to each tensor that has a method, by the name of the tensor.
+        only_in_base: the names of tensors that only BASE has; they are not in the result.
     """
 
     records: dict[str, MatrixRepair]
@@ -52,31 +52,32 @@ class RepairedInMemory:
 
     @property
     def kept_energy(self) -> float:
-        """Σ‖Δ*‖² / Σ‖Δ‖² over all matrices; 1 where every delta is zero."""
+        """The share of the update's energy that was kept: Σ‖Δ*‖² / Σ‖Δ‖² over all matrices; 1 if every delta is zero."""
         return kept_energy_of(self._once)
 
     @property
     def realised_error(self) -> float:
-        """‖cast(W*) − W_base − Δ*‖ / ‖Δ*‖ over all matrices; 0 where Δ* is zero."""
+        """How much rounding changed the kept update: ‖cast(W*) − W_base − Δ*‖ / ‖Δ*‖ over all matrices; 0 if Δ* is zero."""
         return realised_error_of(self._once)
 
     @property
     def undone_by_rounding(self) -> float | None:
-        """‖cast(W*) − W_base − Δ*‖ / ‖Δ − Δ*‖ over all matrices; None where nothing was taken away."""
+        """The size of the rounding against what was removed: ‖cast(W*) − W_base − Δ*‖ / ‖Δ − Δ*‖; None if nothing was."""
         return undone_by_rounding_of(self._once)
 
     @property
     def _once(self) -> list[MatrixRepair]:
-        """The records, each once: tensors that share their memory share their record."""
+        """Every record once, because tensors that share their memory also share their record."""
         return list({id(record): record for record in self.records.values()}.values())
 
 
 @dataclass(frozen=True)
 class RepairedStateDict(RepairedInMemory):
-    """The repaired tensors by name, in the order of FINETUNED, and what was done to each matrix.
+    """A repaired state dict, and the report of the repair.
 
     Attributes:
-        tensors: new tensors for the matrices; all others are the fine-tuned model's own, not copies.
+        tensors: the tensors by name, in the order of FINETUNED. Repaired tensors are new; all others are the tensors of the
+            fine-tuned model themselves, not copies.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -84,10 +85,10 @@ class RepairedStateDict(RepairedInMemory):
 
 @dataclass(frozen=True)
 class RepairedModule(RepairedInMemory):
-    """A repaired model, and what was done to each of its matrices.
+    """A repaired model, and the report of the repair.
 
     Attributes:
-        module: a repaired copy of the fine-tuned model, with its dtypes and device.
+        module: a repaired copy of the fine-tuned model, with the same dtypes and on the same device.
     """
 
     module: torch.nn.Module
@@ -106,24 +107,26 @@ def repair_state_dict(
     """Repair a state dict against its base; neither is modified.
 
     Args:
-        base: tensors by name, of any floating-point dtype and on any device.
-        finetuned: the same names and shapes, apart from what `rename` and `configs` explain.
+        base: the base model's tensors by name, of any floating-point dtype and on any device.
+        finetuned: the fine-tuned model's tensors. Names and shapes must be those of the base, unless `rename` or `configs`
+            explains a difference.
         device: where spectral filters run, "cpu" or a torch device such as "cuda".
-        workers: tensors worked on at a time; None for one a core. The result is the same.
-        configs: the two models' configs; their `vocab_size` explains a resized vocabulary, and `split_fused` reads the
-            number of heads there.
-        progress: called as work ends.
-        options: the options of `deltamend.repair`, but for `output` and `max_shard_size`, which are about files, and
-            `method="auto"`, which reads the base from its folder.
+        workers: number of tensors worked on at a time; None for one per core. It does not change the result.
+        configs: the configs of the base and the fine-tuned model. Their `vocab_size` explains a resized vocabulary, and
+            `split_fused` finds the number of attention heads there.
+        progress: callback for the name of each finished tensor and the share of the tensors that are done.
+        options: the options of `deltamend.repair`, except for `output` and `max_shard_size`, which concern files, and
+            `method="auto"`, which loads the base from its folder.
 
     Returns:
-        Repaired matrices on the device of the fine-tuned ones, everything else as it was, and the figures.
+        The repaired tensors, on the devices of the fine-tuned ones, together with all other tensors, and the report.
 
     Raises:
         CheckpointError: a tensor is quantised.
-        PairingError: the two do not belong together.
-        UsageError: an unknown method or an invalid option, or tensors that share their memory are treated differently.
-        FilterError: NaN or Inf in a tensor, or a filter failed.
+        PairingError: the two models do not belong together.
+        UsageError: the method is unknown, an option is invalid, or tensors that share their memory would be treated
+            differently.
+        FilterError: a tensor holds NaN or Inf, or a filter failed.
 
     Source: as for `deltamend.repair`.
     """
@@ -170,22 +173,23 @@ def repair_module(
     """Repair a loaded model against its loaded base; neither is modified.
 
     Args:
-        base: the model that fine-tuning started from; a transformers `config` on it is used where there is one.
-        finetuned: its descendant, likewise.
+        base: the model that fine-tuning started from. If it is a transformers model, its `config` is used.
+        finetuned: the fine-tuned model, likewise.
         device: where spectral filters run, "cpu" or a torch device such as "cuda".
-        workers: tensors worked on at a time; None for one a core. The result is the same.
-        progress: called as work ends.
-        options: as for `repair_state_dict`; `out_dtype` decides what the repaired values are rounded to before they are
-            loaded into the copy, which keeps its own dtypes.
+        workers: number of tensors worked on at a time; None for one per core. It does not change the result.
+        progress: callback for the name of each finished tensor and the share of the tensors that are done.
+        options: as for `repair_state_dict`. The repaired values are rounded to `out_dtype` before they are loaded into the
+            copy, but the copy keeps the dtypes of `finetuned`.
 
     Returns:
-        A repaired copy of `finetuned`, with its dtypes and device, and the figures.
+        A repaired copy of `finetuned`, with the same dtypes and on the same device, and the report.
 
     Raises:
         CheckpointError: a tensor is quantised.
-        PairingError: the two do not belong together.
-        UsageError: an unknown method or an invalid option, or tensors that share their memory are treated differently.
-        FilterError: NaN or Inf in a tensor, or a filter failed.
+        PairingError: the two models do not belong together.
+        UsageError: the method is unknown, an option is invalid, or tensors that share their memory would be treated
+            differently.
+        FilterError: a tensor holds NaN or Inf, or a filter failed.
 
     Source: as for `deltamend.repair`.
     """
@@ -204,11 +208,11 @@ def repair_module(
 
 
 class MemoryOutput:
-    """Collects repaired tensors; as `TensorOutput`.
+    """Collects repaired tensors in memory; an implementation of `TensorOutput`.
 
     Args:
-        finetuned: the fine-tuned tensors, whose shapes and devices are taken over.
-        dtype: safetensors name of the dtype of the repaired ones; None for that of each fine-tuned one.
+        finetuned: the fine-tuned tensors; the repaired ones get their shapes and devices.
+        dtype: the dtype of the repaired tensors, by its name in safetensors files; None to keep that of each fine-tuned one.
     """
 
     def __init__(self, finetuned: Mapping[str, torch.Tensor], dtype: str | None) -> None:
@@ -216,10 +220,10 @@ class MemoryOutput:
         self.tensors: dict[str, torch.Tensor] = {}
 
     def write(self, pair: TensorPair, repairer: TensorRepairer) -> WrittenTensor:
-        """See `TensorOutput.write`; a tensor that no method is given stays the fine-tuned model's own.
+        """See `TensorOutput.write`. A tensor without a method is not copied.
 
         Raises:
-            FilterError: it holds NaN or Inf.
+            FilterError: the tensor holds NaN or Inf, or its filter failed.
         """
         if pair.action == "keep":
             if not all_finite(_array(self._finetuned[pair.name])):
@@ -235,7 +239,7 @@ class MemoryOutput:
 
 @dataclass(frozen=True)
 class _TensorsInMemory:
-    """The tensors of a state dict, as `TensorSource`."""
+    """The tensors of a state dict; an implementation of `TensorSource`."""
 
     tensors: Mapping[str, torch.Tensor]
 
@@ -245,7 +249,7 @@ class _TensorsInMemory:
 
 
 class _ArraySink:
-    """Collects one repaired matrix, as `Sink`; what is no matrix as one column."""
+    """Collects one repaired matrix; an implementation of `Sink`. A tensor that is not a matrix is stored as one column."""
 
     def __init__(self, like: StoredTensor, dtype_name: str) -> None:
         self.dtype = NUMPY_DTYPES[dtype_name]
@@ -267,8 +271,8 @@ def _options_in_memory(given: RepairKeywords) -> RepairOptions:
             raise UsageError(f"{option(name)}: tensors in memory are not written to files; leave this option out")
     if options.method == AUTO:
         raise UsageError(
-            f"{option('method', AUTO)}: the recommended method runs the base, which it loads from a folder; call "
-            "deltamend.recommend(FOLDER) and pass on its method, parameters and vectors"
+            f"{option('method', AUTO)}: to recommend a method the base must be run, and it can only be loaded from a folder; "
+            "call deltamend.recommend(FOLDER) and pass the method, parameters and vectors that it returns"
         )
     return options
 
@@ -276,7 +280,7 @@ def _options_in_memory(given: RepairKeywords) -> RepairOptions:
 def _shown_as(
     base: Mapping[str, StoredTensor], finetuned: Mapping[str, StoredTensor], rename: str | None
 ) -> dict[str, StoredTensor]:
-    """The tensors of BASE under the names that FINETUNED has for them."""
+    """The tensors of BASE under the names that they have in FINETUNED."""
     rule = prefix_rule(base, finetuned, rename)
     if rule is None:
         return dict(base)
@@ -292,7 +296,7 @@ def _shown_as(
 
 
 def _first_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Every name to the first one of the same memory, such as that of a tied embedding for its head."""
+    """Map the name of every tensor to the first name of the same memory, such as a tied head's name to the embedding's."""
     first: dict[object, str] = {}
     return {
         name: first.setdefault((tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()), name)
@@ -303,15 +307,15 @@ def _first_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def _once(pairing: Pairing, first_names: Mapping[str, str]) -> list[TensorPair]:
-    """What shares its memory is one matrix and repaired once: filtered under each of its names, the last would win."""
+    """List the tensors to repair, in which tensors that share their memory appear once, under their first name."""
     tied = {first for name, first in first_names.items() if name != first}
     own = [pair for pair in pairing.pairs if first_names[pair.name] == pair.name]
-    # An embedding that FINETUNED ties to its head, too, is given what the head is.
+    # The input of an embedding that FINETUNED ties to its head is also the input of the head.
     return [replace(pair, inputs_of=pair.inputs_of or None) if pair.name in tied else pair for pair in own]
 
 
 def _refuse_split_ties(first_names: Mapping[str, str], methods: Mapping[str, Method]) -> None:
-    """Tensors that share their memory, such as a tied embedding and head, can only be repaired as one.
+    """Refuse to treat tensors that share their memory, such as a tied embedding and head, in different ways.
 
     Raises:
         UsageError: a selection or a rule treats them differently.
@@ -319,12 +323,12 @@ def _refuse_split_ties(first_names: Mapping[str, str], methods: Mapping[str, Met
     for name, other in first_names.items():
         if methods.get(name) != methods.get(other):
             raise UsageError(
-                f"{other!r} and {name!r} share their memory but are treated differently; select both or neither"
+                f"{other!r} and {name!r} share their memory but would be treated differently; select both or neither"
             )
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    """The same values as numpy sees them; numpy has no bfloat16 of its own, so its bits are passed on."""
+    """Convert a tensor to a numpy array. numpy has no bfloat16, so such values are passed as bits to the type of ml_dtypes."""
     import torch
 
     plain = tensor.detach().cpu().contiguous()
@@ -334,7 +338,7 @@ def _array(tensor: torch.Tensor) -> Array:
 
 
 def _tensor(array: Array) -> torch.Tensor:
-    """The inverse of `_array`, on the CPU."""
+    """Convert a numpy array to a tensor on the CPU; the inverse of `_array`."""
     import torch
 
     if array.dtype == NUMPY_DTYPES["BF16"]:
@@ -343,7 +347,7 @@ def _tensor(array: Array) -> torch.Tensor:
 
 
 def _described(tensors: Mapping[str, torch.Tensor], origins: Mapping[str, str]) -> dict[str, StoredTensor]:
-    """The tensors as pairing sees them; dtypes other than the floating-point ones are all the same to it."""
+    """Describe the tensors as if they were stored in a checkpoint, which is what the pairing of tensors works on."""
     return {
         name: StoredTensor(
             name,
@@ -359,7 +363,7 @@ def _described(tensors: Mapping[str, torch.Tensor], origins: Mapping[str, str]) 
 
 
 def _config(module: torch.nn.Module) -> dict[str, Any]:
-    """The parts of a transformers model's config that the pairing of tensors asks for."""
+    """The config of a transformers model as a dict; empty for any other module."""
     config = getattr(module, "config", None)
     to_dict = getattr(config, "to_dict", None)
     return dict(to_dict()) if callable(to_dict) else {}

@@ -1,4 +1,4 @@
-"""The files of the output that are not weights: copied ones, the config, the index and the model card."""
+"""Write the files of the output that are not weights: copied files, the config, the index and the model card."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ from deltamend.repairing.plan import RepairPlan
 
 
 def write_sidecars(plan: RepairPlan, work: WorkFolder, manifest: Manifest) -> list[FileRecord]:
-    """Write every file of the output that is not weights, but for the manifest itself."""
+    """Write every file of the output except the weights and the manifest.
+
+    Returns:
+        The files that were written, with their hashes.
+    """
     own_card, license_name = None, None
     for sidecar in plan.sidecars:
         dtype = plan.options.dtype_name
@@ -45,7 +49,10 @@ def write_sidecars(plan: RepairPlan, work: WorkFolder, manifest: Manifest) -> li
 
 
 def _config_with_dtype(config: Mapping[str, object], dtype: str | None) -> bytes:
-    """config.json with the dtype the weights now have; transformers wrote `torch_dtype` before version 5."""
+    """The content of config.json with the dtype that the weights now have.
+
+    Before version 5 transformers called the field `torch_dtype`; a config that has it keeps that name.
+    """
     field = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
     stated = {} if dtype is None else {field: CONFIG_NAMES[dtype]}
     return (json.dumps({**config, **stated}, indent=2) + "\n").encode()

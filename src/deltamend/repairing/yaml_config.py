@@ -1,4 +1,4 @@
-"""A repair as a YAML file, with the keys mergekit's users know."""
+"""Read the options of a repair from a YAML file, which may use the keys of mergekit."""
 
 from __future__ import annotations
 
@@ -15,45 +15,48 @@ from deltamend.repairing.options import RepairOptions
 
 _WITHOUT_EFFECT = ("normalize", "int8_mask")
 _NORMALISED = ("ties", "della")
-"""Methods of mergekit that divide by the weights of the models by default, so that the weight of one has no effect."""
+"""Methods whose result mergekit divides by the sum of the models' weights, so that the weight of a single model cancels."""
 
 
 class ModelEntry(Record):
-    """One entry of `models`."""
+    """One entry of the key `models`."""
 
     model: str = Field(description="Folder of a checkpoint.")
     parameters: dict[str, Any] = Field(default_factory=dict, description="Parameters of the method.")
 
 
 class RepairConfig(RepairOptions):
-    """The keys of the file: the options of a repair, and the models it is for."""
+    """The keys of the file: all options of a repair, the two models and the folder to write."""
 
     base_model: str | None = Field(default=None, description="Folder of the checkpoint that fine-tuning started from.")
     finetuned_model: str | None = Field(
-        default=None, description="Folder of its fine-tuned descendant; or use `models`."
+        default=None, description="Folder of the fine-tuned checkpoint; or use `models`."
     )
     models: tuple[ModelEntry, ...] = Field(
         default=(),
-        description="The fine-tuned model and its parameters, as mergekit writes it; the base may be listed too.",
+        description="The fine-tuned model and its parameters in the form of mergekit; the base may be listed too.",
     )
     out: str | None = Field(default=None, description="Folder to write.")
     dtype: str | None = Field(
         default=None,
-        description="The data type to write where `out_dtype` is not given; sums are formed in fp32 all the same.",
+        description="The data type to write if `out_dtype` is not given. Unlike in mergekit, sums are formed in fp32 anyway.",
     )
 
     @model_validator(mode="after")
     def _one_fine_tuned_model(self) -> Self:
         if self.models and (self.finetuned_model is not None or len(self._others) != 1):
             raise ValueError(
-                f"models lists {len(self._others)} beside the base model; deltamend repairs one fine-tuned model"
+                f"models lists {len(self._others)} models beside the base model, and deltamend repairs a single one; list one"
+                if self.finetuned_model is None
+                else "models and finetuned_model both name the fine-tuned model; leave one of them out"
             )
         for key in _WITHOUT_EFFECT:
             if key in self.method_parameters:
                 raise ValueError(f"{key} has no effect with a single fine-tuned model; leave it out")
         if self.models and self.method_name in _NORMALISED and self.method_parameters.get("weight", 1) != 1:
             raise ValueError(
-                f"mergekit divides the weight of one model out of {self.method}, and deltamend would not; write lambda or leave it out"
+                f"in {self.method} mergekit ignores the weight of a single model, and deltamend would use it; give lambda in "
+                "place of weight, or leave weight out"
             )
         return self
 
@@ -63,12 +66,12 @@ class RepairConfig(RepairOptions):
 
     @property
     def finetuned(self) -> str | None:
-        """The fine-tuned model, wherever it is given."""
+        """The fine-tuned model, whether `models` or `finetuned_model` names it."""
         return self._others[0].model if self.models else self.finetuned_model
 
     @property
     def method_parameters(self) -> dict[str, Any]:
-        """The parameters of the method; those of the model's entry win."""
+        """The parameters of the method. Those in the model's own entry take precedence."""
         return {**self.parameters, **(self._others[0].parameters if self.models else {})}
 
 
@@ -76,7 +79,7 @@ def read_config(path: str | os.PathLike[str]) -> RepairConfig:
     """Read a YAML file.
 
     Raises:
-        UsageError: it cannot be read, is no mapping, or a key is unknown or has an invalid value.
+        UsageError: the file cannot be read or is not a mapping, or a key is unknown or has an invalid value.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -95,7 +98,7 @@ def read_config(path: str | os.PathLike[str]) -> RepairConfig:
 
 
 def options_of(config: RepairConfig) -> dict[str, Any]:
-    """The options that the file gives, by name, as `make_options` takes them."""
+    """The options that the file sets, by name, in the form in which `make_options` takes them."""
     given = {name: getattr(config, name) for name in RepairOptions.model_fields if name in config.model_fields_set}
     if config.method_parameters:
         given["parameters"] = config.method_parameters
