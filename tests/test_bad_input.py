@@ -376,7 +376,10 @@ def test_folders_that_were_made_for_out_go_again(own_pair: Pair, tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("error", "piece"),
-    [(np.linalg.LinAlgError("did not converge"), "did not converge"), (MemoryError(), "there is not enough memory to repair it; use --workers 1, or a machine with more memory")],
+    [
+        (np.linalg.LinAlgError("did not converge"), "did not converge"),
+        (MemoryError(), "there is not enough memory to repair it; use --workers 1, or a machine with more memory"),
+    ],
 )
 def test_a_method_that_fails_names_the_tensor(
     error: Exception, piece: str, own_pair: Pair, tmp_path: Path, deltamend_cli: Cli, monkeypatch: pytest.MonkeyPatch

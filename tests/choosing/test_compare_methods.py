@@ -120,7 +120,10 @@ def test_a_method_is_compared_with_its_parameters(llama_pair: Pair, tmp_path: Pa
         (["--methods", "ties:density=2"], "parameter 'density'"),
         (["--methods", "fisher"], "parameter 'fisher': Field required"),
         (["--write", "ties"], "--write and --out belong together"),
-        (["--include", "zzz"], "no matrix is left to compare; let --include match more names, or --exclude fewer"),
+        (
+            ["--include", "zzz"],
+            "no matrix is left to compare methods on; let --include match more names, or --exclude fewer",
+        ),
         (["--write", "tise", "--out", "somewhere"], "did you mean 'ties'?"),
     ],
 )

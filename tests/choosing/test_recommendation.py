@@ -88,7 +88,7 @@ def test_a_base_that_is_not_there_is_an_error_and_parameters_are_not_mixed_in(
         deltamend.recommend(tmp_path / "gone")
     printed = deltamend_cli("repair", pair.base, pair.finetuned, tmp_path / "o", "--method", "auto", "--set", "alpha=1")
     assert printed.code == 2
-    assert "the method and its parameters are chosen for you" in printed.err
+    assert "the method and its parameters are chosen automatically" in printed.err
 
 
 EVIL = """

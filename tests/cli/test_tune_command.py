@@ -45,7 +45,7 @@ def test_json_has_trials_and_both_halves(arguments: list[object], deltamend_cli:
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [(["--strengths", "half"], "--strengths 'half': give numbers"), (["--methods", "revert"], "always scored")],
+    [(["--strengths", "half"], "--strengths 'half': give numbers"), (["--methods", "revert"], "always evaluated")],
 )
 def test_wrong_usage_exits_2(arguments: list[object], options: list[str], says: str, deltamend_cli: Cli) -> None:
     printed = deltamend_cli(*arguments, *options)
@@ -58,7 +58,7 @@ def test_a_target_that_is_not_evaluated_is_refused_before_anything_is_opened(
 ) -> None:
     (tmp_path / "sums.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}')
     for options, says in (
-        (["--suite", "quick"], "--target 'sums': is none of the tasks; there are arc_easy, arc_challenge"),
+        (["--suite", "quick"], "--target 'sums': is not one of the tasks; they are arc_easy, arc_challenge"),
         (["--task", tmp_path / "sums.jsonl"], "--target 'sums': is the only task"),
     ):
         printed = deltamend_cli("tune", "no-base", "no-finetuned", "--target", "sums", *options)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError
 
 import pytest
 from threadpoolctl import threadpool_info
@@ -43,8 +44,21 @@ def test_the_first_failure_is_raised_and_no_further_task_begins() -> None:
         with pytest.raises(ValueError, match="the third task failed"):
             team.map(work, range(100))
         assert team.stopped.is_set()
-    assert begun[:3] == [0, 1, 2]
-    assert len(begun) <= 4  # the worker may take up one more before it is told to stop
+    assert begun == [0, 1, 2]
+
+
+def test_the_cause_is_raised_and_not_that_other_tasks_were_cancelled() -> None:
+    running = threading.Barrier(2, timeout=10)
+
+    def work(number: int) -> None:
+        running.wait()
+        if number == 1:
+            raise ValueError("the second task failed")
+        team.stopped.wait(10)
+        raise CancelledError  # as every writer of the output does
+
+    with Workers(2) as team, pytest.raises(ValueError, match="the second task failed"):
+        team.map(work, range(2))
 
 
 def test_a_running_task_is_told_that_another_failed() -> None:

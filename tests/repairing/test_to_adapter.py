@@ -285,5 +285,7 @@ def test_a_tied_head_with_a_bias_of_its_own_is_refused(tmp_path: Path) -> None:
         (tmp_path / side).mkdir()
         (tmp_path / side / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
         save_file(tensors, tmp_path / side / "model.safetensors")
-    with pytest.raises(deltamend.UsageError, match=r"'lm_head.bias' belongs to a head whose weight is tied to the embedding"):
+    with pytest.raises(
+        deltamend.UsageError, match=r"'lm_head.bias' belongs to a head whose weight is tied to the embedding"
+    ):
         deltamend.repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", output="adapter")

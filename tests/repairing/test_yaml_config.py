@@ -169,17 +169,26 @@ def test_a_config_of_mergekit_is_understood(llama_pair: Pair, tmp_path: Path, de
         ("rules: [{kind: atention}]", "rules.0.kind: 'atention' is not valid; expected 'attention'"),
         ("rules: [{layers: 3-}]", 'write it like "0-3,7"'),
         ("rules: [{filter: '('}]", "not a regular expression"),
-        ("rules: [{kind: norm, method: dg-hard}]", "norms are not matrices; with kind=norm use one of the methods none, revert"),
+        (
+            "rules: [{kind: norm, method: dg-hard}]",
+            "norms are not matrices; with kind=norm use one of the methods none, revert",
+        ),
         ("rules: [{method: ties, parameters: {density: 3}}]", "'ties', parameter 'density'"),
         ("rules: 3", "expected a list of rules"),
         ("vectors: both", "vectors: 'both' is invalid; give finetuned, base, or a number from 0 to 1"),
         ("vectors: 1.5", "vectors: 1.5 is invalid; give finetuned, base, or a number from 0 to 1"),
-        ("models: [{model: a}, {model: b}]", "models lists 2 models beside the base model, and deltamend repairs a single one"),
+        (
+            "models: [{model: a}, {model: b}]",
+            "models lists 2 models beside the base model, and deltamend repairs a single one",
+        ),
         (
             "parameters: {normalize: true}\nmodels: [{model: a}]",
             "normalize has no effect with a single fine-tuned model",
         ),
-        ("method: ties\nmodels: [{model: a, parameters: {weight: 0.5}}]", "give lambda in place of weight, or leave weight out"),
+        (
+            "method: ties\nmodels: [{model: a, parameters: {weight: 0.5}}]",
+            "give lambda in place of weight, or leave weight out",
+        ),
         (
             "method: ties\nparameters: {density: [1, 0.5]}",
             "'ties', parameter 'density': Input should be a valid number",

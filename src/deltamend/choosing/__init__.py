@@ -1,1 +1,1 @@
-"""Which method to use: compare all of them, recommend one, or search by evaluation."""
+"""Choose a method: compare methods on an update, recommend one, or search for the best by evaluation."""

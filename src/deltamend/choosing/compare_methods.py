@@ -1,4 +1,4 @@
-"""What every method would make of the same update, side by side, without writing a checkpoint."""
+"""Compare methods on the same update, without writing a checkpoint."""
 
 from __future__ import annotations
 
@@ -31,44 +31,46 @@ from deltamend.spectrum.blocks import Block
 
 
 class TensorComparison(Record):
-    """What one method keeps of one matrix, before the cast to the stored dtype. Norms are Frobenius norms."""
+    """What one method keeps of one matrix, before W* is rounded to the stored dtype. Norms are Frobenius norms."""
 
-    method: str = Field(description="Method and its parameters that are not defaults.")
-    tensor: str
-    outcome: str
+    method: str = Field(description="Name of the method, followed by the parameters that differ from their defaults.")
+    tensor: str = Field(description="Name of the matrix.")
+    outcome: str = Field(description="filtered, kept, reverted or zero, as in a repair's report.")
     delta_norm: float = Field(description="‖Δ‖.")
     to_base: float = Field(description="‖W* − W_base‖ = ‖Δ*‖.")
     to_finetuned: float = Field(description="‖W* − W_ft‖ = ‖Δ* − Δ‖.")
-    entries: int
-    changed: int = Field(description="Entries where W* differs from the base.")
-    rank: int | None = Field(description="Singular values kept, where the method counts them.")
-    full_rank: int
-    seconds: float
+    entries: int = Field(description="Number of entries.")
+    changed: int = Field(description="Number of entries in which W* differs from the base.")
+    rank: int | None = Field(description="Number of singular values that are kept; none if the method has no rank.")
+    full_rank: int = Field(description="Number of singular values: the shorter side of the matrix.")
+    seconds: float = Field(description="Time that the method took on this matrix.")
 
 
 class MethodComparison(Record):
-    """One method over all matrices."""
+    """What one method keeps over all matrices."""
 
-    method: str
-    energy: float = Field(description="Σ‖Δ*‖²/Σ‖Δ‖²; 1 where no matrix changed.")
-    density: float = Field(description="Share of the entries where W* differs from the base.")
-    rank: float | None = Field(description="Mean share of the singular values that are kept, where they are counted.")
+    method: str = Field(description="Name of the method, followed by the parameters that differ from their defaults.")
+    energy: float = Field(description="Σ‖Δ*‖²/Σ‖Δ‖²; 1 if every Δ is zero.")
+    density: float = Field(description="Share of the entries in which W* differs from the base, 0 to 1.")
+    rank: float | None = Field(
+        description="Mean share of the singular values that are kept; none if the method has no rank."
+    )
     to_base: float = Field(description="‖W* − W_base‖ over all matrices.")
     to_finetuned: float = Field(description="‖W* − W_ft‖ over all matrices.")
-    seconds: float
+    seconds: float = Field(description="Time that the method took on all matrices.")
 
 
 class Comparison(Record):
-    """All methods on all matrices."""
+    """The comparison of several methods on an update."""
 
-    base: str
-    finetuned: str
-    tensors: tuple[TensorComparison, ...] = Field(description="By tensor, in the order of FINETUNED, then by method.")
+    base: str = Field(description="Name of BASE.")
+    finetuned: str = Field(description="Name of FINETUNED.")
+    tensors: tuple[TensorComparison, ...] = Field(description="By matrix, in the order of FINETUNED, then by method.")
     left_out: dict[str, str] = Field(description="Methods that were not compared, and why.")
 
     @cached_property
     def methods(self) -> tuple[MethodComparison, ...]:
-        """One line for each method, in the order they were given."""
+        """The sum over all matrices for each method, in the order in which the methods were given."""
         names = dict.fromkeys(row.method for row in self.tensors)
         return tuple(_total(name, [row for row in self.tensors if row.method == name]) for name in names)
 
@@ -83,18 +85,18 @@ def compare(
     progress: Progress | None = None,
     **options: Unpack[PairKeywords],
 ) -> Comparison:
-    """Run methods on every matrix of an update, and measure what each keeps.
+    """Run several methods on every matrix of an update, and measure what each of them keeps. Nothing is written.
 
-    The weights are read once for all methods, plus twice for those that look at the whole model first. Nothing is written.
+    The weights are read once for all methods together, and again for each method that looks at the whole model first.
 
     Args:
-        base: the checkpoint that fine-tuning started from: a folder, a hub id, or what else `open_checkpoint` takes; or
-            both checkpoints as `open_pair` opened them, which stay open.
-        finetuned: its descendant; None where a pair is given.
-        methods: names, or methods made with `get_method`; "all" is every method that needs no parameter.
+        base: the checkpoint that fine-tuning started from: a folder, a hub id, or any other form that `open_checkpoint`
+            takes. It may also be an open pair from `open_pair` or from a plan (`plan.pair`), which stays open.
+        finetuned: the fine-tuned checkpoint, in any of the same forms; leave it out when `base` is an open pair.
+        methods: names of methods, or methods made with `get_method`; "all" stands for every method that needs no parameter.
         device: where spectral filters run, "cpu" or a torch device such as "cuda".
-        workers: matrices worked on at a time; None for one a core. The result is the same.
-        progress: called as work ends.
+        workers: number of matrices worked on at a time; None for one per core. It does not change the result.
+        progress: callback for the name of each finished matrix and the share of the matrices that are done.
         options: `include`, `exclude`, `rename` and `split_fused`, as for `deltamend.repair`; not with an open pair.
 
     Returns:
@@ -103,16 +105,16 @@ def compare(
     Raises:
         CheckpointError: an input cannot be read, or is quantised.
         PairingError: the inputs do not belong together.
-        UsageError: an unknown method, or one that is given twice; or no matrix is left.
-        FilterError: NaN or Inf in a tensor, or a filter failed.
+        UsageError: a method is unknown or is given twice, or no matrix is selected.
+        FilterError: a tensor holds NaN or Inf, or a filter failed.
 
-    Source: ours; each method's own paper is named by `deltamend methods show NAME`.
+    Source: ours. `deltamend methods show NAME` names the paper of each method.
     """
     chosen, left_out = choose_methods(methods)
     with opened_pair(base, finetuned, make_options(PairOptions, options)) as pair:
         items = items_of(pair.pairing.pairs)
         if not items:
-            raise UsageError(f"no matrix is left to compare; {LEAVES_NONE}")
+            raise UsageError(f"no matrix is left to compare methods on; {LEAVES_NONE}")
         comparing = _Comparing(pair, chosen, device, progress or ignore_progress)
         with Workers(workers) as team:
             tensors = comparing.compare(items, team)
@@ -120,10 +122,13 @@ def compare(
 
 
 def choose_methods(methods: Sequence[str | Method]) -> tuple[list[Method], dict[str, str]]:
-    """The methods to compare, and those that "all" leaves out with the reason.
+    """Make the methods to compare.
+
+    Returns:
+        The methods; and the names of those that "all" leaves out, each with the reason.
 
     Raises:
-        UsageError: there is none of that name, it needs parameters, or it is given twice.
+        UsageError: a method does not exist, needs parameters, or is given twice.
     """
     chosen: list[Method] = []
     left_out: dict[str, str] = {}
@@ -147,7 +152,7 @@ def choose_methods(methods: Sequence[str | Method]) -> tuple[list[Method], dict[
 
 
 class _Comparing:
-    """What the workers of one comparison share."""
+    """Runs one comparison; all workers share it."""
 
     def __init__(self, pair: OpenPair, methods: list[Method], device: str, progress: Progress) -> None:
         self._reader = SidesReader(CheckpointTensors(pair.base), CheckpointTensors(pair.finetuned))
@@ -155,7 +160,7 @@ class _Comparing:
         self._surveyed: dict[Method, Any] = {}
 
     def compare(self, items: list[MatrixItem], team: Workers) -> list[TensorComparison]:
-        """All rows; the costliest matrices are begun first."""
+        """Compare the methods on all matrices, beginning with the most costly ones."""
         for method in self._methods:
             job = partial(job_for, method=method, device=self._device)
             self._surveyed[method] = method.survey(Survey(items, self._reader, job, team.map))
@@ -170,7 +175,7 @@ class _Comparing:
         return [row for item in items for row in rows[item.name]]
 
     def _compare_one(self, item: MatrixItem) -> list[TensorComparison]:
-        """Every method on one matrix; its delta is formed once, but for methods that need it in blocks of whole rows."""
+        """Run every method on one matrix. The delta is formed again only for methods that need blocks of whole rows."""
         buffers = self._reader.buffers()
         sides = self._reader.sides(item)
         job = job_for(item, self._methods[0], self._device)
@@ -180,11 +185,11 @@ class _Comparing:
         rows = []
         for method in self._methods:
             started = time.perf_counter()
-            own, seen = delta, replace(context, surveyed=self._surveyed[method])
+            own_delta, own_context = delta, replace(context, surveyed=self._surveyed[method])
             if method.whole_rows and not delta.in_one_block:
-                own, seen = open_delta(*sides, replace(job, method=method), buffers)
-            kept = KeptDelta.identity("") if zero else apply_method(method, own, seen, sides)
-            rows.append(_measured(method, job.name, own, kept, started))
+                own_delta, own_context = open_delta(*sides, replace(job, method=method), buffers)
+            kept = KeptDelta.identity("") if zero else apply_method(method, own_delta, own_context, sides)
+            rows.append(_measured(method, job.name, own_delta, kept, started))
         return rows
 
 
@@ -199,7 +204,7 @@ class _Sums:
 
 
 def _measured(method: Method, name: str, delta: DeltaBlocks, kept: KeptDelta, started: float) -> TensorComparison:
-    """Apply what a method decided to a copy of every block, and measure it."""
+    """Apply the decision of a method to a copy of every block of Δ, and measure the result."""
     sums = _Sums()
     for start, stop, values in delta:
         result = kept.block(Block(start, stop, values.copy()))

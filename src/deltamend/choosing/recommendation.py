@@ -1,4 +1,4 @@
-"""The repair we recommend where nothing is known of the task: what `--method auto` does, and why."""
+"""Recommend a method when nothing is known about the task: what `method="auto"` does, and why."""
 
 from __future__ import annotations
 
@@ -28,25 +28,28 @@ _FALLBACK = ("wise-ft", {"alpha": 0.5}, 0.5)
 def recommend(
     base: str | os.PathLike[str], *, cache: Path | None = None, progress: Progress | None = None
 ) -> Recommendation:
-    """The method that was best in the choosing cells of our study, or WiSE-FT where it cannot run.
+    """Recommend a method: the one that was best in the cells of our study on which settings were chosen.
 
-    That is `null-space` (docs/results). Over the cells that chose nothing it has the highest mean, not beyond doubt in cells like
-    them, and none of its lead is in bf16 (benchmarks/results/study/lead_fresh.txt). It needs the base to write a few texts: it is loaded
-    with transformers, in float32, and what its layers are given is kept in the cache for the next fine-tuned model of the same
-    base; a damaged file is made again. Where this is not possible it is WiSE-FT at 0.5, norms and biases too.
+    That method is `null-space` (docs/results). Over the cells that were not used for choosing it has the highest mean score,
+    though it may not have it over other cells like them, and it has no lead in bf16 (benchmarks/results/study/lead_fresh.txt).
+    The method needs to know what the base's layers are given when the
+    base writes text. So the base is loaded with transformers, in float32, and writes a few texts; the activations are kept in
+    the cache, for other fine-tuned models of the same base. A damaged file in the cache is made again. If the base cannot be
+    run, WiSE-FT at 0.5 is recommended instead, with norms and biases at 0.5 as well.
 
-    The file's last bits, and so a sampled word, may depend on how many threads torch has. Once it is there it does not change.
+    The last bits of the activations, and with them a sampled word, may depend on the number of torch's threads. A file that is
+    in the cache does not change any more.
 
     Args:
-        base: the model fine-tuning started from: a folder, a hub id or a GGUF file.
-        cache: where the file of activations is kept; None for `default_cache_dir`.
-        progress: called as the base is read.
+        base: the model that fine-tuning started from: a folder, a hub id or a GGUF file.
+        cache: the folder for the file of activations; None for `default_cache_dir`.
+        progress: callback while the base is run.
 
     Returns:
-        The method with its parameters, what norms and biases become, and the reason in one sentence.
+        The method with its parameters, the option `vectors` for norms and biases, and the reason in one sentence.
 
     Raises:
-        CheckpointError: there is no such model.
+        CheckpointError: the model does not exist.
         OutputError: the cache cannot be written.
 
     Source: ours.
@@ -57,7 +60,7 @@ def recommend(
     if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
         return _instead(f"the base cannot be run without {' and '.join(missing)}: pip install 'deltamend[hf]'")
     weights = hash_folder(folder)
-    asked = {
+    settings = {
         "version": VERSION,
         "files": weights.other_files,
         "samples": _SAMPLES,
@@ -65,29 +68,33 @@ def recommend(
         "seed": _SEED,
         "weights": weights.weights,
     }
-    file = (cache or default_cache_dir()) / f"activations-{fingerprint(asked)}.safetensors"
+    file = (cache or default_cache_dir()) / f"activations-{fingerprint(settings)}.safetensors"
     known = file.exists()
-    if known and not _is_whole(file):  # `null-space` would stop at it, now and in every later run
+    if known and not _is_complete(file):  # `null-space` would refuse it, in this run and in every later one
         known = False
         try:
             file.unlink(missing_ok=True)
         except OSError as error:
-            raise OutputError(f"{file}: is damaged and cannot be removed ({error.strerror}); remove it") from error
+            raise OutputError(
+                f"{file}: is damaged and cannot be deleted ({error.strerror}); delete it yourself"
+            ) from error
     if not known:
         from deltamend.calibration.activations import write_activations  # torch
 
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{file.parent}: cannot be made ({error.strerror}); set DELTAMEND_CACHE") from error
+            raise OutputError(
+                f"{file.parent}: cannot be created ({error.strerror}); set DELTAMEND_CACHE to another folder"
+            ) from error
         try:
-            with _first(file) as own:
+            with _first_to_write(file) as own:
                 write_activations(folder, own, samples=_SAMPLES, tokens=_TOKENS, seed=_SEED, progress=progress)
         except OutputError:
             raise
-        except (
-            Exception
-        ) as error:  # a model that transformers does not know or that does not fit, a template that raises
+        # Anything may be raised by a model that transformers does not know or that does not fit into memory, or by its chat
+        # template.
+        except Exception as error:
             return _instead(f"the base cannot be read ({' '.join(str(error).split())[:200] or type(error).__name__})")
     read = "read before" if known else f"read in {_SAMPLES} texts that it wrote itself"
     return Recommendation(
@@ -99,26 +106,26 @@ def recommend(
 
 
 def refuse_with_auto(options: RepairOptions) -> None:
-    """Refuse what cannot be asked for together with `auto`, before the base is read for minutes.
+    """Refuse options that cannot be combined with `method="auto"`, before the base is run for minutes.
 
     Raises:
-        UsageError: parameters, rules or an adapter are asked for.
+        UsageError: parameters, rules or an adapter are requested.
     """
     auto = option("method", AUTO)
     if options.parameters or options.rules:
         raise UsageError(
-            f"{auto}: the method and its parameters are chosen for you; leave out {option('parameters')} and "
+            f"{auto}: the method and its parameters are chosen automatically; leave out {option('parameters')} and "
             f"{option('rules')}, or name a method"
         )
     if options.output == "adapter":
         able = ", ".join(name for name, kind in all_methods().items() if kind.low_rank)
         raise UsageError(
-            f"{option('output', 'adapter')}: {auto} uses null-space, or wise-ft where the base cannot be run, and the update that "
-            f"these keep is not low-rank; use one of {able}, or {option('output', 'checkpoint')}"
+            f"{option('output', 'adapter')}: {auto} uses null-space, or wise-ft if the base cannot be run, and the update that "
+            f"these keep is not low-rank; use one of the methods {able}, or {option('output', 'checkpoint')}"
         )
 
 
-def _is_whole(file: Path) -> bool:
+def _is_complete(file: Path) -> bool:
     try:
         return read_header(file).metadata.get("activations") == VERSION
     except CheckpointError:
@@ -126,12 +133,17 @@ def _is_whole(file: Path) -> bool:
 
 
 @contextmanager
-def _first(file: Path) -> Iterator[Path]:
-    """A file to write beside `file`, which becomes `file` unless another run was first: that one may be read already."""
+def _first_to_write(file: Path) -> Iterator[Path]:
+    """Yield a temporary file to write, which becomes `file` unless another run has made `file` meanwhile.
+
+    The file of the other run stays, because it may be in use already.
+    """
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{file.stem}-", dir=file.parent))
     except OSError as error:
-        raise OutputError(f"{file.parent}: cannot be written to ({error.strerror}); set DELTAMEND_CACHE") from error
+        raise OutputError(
+            f"{file.parent}: cannot be written to ({error.strerror}); set DELTAMEND_CACHE to another folder"
+        ) from error
     own = folder / file.name
     try:
         yield own
@@ -139,7 +151,7 @@ def _first(file: Path) -> Iterator[Path]:
             os.link(own, file)
         except FileExistsError:
             pass
-        except OSError:  # a file system without links
+        except OSError:  # the file system has no hard links
             own.replace(file)
     finally:
         shutil.rmtree(folder)

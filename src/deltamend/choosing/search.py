@@ -1,4 +1,4 @@
-"""Search method and strength for the best combined score on one half of the items, and report on the other half."""
+"""Search for the method and strength with the best score on one half of the evaluation items; report on the other half."""
 
 from __future__ import annotations
 
@@ -33,35 +33,43 @@ from deltamend.scoring.result import Score
 from deltamend.scoring.settings import Settings
 
 Evaluate = Callable[[Path], Evaluation]
-"""What scores the model in a folder."""
-
-
-STRENGTHS = (1.0, 0.8, 0.6, 0.4, 0.2)
-_DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
+"""Evaluates the model in a folder."""
 
 METHODS = ("dg-hard", "magnitude", "task-arithmetic")
+"""The methods that are tried by default."""
+
+STRENGTHS = (1.0, 0.8, 0.6, 0.4, 0.2)
+"""The strengths that are tried by default, in this order."""
+
+_DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 
 
 class Trial(FiniteRecord):
-    """One candidate on the half it was chosen by; figures without intervals, as they only choose."""
+    """The score of one candidate on the choosing half of the items, without intervals."""
 
     name: str = Field(description="Method and strength, such as dg-hard × 0.8.")
-    method: str
-    strength: float = Field(description="Factor on what the method keeps: W* = W_base + strength · Δ*.")
-    healing: float | None
-    retention: float | None
-    combined: float | None
+    method: str = Field(description="Name of the method, followed by the parameters that differ from their defaults.")
+    strength: float = Field(description="Factor on the update that the method keeps: W* = W_base + strength · Δ*.")
+    healing: float | None = Field(description="Share of the damage that is healed; see docs/score.md.")
+    retention: float | None = Field(description="Share of the gain on the target task that is retained.")
+    combined: float | None = Field(description="The combined score, 0 to 100.")
 
 
 class Tuning(FiniteRecord):
-    """What was tried, what is best, and what that is worth on items that did not choose it."""
+    """The result of a search: what was tried, what was chosen, and its score on items that had no part in the choice."""
 
-    trials: tuple[Trial, ...] = Field(description="On the choosing half, in the order they were tried.")
-    stopped: tuple[str, ...] = Field(description="Candidates left out, as the score had fallen before them.")
+    trials: tuple[Trial, ...] = Field(description="The candidates in the order in which they were tried.")
+    stopped: tuple[str, ...] = Field(
+        description="Candidates that were not tried, because the score had already fallen at a greater strength."
+    )
     chosen: str = Field(description="Name of the trial with the best combined score on the choosing half.")
-    front: tuple[str, ...] = Field(description="Trials that no other beats in both healing and retention there.")
-    choosing: Score = Field(description="The front on the half that chose it: too good, by having been chosen.")
-    reporting: Score = Field(description="The front on the other half: what to believe.")
+    front: tuple[str, ...] = Field(
+        description="Names of the Pareto-optimal trials: no other trial beats them in healing and in retention there."
+    )
+    choosing: Score = Field(
+        description="Score of the front on the choosing half; too optimistic, as these items chose it."
+    )
+    reporting: Score = Field(description="Score of the front on the other half, which is the one to rely on.")
     command: str = Field(description="The command that makes the chosen model.")
 
 
@@ -78,43 +86,42 @@ def tune(
     work: Path | None = None,
     progress: Progress | None = None,
 ) -> Tuning:
-    """Try every method at falling strengths, until the combined score falls.
+    """Try several methods, each at falling strengths until the combined score falls.
 
-    Each method filters the weights once, into a float32 checkpoint; its strengths are W_base + strength · (W* − W_base) of
-    that. Which half an item belongs to follows from its id alone.
+    Each method repairs the model once, into a float32 checkpoint W*. Its candidates are W_base + strength · (W* − W_base). The
+    id of an item alone decides whether it belongs to the choosing or to the reporting half.
 
     Args:
-        base: folder of the checkpoint fine-tuning started from.
-        finetuned: folder of its descendant.
-        evaluate: what scores a model's folder, on the target and on benchmarks.
-        target: the task the model was fine-tuned for.
-        methods: names, or methods made with `get_method`.
-        strengths: in the order to try them, each in (0, 1].
-        patience: strengths without a better score after which the method's others are left out.
-        settings: of the score.
-        work: folder for the candidates; one filtered model in float32 and one candidate at a time.
-        progress: called before each candidate.
+        base: folder of the checkpoint that fine-tuning started from.
+        finetuned: folder of the fine-tuned checkpoint.
+        evaluate: evaluates the model in a folder on the target task and on benchmarks.
+        target: the task that the model was fine-tuned for.
+        methods: names of methods, or methods made with `get_method`.
+        strengths: the strengths in the order in which they are tried, each in (0, 1].
+        patience: a method is given up after this number of strengths in a row that did not improve its score.
+        settings: settings of the score.
+        work: folder for temporary models. It holds one float32 model and one candidate at a time.
+        progress: callback for the name of each step before it begins, and the share of the methods that are done.
 
     Returns:
-        Every trial on the choosing half, the best of them, and what the best are worth on the reporting half.
+        Every trial, the best of them, and the scores of the best on both halves.
 
     Raises:
         UsageError: a method or strength is invalid, a method is given twice, or the target is not evaluated.
-        EvaluationError: the choosing half leaves nothing to choose by.
+        EvaluationError: on the choosing half fine-tuning damaged nothing or improved nothing, so nothing can be chosen.
 
     Source: ours.
     """
-    chosen_by = settings or Settings()
     candidates = [_made(method) for method in methods]
     names = [method.described() for method in candidates]
     if len(set(names)) < len(names) or not names:
-        raise UsageError(f"{option('methods')}: give each method once, and one at least")
+        raise UsageError(f"{option('methods')}: give at least one method, and each method only once")
     if not strengths or len(set(strengths)) < len(strengths) or not all(0 < strength <= 1 for strength in strengths):
-        raise UsageError(f"{option('strengths')}: give numbers above 0 and up to 1, each once")
+        raise UsageError(f"{option('strengths')}: give numbers above 0 and up to 1, each only once")
     if patience < 1:
         raise UsageError(f"{option('patience')}: give 1 or more")
     report = progress or ignore_progress
-    search = _Search(Path(base), Path(finetuned), evaluate, target, chosen_by)
+    search = _Search(Path(base), Path(finetuned), evaluate, target, settings or Settings())
     report("base", 0.0)
     search.records["base"] = evaluate(Path(base))
     check_target(target, search.records["base"].tasks)
@@ -127,15 +134,17 @@ def tune(
 
 
 def check_target(target: str, tasks: Collection[str]) -> None:
-    """Refuse a target that is not among the tasks, or is the only one, before anything is spent on it.
+    """Refuse a target that is not among the tasks, or is the only task, before any time is spent.
 
     Raises:
-        UsageError: there is no such task, or no benchmark beside it.
+        UsageError: the target is not among the tasks, or there is no benchmark besides it.
     """
     if target not in tasks:
-        raise UsageError(f"{option('target')} {target!r}: is none of the tasks; there are {', '.join(tasks)}")
+        raise UsageError(f"{option('target')} {target!r}: is not one of the tasks; they are {', '.join(tasks)}")
     if len(tasks) == 1:
-        raise UsageError(f"{option('target')} {target!r}: is the only task; add benchmarks that may have been damaged")
+        raise UsageError(
+            f"{option('target')} {target!r}: is the only task; add benchmarks that fine-tuning may have damaged"
+        )
 
 
 def _at(progress: Progress, share: float) -> Callable[[str], None]:
@@ -143,17 +152,19 @@ def _at(progress: Progress, share: float) -> Callable[[str], None]:
 
 
 def halves(record: Evaluation) -> tuple[Evaluation, Evaluation]:
-    """The choosing and the reporting half of a record's items, by a hash of each task and item id.
+    """Split the items of an evaluation into a choosing and a reporting half, by a hash of the task's name and the item's id.
 
     Raises:
-        EvaluationError: a task has so few items that a half of it is empty.
+        EvaluationError: a task has so few items that one of its halves is empty.
     """
     kept: tuple[dict[str, object], dict[str, object]] = ({}, {})
     for name, task in record.tasks.items():
         for half, tasks in enumerate(kept):
             items = tuple(item for item in task.items if _half(name, item.id) == half)
             if not items:
-                raise EvaluationError(f"task {name!r}: {len(task.items)} items cannot be halved; evaluate more")
+                raise EvaluationError(
+                    f"task {name!r}: {len(task.items)} items are too few to split into halves; evaluate more items"
+                )
             tasks[name] = task.model_copy(update={"items": items})
     first, second = (record.model_copy(update={"tasks": tasks}) for tasks in kept)
     return first, second
@@ -166,12 +177,14 @@ def _half(task: str, item: str) -> int:
 def _made(method: str | Method) -> Method:
     made = method if isinstance(method, Method) else get_method(method)
     if made.name in ("none", "revert"):
-        raise UsageError(f"{option('methods')}: {made.name!r} is always scored; leave it out")
+        raise UsageError(
+            f"{option('methods')}: {made.name!r} is the fine-tuned model or the base, which are always evaluated; leave it out"
+        )
     return made
 
 
 class _Search:
-    """The records so far, and what they say."""
+    """A search that is going on: the evaluations and trials so far."""
 
     def __init__(self, base: Path, finetuned: Path, evaluate: Evaluate, target: str, settings: Settings) -> None:
         self._base, self._finetuned, self._evaluate = base, finetuned, evaluate
@@ -184,7 +197,7 @@ class _Search:
     def try_method(
         self, method: Method, strengths: Sequence[float], patience: int, folder: Path, report: Callable[[str], None]
     ) -> None:
-        """Filter once, then try the strengths until `patience` of them were no better."""
+        """Repair once with the method, then try the strengths until `patience` of them in a row are not better."""
         filtered, candidate = folder / "filtered", folder / "candidate"
         best, without_gain = -1.0, 0
         report(method.described())
@@ -214,10 +227,10 @@ class _Search:
         first = (parts.healing[0], parts.retention[0], parts.combined[0])
         healing, retention, combined = (None if np.isnan(value) else float(value) for value in first)
         if healing is None or retention is None:
-            what = "damaged no benchmark" if healing is None else f"made {self._target} no better"
+            what = "damaged no benchmark" if healing is None else f"did not improve {self._target}"
             raise EvaluationError(
-                f"on the choosing half of the items fine-tuning {what} beyond the margin, so nothing can be chosen by it; "
-                "evaluate more items or other benchmarks"
+                f"on the choosing half of the items fine-tuning {what} by more than the margin, so no candidate can be "
+                "chosen; evaluate more items or other benchmarks"
             )
         return Trial(
             name=name,
@@ -229,7 +242,7 @@ class _Search:
         )
 
     def found(self) -> Tuning:
-        """The best trial and the front, on both halves."""
+        """Choose the best trial, and score it and the Pareto front on both halves."""
         best = max(self._trials, key=lambda trial: trial.combined or 0.0)
         front = [trial.name for trial in self._trials if not any(_beats(other, trial) for other in self._trials)]
         shown = list(dict.fromkeys([best.name, *front]))
@@ -260,8 +273,8 @@ class _Search:
         )
 
     def _command(self, method: Method, strength: float) -> str:
-        """How to make a candidate in one pass over the weights."""
-        # The values themselves: what the method writes of a file, its name and content, is no path.
+        """The command that makes a candidate, in one pass over the weights if possible."""
+        # Not the dumped values, as a method dumps a file as its name and hash, and the command needs the path.
         given = {key: getattr(method, key) for key in method.model_dump(exclude_defaults=True)}
         parameters: dict[str, Any] = json.loads(json.dumps(given, default=str))
         settings: list[str] = []
@@ -275,7 +288,7 @@ class _Search:
             try:
                 get_method("hybrid", {"steps": steps})
             except MethodError:
-                # Methods that look at the whole model cannot be a step; the factor is then applied to what they wrote.
+                # A method that looks at the whole model cannot be a step of hybrid, so a second command applies the strength.
                 words[4] = "FILTERED"
                 second = ["deltamend", "repair", str(self._base), "FILTERED", "OUT", "--method", "task-arithmetic"]
                 second += ["--set", f"weight={strength:g}", "--out-dtype", _dtype_of(self._finetuned)]
@@ -286,7 +299,7 @@ class _Search:
 
 
 def _dtype_of(folder: Path) -> str:
-    """The dtype of most of a model's weights, as `--out-dtype` names it; what cannot be written is cast to fp32."""
+    """The dtype of most of a model's weights, as the option `out_dtype` names it; fp32 if it cannot be written."""
     bytes_of: Counter[str] = Counter()
     with open_checkpoint(folder) as checkpoint:
         for tensor in checkpoint.tensors.values():
@@ -295,5 +308,6 @@ def _dtype_of(folder: Path) -> str:
 
 
 def _beats(one: Trial, other: Trial) -> bool:
-    ours, theirs = (((trial.healing or 0.0), (trial.retention or 0.0)) for trial in (one, other))
-    return ours != theirs and all(mine >= yours for mine, yours in zip(ours, theirs, strict=True))
+    """Whether one trial is at least as good as another in healing and in retention, and better in one of them."""
+    first, second = ((trial.healing or 0.0, trial.retention or 0.0) for trial in (one, other))
+    return first != second and first[0] >= second[0] and first[1] >= second[1]

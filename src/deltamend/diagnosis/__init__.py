@@ -1,1 +1,1 @@
-"""What an update looks like, matrix by matrix, and whether a spectral threshold means on it what the paper says."""
+"""Diagnose an update, matrix by matrix: does it look like a signal in noise, as a spectral threshold assumes?"""

@@ -1,4 +1,4 @@
-"""Controls: what the bulk test says of the same entries once their order, or their signs, are random."""
+"""Controls for the test of the bulk: the same entries of Δ in random order, or with random signs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 from deltamend.spectrum.blocks import FloatArray
 
 ENTRIES = 1 << 20
-"""Entries of the part of a larger matrix that controls are made from; its shape has the matrix's proportions."""
+"""The most entries that controls are made from. The sample of a larger matrix has the matrix's proportions."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The entries of Δ in some rows and columns, filled in block by block.
+    """The entries of Δ in some rows and columns, collected block by block.
 
     Attributes:
-        rows: row numbers, ascending.
-        columns: column numbers, ascending.
-        values: (rows, columns), in the dtype of Δ.
+        rows: the numbers of the rows, ascending.
+        columns: the numbers of the columns, ascending.
+        values: shape (rows, columns), in the dtype of Δ.
     """
 
     rows: np.ndarray[tuple[int], np.dtype[np.intp]]
@@ -30,7 +30,7 @@ class Sample:
 
     @classmethod
     def of_shape(cls, shape: tuple[int, int], dtype: np.dtype[Any], random: np.random.Generator) -> Sample:
-        """Rows and columns chosen at random; all of them up to `ENTRIES` entries."""
+        """An empty sample of randomly chosen rows and columns; it has all of them if Δ has at most `ENTRIES` entries."""
         factor = min(1.0, math.sqrt(ENTRIES / (shape[0] * shape[1])))
         chosen = [
             np.sort(random.choice(side, max(1, round(side * factor)), replace=False))
@@ -41,7 +41,7 @@ class Sample:
         return cls(chosen[0], chosen[1], np.zeros((chosen[0].size, chosen[1].size), dtype))
 
     def take(self, values: FloatArray, row: int, column: int) -> None:
-        """Take what is wanted of a part of Δ whose first entry is (row, column)."""
+        """Collect the sampled entries from a block of Δ whose first entry is in this row and column."""
         spans = []
         for chosen, start, length in ((self.rows, row, values.shape[0]), (self.columns, column, values.shape[1])):
             first, last = np.searchsorted(chosen, (start, start + length))

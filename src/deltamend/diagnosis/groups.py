@@ -1,4 +1,4 @@
-"""The matrices of a diagnosis by kind or by layer, with what holds for most of each group."""
+"""Group the matrices of a diagnosis by kind or by layer, with the means and the most common verdict of each group."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deltamend.diagnosis.verdict import most_of
 def grouped(
     matrices: Sequence[MatrixDiagnosis], key: Callable[[MatrixDiagnosis], Hashable]
 ) -> list[tuple[Group, list[MatrixDiagnosis]]]:
-    """The matrices by a key, in the order in which keys first appear."""
+    """Group matrices by a key, in the order in which the keys first appear."""
     parts: dict[Hashable, list[MatrixDiagnosis]] = {}
     for matrix in matrices:
         parts.setdefault(key(matrix), []).append(matrix)
@@ -19,7 +19,7 @@ def grouped(
 
 
 def by_layer(matrices: Sequence[MatrixDiagnosis]) -> list[tuple[Group, list[MatrixDiagnosis]]]:
-    """The matrices that belong to a layer, first layer first."""
+    """Group the matrices that belong to a layer by the number of the layer, in ascending order."""
     layered = [matrix for matrix in matrices if matrix.layer is not None]
     return sorted(grouped(layered, lambda matrix: matrix.layer), key=lambda pair: int(pair[0].name))
 
@@ -47,7 +47,7 @@ def _group(name: str, matrices: list[MatrixDiagnosis]) -> Group:
 
 
 def _mean(weighted: Iterable[tuple[float, float]]) -> float | None:
-    """The mean of (weight, number), or None where there is none."""
+    """The weighted mean of pairs (weight, number); None if the weights add up to 0."""
     pairs = list(weighted)
     total = sum(weight for weight, _ in pairs)
     return sum(weight * number for weight, number in pairs) / total if total else None

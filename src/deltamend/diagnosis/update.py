@@ -1,4 +1,4 @@
-"""Diagnose a whole update: every matrix that both checkpoints hold, one at a time in each worker."""
+"""Diagnose a whole update: every matrix that both checkpoints hold."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def diagnose(
     progress: Progress | None = None,
     **options: Unpack[PairKeywords],
 ) -> Diagnosis:
-    """Measure what an update looks like, and say whether a spectral threshold can be trusted on it.
+    """Measure what an update looks like, and judge whether a spectral threshold can be trusted on it. Nothing is written.
 
-    Nothing is written. Memory does not grow with the model: each worker holds one delta of at most
-    `matrices.delta.BLOCK_ELEMENTS` entries and a few squares of a matrix's shorter side. The same inputs give the same numbers
-    with any number of workers.
+    Memory does not grow with the model: each worker holds one delta of at most `matrices.delta.BLOCK_ELEMENTS` entries and a few
+    square matrices as large as a matrix's shorter side.
 
     Args:
-        base: the checkpoint that fine-tuning started from: a folder, a hub id, or what else `open_checkpoint` takes; or
-            both checkpoints as `open_pair` or a `RepairPlan` opened them (`plan.pair`), which stay open.
-        finetuned: its descendant; None where a pair is given.
-        out_dtype: "bf16", "fp16" or "fp32": what the realised delta is predicted for; None for the dtype each tensor has.
+        base: the checkpoint that fine-tuning started from: a folder, a hub id, or any other form that `open_checkpoint`
+            takes. It may also be an open pair from `open_pair` or from a plan (`plan.pair`), which stays open.
+        finetuned: the fine-tuned checkpoint, in any of the same forms; leave it out when `base` is an open pair.
+        out_dtype: the dtype that a repair would write, "bf16", "fp16" or "fp32", for which the effect of rounding is
+            predicted; None for the dtype of each tensor in FINETUNED.
         values: whether the records hold every singular value.
-        workers: matrices worked on at a time; None for one a core.
-        progress: called as work ends.
+        workers: number of matrices worked on at a time; None for one per core. It does not change the result.
+        progress: callback for the name of each finished matrix and the share of the matrices that are done.
         options: `include`, `exclude`, `rename` and `split_fused`, as for `deltamend.repair`; not with an open pair.
 
     Returns:
@@ -96,17 +96,17 @@ def diagnose(
 
 
 def refuse_nothing_to_diagnose(pair: OpenPair) -> None:
-    """Refuse an update without a matrix.
+    """Refuse a pair in which no matrix is selected.
 
     Raises:
-        UsageError: none is left.
+        UsageError: no matrix is selected.
     """
     if not items_of(pair.pairing.pairs):
         raise UsageError(f"no matrix is left to diagnose; {LEAVES_NONE}")
 
 
 def _diagnose_item(item: MatrixItem, reader: SidesReader, written: str | None, values: bool) -> MatrixDiagnosis:
-    """One matrix, in the memory of the calling thread."""
+    """Diagnose one matrix, in the memory of the calling thread."""
     dtype = NUMPY_DTYPES[written or item.pair.finetuned.output_dtype]
     question = Question(item.name, item.rows, dtype, values, item.pair.update_rank)
     return diagnose_matrix(*reader.sides(item), question, reader.buffers())

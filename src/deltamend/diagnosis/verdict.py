@@ -1,4 +1,4 @@
-"""What the numbers of one matrix say, and what those of a whole update say: one table of rules, which docs/diagnose.md shows."""
+"""Verdicts on a matrix and on a whole update, by one table of rules, which docs/diagnose.md shows."""
 
 from __future__ import annotations
 
@@ -10,24 +10,29 @@ from statistics import median
 from deltamend.diagnosis.records import MatrixDiagnosis, Measured, Verdict
 
 UNCHANGED = 1e-4
+"""A smaller ‖Δ‖/‖W_base‖ counts as almost unchanged."""
 LOW_RANK_SHARE, LOW_RANK_RESIDUE = 0.25, 1e-4
+"""Δ counts as low-rank if at most this share of its singular values holds all but this share of ‖Δ‖²."""
 ROUNDED = 0.5
+"""A greater share of zero entries, or of the bulk that rounding explains, counts as dominated by rounding."""
 NOISE_KS = 0.05
+"""A bulk at no greater KS distance from the law of noise counts as noise, however small its p-value."""
 LEVEL = 0.01
+"""The level of significance of all tests."""
 
 
 @dataclass(frozen=True)
 class VerdictRule:
-    """One row of the table.
+    """One row of the table of rules.
 
     Attributes:
-        verdict: the words.
+        verdict: the verdict.
         when: the condition, in words.
-        holds: the condition, on the numbers.
-        reasons: sentences with the numbers that made it hold.
-        meaning: what it means for a spectral threshold.
-        advice: what to try.
-        commands: what to run next; BASE, FINETUNED and OUT stand for folders.
+        holds: the condition, as a function of the measurements.
+        reasons: makes sentences with the numbers for which the condition holds.
+        meaning: what the verdict means for a spectral threshold.
+        advice: what to try next.
+        commands: commands to run next; BASE, FINETUNED and OUT are placeholders for folders.
     """
 
     verdict: Verdict
@@ -67,7 +72,7 @@ def _low_rank_reasons(found: Measured) -> list[str]:
     return [
         *known,
         f"{found.spectrum.numerical_rank} of {min(found.shape)} singular values hold all but {found.spectrum.residue:.1g} "
-        "of ‖Δ‖²; the rest is not above rounding.",
+        "of ‖Δ‖²; the others are not larger than rounding errors.",
     ]
 
 
@@ -83,13 +88,13 @@ def _rounded_reasons(found: Measured) -> list[str]:
     reasons = [f"{found.entries.zeros:.0%} of Δ is exactly 0."]
     if found.rounding.share is not None:
         reasons.append(
-            f"Rounding to {found.rounding.stored} would add {found.rounding.share:.0%} of the bulk's variance if its errors "
-            "were spread evenly over an ulp."
+            f"Rounding to {found.rounding.stored} would explain {found.rounding.share:.0%} of the bulk's variance if its "
+            "errors were uniform over one ulp."
         )
     if found.entries.zeros >= ROUNDED:
         reasons.append(
-            "Where most of Δ is 0, smaller changes were rounded away whole: the rounding is the update itself, and ulp²/12 "
-            "is not the size of a noise that was added to it."
+            "Where most of Δ is 0, smaller changes were rounded away entirely, so rounding shaped the update itself and is "
+            "not a noise of size ulp²/12 that was added to it."
         )
     return reasons + _bulk_reasons(found)
 
@@ -98,45 +103,49 @@ def _noise(found: Measured) -> bool:
     bulk = found.bulk
     if bulk is None:
         return False
-    # A small matrix gives the distances little power: then what is said of its entries counts too.
+    # On a small matrix the tests of the distances have little power, so the tests of the entries count as well.
     return bulk.ks <= NOISE_KS or (min(bulk.ks_p, bulk.ad_p) >= LEVEL and not _entry_reasons(found))
 
 
 def _bulk_reasons(found: Measured) -> list[str]:
     bulk, spectrum, controls = found.bulk, found.spectrum, found.controls
     if bulk is None or spectrum is None:
-        return ["No threshold could be measured, and the rest is not low-rank either."] if spectrum is not None else []
-    relation = "as far as noise does" if bulk.ks_p >= LEVEL else "farther than noise does"
+        return ["The bulk could not be tested, and Δ is not low-rank either."] if spectrum is not None else []
+    relation = "no farther than noise would be" if bulk.ks_p >= LEVEL else "farther than noise would be"
     reasons = [
-        f"The {bulk.size} singular values up to τ lie {bulk.ks:.3f} (KS) from the law of noise, {relation} (p = {bulk.ks_p:.2g})."
+        f"The {bulk.size} singular values up to τ are at a KS distance of {bulk.ks:.3f} from the law of noise, "
+        f"{relation} (p = {bulk.ks_p:.2g})."
     ]
     if controls is not None and controls.shuffled is not None and controls.flipped is not None:
         reasons.append(
-            f"With the entries shuffled it is {controls.shuffled.ks:.3f} (p = {controls.shuffled.ks_p:.2g}), "
+            f"With shuffled entries the distance is {controls.shuffled.ks:.3f} (p = {controls.shuffled.ks_p:.2g}), "
             f"with random signs {controls.flipped.ks:.3f} (p = {controls.flipped.ks_p:.2g})."
         )
-    reasons.append(f"DG-Hard keeps {spectrum.rank} of {min(found.shape)} ranks and {spectrum.energy:.1%} of ‖Δ‖².")
+    reasons.append(
+        f"DG-Hard keeps {spectrum.rank} of {min(found.shape)} singular values and {spectrum.energy:.1%} of ‖Δ‖²."
+    )
     return reasons + _entry_reasons(found)
 
 
 def _entry_reasons(found: Measured) -> list[str]:
-    """Which assumption about the entries fails, the ones that fail by much first."""
+    """A sentence on the assumptions about the entries that fail, the gravest failure first; none if all hold."""
     entries = found.entries
     if entries is None:
         return []
-    said = []
+    failures = []  # how grave each failure is, and its description
     for side, spread in (("rows", entries.rows), ("columns", entries.columns)):
         if spread.variation_p < LEVEL:
-            said.append((spread.variation, f"variances of {side} that differ by {spread.variation:.0%}"))
+            failures.append((spread.variation, f"the variances of {side} differ by {spread.variation:.0%}"))
         if spread.correlation_p < LEVEL:
-            said.append(
-                (abs(spread.correlation), f"a correlation of {spread.correlation:+.2g} between neighbouring {side}")
+            failures.append(
+                (abs(spread.correlation), f"neighbouring {side} have a correlation of {spread.correlation:+.2g}")
             )
     if entries.kurtosis_p < LEVEL:
-        said.append((abs(entries.kurtosis) / 10.0, f"an excess kurtosis of {entries.kurtosis:.2g}"))
-    if not said:
+        failures.append((abs(entries.kurtosis) / 10.0, f"the excess kurtosis is {entries.kurtosis:.2g}"))
+    if not failures:
         return []
-    return [f"Entries are not iid normal: {', '.join(text for _, text in sorted(said, reverse=True))}."]
+    texts = ", ".join(text for _, text in sorted(failures, reverse=True))
+    return [f"The entries are not independent normal numbers of one variance: {texts}."]
 
 
 RULES = (
@@ -145,19 +154,20 @@ RULES = (
         f"Δ = 0, or ‖Δ‖ < {UNCHANGED:g}·‖W_base‖",
         _unchanged,
         _unchanged_reasons,
-        "There is next to nothing to filter.",
-        "Look for the damage elsewhere: in norms, biases, the tokenizer or the chat template.",
+        "There is almost no update to filter.",
+        "Look for the cause of the damage elsewhere: in norms, biases, the tokenizer or the chat template.",
         (),
     ),
     VerdictRule(
         "low-rank by construction",
-        f"at most {LOW_RANK_SHARE:.0%} of the singular values are above rounding, and the others hold at most {LOW_RANK_RESIDUE:g} of ‖Δ‖²; or FINETUNED is BASE+ADAPTER of such a rank",
+        f"at most {LOW_RANK_SHARE:.0%} of the singular values are larger than rounding errors, and the others hold at most {LOW_RANK_RESIDUE:g} of ‖Δ‖²; or FINETUNED was given as BASE+ADAPTER and the adapter has such a rank",
         _low_rank,
         _low_rank_reasons,
-        "The median singular value is rounding and says nothing of noise: DG-Hard keeps Δ, or all of it but rounding. A merged "
-        "adapter looks like this.",
-        "Use a method that does not read the median: scale the update, or shrink its intruder dimensions. Where the adapter itself is "
-        "at hand, give it as BASE+ADAPTER: spectrum=nonzero then measures noise on its own singular values.",
+        "The median singular value is a rounding error and tells nothing about noise, so DG-Hard keeps all of Δ, or all but "
+        "rounding errors. A merged LoRA adapter looks like this.",
+        "Use a method that does not depend on the median: scale the update, or shrink its intruder dimensions. If you have the "
+        "adapter itself, give FINETUNED as BASE+ADAPTER; with spectrum=nonzero the noise is then measured on the singular values "
+        "of the adapter alone.",
         (
             "deltamend repair BASE FINETUNED OUT --method wise-ft --set alpha=0.5",
             "deltamend repair BASE FINETUNED OUT --method intruder",
@@ -169,18 +179,18 @@ RULES = (
         f"at least {ROUNDED:.0%} of Δ is exactly 0, or ulp²/12 is at least {ROUNDED:.0%} of the bulk's variance",
         _rounded,
         _rounded_reasons,
-        "The bulk that sets τ is mostly the stored dtype. τ separates what is larger than rounding, not task from damage, and "
-        "writing in the same dtype may undo the repair.",
-        "Diagnose and repair the fp32 weights if they exist; else write the repaired model in fp32.",
+        "The bulk that determines τ is mostly rounding of the stored dtype. So τ separates changes that are larger than rounding "
+        "from smaller ones, not the task from the damage; and writing in the same dtype may undo the repair.",
+        "If the fp32 weights exist, diagnose and repair those; otherwise write the repaired model in fp32.",
         ("deltamend repair BASE FINETUNED OUT --out-dtype fp32",),
     ),
     VerdictRule(
         "noise-like bulk",
-        f"the values up to τ lie within KS {NOISE_KS:g} of the Marchenko–Pastur law, or neither distance is rejected at {LEVEL:.0%} and no test of the entries is",
+        f"the singular values up to τ are within a KS distance of {NOISE_KS:g} of the Marchenko–Pastur law; or neither the KS nor the Anderson–Darling test nor any test of the entries rejects noise at the {LEVEL:.0%} level",
         _noise,
         _bulk_reasons,
-        "The threshold means what the paper says: what is below it looks like iid noise.",
-        "Repair with DG-Hard, then evaluate: a bulk of noise does not say that the damage was in it.",
+        "The assumption behind the threshold holds: the part of the update below it looks like independent noise.",
+        "Repair with DG-Hard, then evaluate the result: that the bulk is noise does not imply that it caused the damage.",
         ("deltamend repair BASE FINETUNED OUT",),
     ),
     VerdictRule(
@@ -188,31 +198,34 @@ RULES = (
         "none of the above, and the bulk could be tested",
         lambda found: found.bulk is not None,
         _bulk_reasons,
-        "The threshold does not mean what the paper says: what is below it is not iid noise, and its median is no noise level. "
-        "Where DG-Hard keeps nearly all of ‖Δ‖², expect little healing from it.",
-        "Compare what the methods keep, and evaluate more than one; noise=screenot assumes correlated noise.",
+        "The assumption behind the threshold fails: the part of the update below it is not independent noise, and its median is "
+        "not a noise level. If DG-Hard keeps nearly all of ‖Δ‖², it can heal little.",
+        "Compare what the methods keep, and evaluate several of them; noise=screenot allows for correlated noise.",
         ("deltamend compare BASE FINETUNED", "deltamend repair BASE FINETUNED OUT --set noise=screenot"),
     ),
     VerdictRule(
         "too small to tell",
-        "none of the above: fewer than 16 values lie up to τ, or half of them are 0",
+        "none of the above: fewer than 16 singular values lie up to τ, or half of them are 0",
         lambda _: True,
         _bulk_reasons,
-        "There are too few values for a test.",
-        "Judge the matrix by its neighbours.",
+        "There are too few singular values for a test.",
+        "Judge the matrix by similar matrices in other layers.",
         (),
     ),
 )  # fmt: skip
-"""The first rule that holds decides."""
+"""The table of rules. The first rule whose condition holds gives the verdict."""
 
 
 def rule_of(verdict: Verdict) -> VerdictRule:
-    """The row of a verdict."""
+    """The rule that gives a verdict."""
     return next(rule for rule in RULES if rule.verdict == verdict)
 
 
 def table() -> str:
-    """The rules in Markdown, as docs/diagnose.md shows them: `python -c "from deltamend.diagnosis.verdict import table; print(table())"`."""
+    """The table of rules in Markdown, as docs/diagnose.md shows it.
+
+    `python -c "from deltamend.diagnosis.verdict import table; print(table())"` prints it.
+    """
     lines = ["| verdict | when | what it means | what to try |", "|---|---|---|---|"]
     for rule in RULES:
         commands = " ".join(f"`{command}`" for command in rule.commands)
@@ -221,23 +234,23 @@ def table() -> str:
 
 
 def judge(found: Measured) -> tuple[Verdict, tuple[str, ...]]:
-    """The verdict on one matrix, and its reasons."""
+    """Give the verdict on one matrix, with its reasons."""
     rule = next(rule for rule in RULES if rule.holds(found))
     return rule.verdict, tuple(rule.reasons(found))
 
 
 def most_of(matrices: Sequence[MatrixDiagnosis]) -> Verdict:
-    """The verdict that holds for most of the entries; of equals the one that comes first in the table."""
+    """The verdict that holds for most of the entries; if two are equal, the one that comes first in the table."""
     entries = {rule.verdict: sum(found.size for found in matrices if found.verdict == rule.verdict) for rule in RULES}
     return max(entries, key=lambda verdict: entries[verdict])
 
 
 def summary(matrices: Sequence[MatrixDiagnosis]) -> tuple[Verdict, tuple[str, ...], tuple[str, ...]]:
-    """The verdict on the whole update, sentences about it, and commands to run next."""
+    """Give the verdict on the whole update, with the findings in sentences and the commands to run next."""
     verdict, total = most_of(matrices), sum(found.size for found in matrices)
     rule = rule_of(verdict)
     same = [found for found in matrices if found.verdict == verdict]
-    share = math.floor(1000 * sum(found.size for found in same) / total) / 1000  # 100% is all of them
+    share = math.floor(1000 * sum(found.size for found in same) / total) / 1000  # rounded down, so that 100% means all
     sentences = [
         f"{len(same)} of {len(matrices)} matrices, {100 * share:.3g}% of the entries: {verdict}.",
         rule.meaning,
@@ -252,7 +265,7 @@ def summary(matrices: Sequence[MatrixDiagnosis]) -> tuple[Verdict, tuple[str, ..
 
 
 def _numbers(matrices: Sequence[MatrixDiagnosis], *, fit: bool) -> list[str]:
-    """Energy kept, fit, rounding and writing over the whole update."""
+    """Sentences with the numbers of the whole update: kept energy, fit to the law of noise, and loss by rounding."""
     spectra = [(found.norm**2, found.spectrum) for found in matrices if found.spectrum is not None]
     energy = sum(weight for weight, _ in spectra)
     sentences = []
@@ -265,8 +278,8 @@ def _numbers(matrices: Sequence[MatrixDiagnosis], *, fit: bool) -> list[str]:
     )
     if fit and fits and shuffled:
         sentences.append(
-            f"The KS distance to the law of noise is {median(fits):.3f} in the median matrix "
-            f"({fits[0]:.3f} to {fits[-1]:.3f}); with shuffled entries it is {median(shuffled):.3f}."
+            f"The median KS distance to the law of noise is {median(fits):.3f} (from {fits[0]:.3f} to {fits[-1]:.3f}); with "
+            f"shuffled entries it is {median(shuffled):.3f}."
         )
     lost = [
         (found.rounding.lost**2, found.norm**2 * found.spectrum.energy)
@@ -277,5 +290,5 @@ def _numbers(matrices: Sequence[MatrixDiagnosis], *, fit: bool) -> list[str]:
     if weight:
         change = (sum(part * kept for part, kept in lost) / weight) ** 0.5
         written = next(found.rounding.written for found in matrices if found.rounding is not None)
-        sentences.append(f"Written in {written}, the realised update would differ from Δ* by {change:.2%}.")
+        sentences.append(f"Rounding to {written} would change the update that DG-Hard keeps by {change:.2%}.")
     return sentences

@@ -97,15 +97,19 @@ class Workers:
         def work(task: Task) -> Result:
             if self.stopped.is_set():
                 raise CancelledError
-            return function(task)
+            try:
+                return function(task)
+            except BaseException:
+                self.stopped.set()  # here, as the thread that waits may wake up only after many more tasks have begun
+                raise
 
         futures = [self._executor.submit(work, task) for task in tasks]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
-            failures = [future.exception() for future in futures if future.done()]
-            for failure in failures:
-                if failure is not None:
-                    raise failure
+            failures = [failure for future in futures if future.done() and (failure := future.exception()) is not None]
+            # A task that was stopped because another failed raises CancelledError, which says nothing of the cause.
+            for failure in sorted(failures, key=lambda failure: isinstance(failure, CancelledError)):
+                raise failure
         except BaseException:
             self.stopped.set()
             raise

@@ -1,1 +1,1 @@
-"""The main job: plan a repair, carry it out, write a checkpoint, an adapter or tensors in memory."""
+"""Plan a repair, carry it out, and write the result as a checkpoint, as an adapter or into memory."""

@@ -131,7 +131,7 @@ class MethodChoice:
 
 
 def read_rules(rules: object) -> tuple[Rule, ...]:
-    """Rules from plain data.
+    """Make rules from plain data, such as the content of a YAML file.
 
     Raises:
         UsageError: a field is unknown or has an invalid value.
