@@ -32,10 +32,10 @@ def recommend(
 
     That method is `null-space` (docs/results). Over the cells that were not used for choosing it has the highest mean score,
     though it may not have it over other cells like them, and it has no lead in bf16 (benchmarks/results/study/lead_fresh.txt).
-    The method needs to know what the base's layers are given when the
-    base writes text. So the base is loaded with transformers, in float32, and writes a few texts; the activations are kept in
-    the cache, for other fine-tuned models of the same base. A damaged file in the cache is made again. If the base cannot be
-    run, WiSE-FT at 0.5 is recommended instead, with norms and biases at 0.5 as well.
+    The method needs to know what the base's layers are given when the base writes text. So the base is loaded with transformers,
+    in float32, and writes a few texts; the activations are kept in the cache, for other fine-tuned models of the same base. A
+    damaged file in the cache is made again. If the base cannot be run, WiSE-FT at 0.5 is recommended instead, with norms and
+    biases at 0.5 as well.
 
     The last bits of the activations, and with them a sampled word, may depend on the number of torch's threads. A file that is
     in the cache does not change any more.
