@@ -51,7 +51,7 @@ def test_the_first_problem_names_the_field_and_what_is_wrong(content: dict[str, 
 def test_a_record_does_not_change() -> None:
     record = Outer(name="a")
     with pytest.raises(ValidationError, match="frozen"):
-        record.name = "b"  # type: ignore[misc]
+        record.name = "b"
 
 
 class Figure(FiniteRecord):
