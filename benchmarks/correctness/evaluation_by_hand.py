@@ -30,7 +30,7 @@ from deltamend.evaluation.backend import BackendOptions
 from deltamend.evaluation.one_benchmark import AskOptions
 from deltamend.evaluation.record import Evaluation, read_evaluation
 from deltamend.evaluation.refusals import complied, refused
-from deltamend.evaluation.run import evaluate
+from deltamend.evaluation.run import run_benchmarks
 from deltamend.evaluation.suite import read_suite
 
 GALLERY = ROOT / "docs" / "gallery" / "evaluations"
@@ -181,7 +181,7 @@ def plain_loop(model: Path, data: Path, limit: int | None, dtype: str) -> list[t
 def evaluated(model: Path, data: Path, limit: int | None, dtype: str) -> Evaluation:
     """What `deltamend evaluate` makes of the same tasks."""
     with tempfile.TemporaryDirectory() as folder:
-        return evaluate(
+        return run_benchmarks(
             str(model),
             [read_suite(f"{GALLERY / 'suite.yaml'}:{data}")],
             Path(folder) / "out.json",

@@ -22,7 +22,7 @@ import torch
 from benchmarks.shared.arguments import script_parser
 from deltamend.evaluation.backend import BackendOptions, open_backend
 from deltamend.evaluation.lm_eval_tasks import TaskLoader
-from deltamend.evaluation.one_benchmark import AskOptions, ask_task
+from deltamend.evaluation.one_benchmark import AskOptions, ask_benchmark
 from deltamend.evaluation.suite import SuiteTask
 from deltamend.evaluation.third_party_output import third_parties_quiet
 
@@ -68,7 +68,7 @@ def main() -> None:
                 for batch in fed:
                     lm.model(batch)
             between = time.perf_counter()
-            ask_task(lm, loaded, asking)
+            ask_benchmark(lm, loaded, asking)
             ended = time.perf_counter()
             if round_:
                 seconds["bare forward pass"].append(between - started)

@@ -31,7 +31,7 @@ def test_a_suite_over_local_items_is_asked_and_printed(
     assert printed.err == ""
     again = deltamend_cli("evaluate", *arguments)
     assert again.code == 1
-    assert again.err == f"deltamend: {out}: exists; give another name, or --overwrite\n"
+    assert again.err == f"deltamend: {out}: already exists; give another name, or --overwrite\n"
     quiet = deltamend_cli("evaluate", *arguments, "--resume", "--quiet")
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
 
@@ -54,10 +54,10 @@ def test_json_holds_the_means_and_nothing_else_is_on_stdout(
 def test_wrong_usage_exits_2_and_says_what_to_give(deltamend_cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     for arguments, message in (
-        ((), "give --suite or --task"),
-        (("--suite", "papr"), "--suite: no suite 'papr'"),
-        (("--suite", "quick", "--seed", "-1"), "--seed -1: give 0 to 4294967295"),
-        (("--suite", "quick", "--judge", "gpt"), "--judge: no judge 'gpt'"),
+        ((), "nothing to ask; give --suite or --task"),
+        (("--suite", "papr"), "--suite: there is no suite 'papr'"),
+        (("--suite", "quick", "--seed", "-1"), "--seed: -1 is out of range; give 0 to 4294967295"),
+        (("--suite", "quick", "--judge", "gpt"), "--judge: there is no judge 'gpt'"),
         (("--suite", "quick", "--backend-args", "x"), "--backend-args: 'x' is not KEY=VALUE"),
     ):
         printed = deltamend_cli("evaluate", tiny_model, "--out", out, *arguments)

@@ -9,7 +9,7 @@ import pytest
 from deltamend.evaluation.record import write_evaluation
 from tests.conftest import Printed
 from tests.scoring.records import MODELS, made_up_cell
-from tests.scoring.test_cells import write_cells
+from tests.scoring.test_across_cells import write_cells
 from tests.scoring.test_lm_eval_folder import multiple_choice, write_run
 
 Cli = Callable[..., Printed]
@@ -96,8 +96,11 @@ def test_many_cells_are_scored(tmp_path: Path, deltamend_cli: Cli) -> None:
         (["score"], "give --base, --finetuned, --repaired NAME=PATH and --target, or --cells"),
         ([*arguments(Path()), "--repaired", "poor"], "--repaired 'poor': give NAME=VALUE"),
         ([*arguments(Path()), "--repaired", "poor=x"], "--repaired 'poor': is given twice"),
-        ([*arguments(Path()), "--cells", "cells.yaml"], "--cells: names all records"),
-        ([*arguments(Path()), "--margin", "sums=wide"], "--margin 'wide': give a distance such as 0.02"),
+        ([*arguments(Path()), "--cells", "cells.yaml"], "--cells names all records"),
+        (
+            [*arguments(Path()), "--margin", "sums=wide"],
+            "--margin: 'wide' is not a margin; give a distance such as 0.02",
+        ),
     ],
 )
 def test_wrong_usage_exits_2_and_says_what_to_give(changed: list[str], says: str, deltamend_cli: Cli) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deltamend.errors import EvaluationError
-from deltamend.evaluation.lm_eval_tasks import LoadedTask, TaskLoader, check_needs, find_file
+from deltamend.evaluation.lm_eval_tasks import LoadedTask, TaskLoader, check_requirements, find_file
 from deltamend.evaluation.local_items import ITEM_ID, task_rows
 from deltamend.evaluation.suite import SuiteTask, read_suite, shipped_suites
 from deltamend.evaluation.third_party_output import third_parties_quiet
@@ -125,7 +125,7 @@ def test_truthfulqas_right_answer_must_be_first_as_lm_eval_takes_it(tmp_path: Pa
         ('{"question": "x"}\n', "item 1: no field 'choices'; arc_easy needs it"),
         ('{"question": "x", "choices": ["a"], "gold": 3}\n', "item 1: list index out of range"),
         ("{oops\n", "line 1: is not JSON"),
-        ("[1]\n", "line 1: is no JSON object"),
+        ("[1]\n", "line 1: is not a JSON object"),
         (GOOD + GOOD, "line 2: a second item with the id '1'"),
         ("\n", "no items"),
     ],
@@ -153,11 +153,13 @@ def test_a_file_is_found_in_the_folder_or_one_below_and_never_guessed(tmp_path: 
 
 def test_what_a_task_wants_beside_its_items_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nltk.data.path", [])
-    with pytest.raises(EvaluationError, match=r"instructions: .*nltk\.downloader punkt_tab`, or --skip instructions"):
-        check_needs(SuiteTask(name="instructions", task="ifeval"))
+    with pytest.raises(
+        EvaluationError, match=r'instructions: .*nltk\.downloader punkt_tab`, or leave it out with skip="instructions"'
+    ):
+        check_requirements(SuiteTask(name="instructions", task="ifeval"))
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(EvaluationError, match="needs math-verify"):
-        check_needs(SuiteTask(name="math500", task="minerva_math500"))
+        check_requirements(SuiteTask(name="math500", task="minerva_math500"))
 
 
 def test_a_task_that_reads_no_local_files_says_which_do(tmp_path: Path) -> None:
@@ -180,7 +182,7 @@ SHIPPED = {str(entry.task): entry for name in shipped_suites() for entry in read
 def test_lm_eval_asks_every_real_item(task: str) -> None:
     entry, folder = SHIPPED[task], data()
     try:
-        check_needs(entry)
+        check_requirements(entry)
     except EvaluationError as missing:
         pytest.skip(str(missing))
     with third_parties_quiet():

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deltamend.errors import EvaluationError, OutputError, UsageError
 from deltamend.evaluation.backend import BackendOptions, open_backend
 from deltamend.evaluation.lm_eval_tasks import TaskLoader
-from deltamend.evaluation.one_benchmark import AskOptions, ask_task
+from deltamend.evaluation.one_benchmark import AskOptions, ask_benchmark
 from deltamend.evaluation.record import Evaluation, TaskScores, read_evaluation
 from deltamend.evaluation.rubrics import Exchange
-from deltamend.evaluation.run import EvaluationRun, evaluate
+from deltamend.evaluation.run import EvaluationRun, run_benchmarks
 from deltamend.evaluation.suite import Suite, SuiteTask, suite_of_tasks
 from deltamend.evaluation.third_party_output import third_parties_quiet
 from tests.evaluation.conftest import ARC, XSTEST, write_items
@@ -40,7 +40,7 @@ def run(tiny_model: Path, items: Path, tmp_path: Path) -> Callable[..., Evaluati
 
     def ask(*tasks: SuiteTask, model: Path = tiny_model, out: str = "out.json", **more: Any) -> EvaluationRun:
         backend = more.pop("backend", BackendOptions(device="cpu"))
-        return evaluate(str(model), suite_of(items, *tasks), tmp_path / out, backend=backend, **more)
+        return run_benchmarks(str(model), suite_of(items, *tasks), tmp_path / out, backend=backend, **more)
 
     return ask
 
@@ -49,7 +49,7 @@ def run(tiny_model: Path, items: Path, tmp_path: Path) -> Callable[..., Evaluati
 def whole(tiny_model: Path, items: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     """The tiny model on a suite of all kinds, read back from the packed record."""
     out = tmp_path_factory.mktemp("whole") / "out.json.gz"
-    made = evaluate(
+    made = run_benchmarks(
         str(tiny_model),
         suite_of(items, ARC_EASY, MMLU, SAFE, UNSAFE),
         out,
@@ -172,7 +172,7 @@ def test_logits_are_made_where_answers_are_and_not_over_their_prompts(tiny_model
         lm = open_backend(str(tiny_model), BackendOptions(device="cpu"), lambda _share: None)
         lm.model.lm_head.register_forward_hook(lambda _module, _inputs, logits: made.append(logits.shape[1]))
         lm.model.model.register_forward_hook(lambda _module, _inputs, states: read.append(states[0].shape[1]))
-        ask_task(lm, TaskLoader().load(ARC_EASY, (items,)), AskOptions())
+        ask_benchmark(lm, TaskLoader().load(ARC_EASY, (items,)), AskOptions())
     assert 0 < sum(made) < sum(read) / 2
 
 
@@ -218,7 +218,7 @@ def test_what_was_finished_under_other_conditions_is_asked_again(tiny_model: Pat
                 raise KeyboardInterrupt
 
         other = write_items(tmp_path / "other.jsonl", ARC[2:4])
-        return evaluate(
+        return run_benchmarks(
             str(model),
             [suite_of_tasks([str(path), str(other)])],
             tmp_path / "out.json",
@@ -243,7 +243,7 @@ def test_what_was_finished_under_other_conditions_is_asked_again(tiny_model: Pat
 def test_a_record_that_is_there_is_not_replaced_unless_asked(run: Callable[..., EvaluationRun], tmp_path: Path) -> None:
     run(ARC_EASY)
     before = (tmp_path / "out.json").read_bytes()
-    with pytest.raises(OutputError, match="exists; give another name, or --overwrite"):
+    with pytest.raises(OutputError, match="already exists; give another name, or overwrite=True"):
         run(ARC_EASY)
     assert not run(ARC_EASY, resume=True).written
     with pytest.raises(OutputError, match="of another run"):
@@ -259,7 +259,7 @@ def test_a_users_own_files_of_all_three_kinds_are_asked(tiny_model: Path, tmp_pa
     )
     text = write_items(tmp_path / "text.jsonl", [{"text": "hello world"}, {"text": "é" * 40}])
     suites = [suite_of_tasks([str(path) for path in (choice, exact, text)])]
-    tasks = evaluate(
+    tasks = run_benchmarks(
         str(tiny_model), suites, tmp_path / "out.json", backend=BackendOptions(device="cpu")
     ).evaluation.tasks
     assert [tasks[name].metric for name in tasks] == ["acc_norm", "exact_match", "log2_prob_per_byte"]
@@ -275,7 +275,7 @@ def test_the_likelihood_of_an_answer_is_asked_without_generating_it(tiny_model: 
     items = write_items(tmp_path / "items.jsonl", [{"question": "a b", "answers": ["c d", "e"]}] * 1)
     task = SuiteTask(name="likely", file=str(items), metric="prob_per_byte")
     suite = Suite(name="own", version="1", tasks=(task,))
-    found = evaluate(str(tiny_model), [suite], tmp_path / "out.json", backend=BackendOptions(device="cpu"))
+    found = run_benchmarks(str(tiny_model), [suite], tmp_path / "out.json", backend=BackendOptions(device="cpu"))
     model, tokenizer = loaded_model(tiny_model)
     expected = log_likelihood(model, tokenizer, "a b", "c d")
     (item,) = found.evaluation.tasks["likely"].items
@@ -287,7 +287,7 @@ def test_the_templates_line_break_before_an_answer_is_given_and_not_asked_for(ti
     items = write_items(tmp_path / "items.jsonl", [{"question": "a b", "answers": ["c"]}])
     task = SuiteTask(name="likely", file=str(items), metric="prob_per_byte", chat=True)
     suite = Suite(name="own", version="1", tasks=(task,))
-    found = evaluate(str(tiny_model), [suite], tmp_path / "out.json", backend=BackendOptions(device="cpu"))
+    found = run_benchmarks(str(tiny_model), [suite], tmp_path / "out.json", backend=BackendOptions(device="cpu"))
     model, tokenizer = loaded_model(tiny_model)
     messages = [{"role": "user", "content": "a b"}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -310,7 +310,7 @@ def test_a_model_without_a_template_is_asked_plainly(
     shutil.copytree(tiny_model, bare)
     (bare / "chat_template.jinja").unlink()
     made = run(SAFE, ARC_EASY, model=bare)
-    assert (made.evaluation.template_hash, made.asked_plainly) == (None, ("safe",))
+    assert (made.evaluation.template_hash, made.without_template) == (None, ("safe",))
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_a_figure_of_prompts_that_were_cut_says_so(run: Callable[..., Evaluation
 
 def test_what_fails_inside_lm_eval_is_one_line(run: Callable[..., EvaluationRun]) -> None:
     short = BackendOptions(device="cpu", arguments={"max_length": 3})
-    with pytest.raises(EvaluationError, match=r"^safe: lm-eval failed \(.*\); --skip safe leaves it out$"):
+    with pytest.raises(EvaluationError, match=r'^safe: lm-eval failed \(.*\); leave it out with skip="safe"$'):
         run(SAFE, backend=short)
 
 
@@ -374,9 +374,9 @@ def test_models_and_backends_that_are_not_there_are_named(run: Callable[..., Eva
     (tmp_path / "empty").mkdir()
     with pytest.raises(EvaluationError, match="no weight files"):
         run(ARC_EASY, model=tmp_path / "empty")
-    with pytest.raises(UsageError, match="--backend nonsense: lm-eval cannot open it"):
+    with pytest.raises(UsageError, match="backend: lm-eval cannot open 'nonsense'"):
         run(ARC_EASY, backend=BackendOptions(name="nonsense"))
-    with pytest.raises(UsageError, match="--limit 0"):
+    with pytest.raises(UsageError, match="limit: 0 items are none to ask; give 1 or more"):
         AskOptions(limit=0)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from deltamend.errors import EvaluationError, UsageError
 from deltamend.evaluation.local_items import ROWS
-from deltamend.evaluation.suite import joined, read_suite, shipped_suites, suite_of_tasks, without
+from deltamend.evaluation.suite import read_suite, shipped_suites, suite_of_tasks, tasks_with_folders, without
 
 GOOD = """
 name: mine
@@ -56,7 +56,7 @@ def test_the_files_of_a_suite_may_be_beside_it_or_in_a_folder_named_after_it(tmp
         (GOOD + "  - {name: arc, task: arc_easy}\n", "two tasks are called 'arc'"),
         (GOOD.replace('version: "2"\n', ""), "version: Field required"),
         ("[1, 2", "is not YAML"),
-        ("just words", "is no suite"),
+        ("just words", "is not a suite"),
         (GOOD + "folders: [x]\n", "folders: no field of a suite file"),
     ],
 )
@@ -97,7 +97,7 @@ def test_a_folder_or_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_two_suites_with_a_task_of_one_name_are_refused() -> None:
     with pytest.raises(UsageError, match="'arc_challenge'"):
-        joined([read_suite("paper"), read_suite("quick")])
+        tasks_with_folders([read_suite("paper"), read_suite("quick")])
 
 
 def test_a_file_of_the_user_becomes_a_task_named_after_it() -> None:

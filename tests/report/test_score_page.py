@@ -12,7 +12,7 @@ import pytest
 
 import deltamend
 from deltamend.evaluation.record import Evaluation
-from deltamend.report.score_page import cells_page, headline, render_score_page
+from deltamend.report.score_page import headline, render_cells_page, render_score_page
 from deltamend.report.score_tables import cells_tables, latex, markdown, scores_csv, tables_of_score, weak_figures
 from deltamend.scoring.across_cells import score_across_cells
 from deltamend.scoring.paired_cell import open_cell
@@ -154,7 +154,7 @@ def test_the_page_of_many_cells_has_the_tests_and_every_cell() -> None:
             open_cell(records["base"], records["finetuned"], repaired, target="sums", name=f"<b>cell {seed}</b>")
         )
     score = score_across_cells(cells, ["a", "b"], Settings(draws=300))
-    html = cells_page(score)
+    html = render_cells_page(score)
     assert "Wilcoxon" in html
     assert html.count("<details><summary>&lt;b&gt;cell") == 2
     assert "2 clusters of cells cannot give a p below 0.5" in html

@@ -175,7 +175,7 @@ def test_a_results_file_that_is_none_is_refused_in_one_line(tmp_path: Path, cont
 def test_a_task_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
     write_run(tmp_path / "run", {"arc": multiple_choice([0, 1])}, results={"x/../../secret": {"acc,none": 1.0}})
     (tmp_path / f"secret_{DATE}.jsonl").write_text("{}")
-    with pytest.raises(EvaluationError, match="is no name of a task"):
+    with pytest.raises(EvaluationError, match="is not the name of a task"):
         read_lm_eval_folder(tmp_path / "run")
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import deltamend
 from deltamend.calibration.activations import write_activations
 from deltamend.evaluation.backend import BackendOptions
-from deltamend.evaluation.run import evaluate
+from deltamend.evaluation.run import run_benchmarks
 from deltamend.evaluation.suite import read_suite, suite_of_tasks
 from deltamend.methods.registry import BUILT_IN
 from deltamend.study.config import ModelEntry, Repair, Target, read_study
@@ -207,5 +207,5 @@ def test_base_and_repaired_are_asked_by_lm_eval(pair: Pair, tmp_path: Path) -> N
     made(pair, DG_HARD, tmp_path / "repaired")
     suite = suite_of_tasks([str(write_items(tmp_path / "arc.jsonl", ARC))])
     for name, model in (("base", pair.base), ("repaired", tmp_path / "repaired")):
-        run = evaluate(str(model), [suite], tmp_path / f"{name}.json", backend=BackendOptions(device="cpu"))
+        run = run_benchmarks(str(model), [suite], tmp_path / f"{name}.json", backend=BackendOptions(device="cpu"))
         assert len(run.evaluation.tasks["arc"].items) == len(ARC)

@@ -19,86 +19,93 @@ from deltamend.evaluation.backend import BackendOptions
 from deltamend.evaluation.judges import OPENAI_URL, judge_named
 from deltamend.evaluation.one_benchmark import AskOptions
 from deltamend.evaluation.record import Evaluation
-from deltamend.evaluation.run import evaluate as run_evaluation
-from deltamend.evaluation.suite import read_suite, suite_of_tasks, without
+from deltamend.evaluation.run import run_benchmarks
+from deltamend.evaluation.suite import chosen_suites
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder of a checkpoint; other backends take the name they know.")],
-    out: Annotated[Path, typer.Option(help="File to write, JSON; packed where it ends in .gz.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="Folder of a checkpoint, a hub id or a GGUF file; other backends take the name they know."),
+    ],
+    out: Annotated[Path, typer.Option(help="JSON file to write; it is packed with gzip where its name ends in .gz.")],
     suite: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="SUITE", help="paper, quick, safety, a YAML file, or with local items SUITE:DIR; repeatable."
+            metavar="SUITE",
+            help="paper, quick, safety, or a YAML file; SUITE:DIR takes the items from files in DIR. May be given several times.",
         ),
     ] = None,
     task: Annotated[
         list[str] | None,
-        typer.Option(metavar="TASK", help="A JSONL file of yours, or a task lm-eval knows; repeatable."),
+        typer.Option(
+            metavar="TASK",
+            help="A JSONL file with items of your own, or the name of an lm-eval task. May be given several times.",
+        ),
     ] = None,
     skip: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A benchmark of the suite to leave out; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A benchmark of the suite to leave out. May be given several times."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Items of each benchmark, spread evenly over it.")] = None,
-    seed: Annotated[int, typer.Option(help="Of sampling and of the choice of worked examples.")] = 0,
-    backend: Annotated[str, typer.Option(help="What runs the model, by lm-eval's name: hf, vllm, …")] = "hf",
+    limit: Annotated[
+        int | None, typer.Option(help="Number of items of each benchmark, spread evenly over it; by default all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of sampling and of the choice of worked examples.")] = 0,
+    backend: Annotated[str, typer.Option(help="What runs the model, by lm-eval's name, such as hf or vllm.")] = "hf",
     backend_args: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="For the backend's constructor; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="An argument for the backend's constructor. May be given several times."
+        ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Sequences in a batch; default: found.")] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; default: cuda where there is one.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto (as stored), bfloat16, float16 or float32.")] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Number of sequences in a batch; chosen automatically by default.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where the model runs, such as cpu or cuda:0; by default CUDA where there is one."),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Dtype of the weights: auto (as stored), bfloat16, float16 or float32.")
+    ] = "auto",
     judge: Annotated[
-        str, typer.Option(help="Of safety answers: refusal-strings (weak), openai:MODEL or classifier:MODEL.")
+        str,
+        typer.Option(
+            help="What scores answers to safety prompts: refusal-strings (weak), openai:MODEL or classifier:MODEL."
+        ),
     ] = "refusal-strings",
     judge_url: Annotated[
         str, typer.Option(help="OpenAI-compatible endpoint of openai:MODEL; its key is taken from OPENAI_API_KEY.")
     ] = OPENAI_URL,
     keep_responses: Annotated[
-        bool, typer.Option("--keep-responses", help="Store generated answers, harmful ones too.")
+        bool, typer.Option("--keep-responses", help="Store generated answers in the record, harmful ones too.")
     ] = False,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python that comes with MODEL.")
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with MODEL.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run with the same options.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Ask MODEL the benchmarks of a suite, through lm-evaluation-harness, and write what every item scored."""
-    if not suite and not task:
-        raise UsageError("give --suite or --task")
-    suites = [read_suite(reference) for reference in suite or []] + ([suite_of_tasks(task)] if task else [])
+    suites = chosen_suites(suite or (), task or (), skip or ())
+    on = BackendOptions(backend, _backend_arguments(backend_args or []), batch_size, device, dtype, trust_remote_code)
+    judged_by = judge_named(judge, url=judge_url, device=device or "cpu")
+    asking = AskOptions(limit=limit, seed=seed, judge=judged_by, keep_responses=keep_responses)
     with progress_bar(quiet, "evaluating") as progress:
-        run = run_evaluation(
-            model,
-            without(suites, skip or []),
-            out,
-            backend=BackendOptions(
-                name=backend,
-                arguments=_backend_arguments(backend_args or []),
-                batch_size=batch_size,
-                device=device,
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
-            ),
-            asking=AskOptions(
-                limit=limit,
-                seed=seed,
-                judge=judge_named(judge, url=judge_url, device=device or "cpu"),
-                keep_responses=keep_responses,
-            ),
-            resume=resume,
-            overwrite=overwrite,
-            progress=progress,
+        run = run_benchmarks(
+            model, suites, out, backend=on, asking=asking, resume=resume, overwrite=overwrite, progress=progress
         )
     console = Console(stderr=as_json, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
     _print_figures(console, run.evaluation)
     if run.kept:
         console.print(f"taken over from the interrupted run: {', '.join(run.kept)}")
-    if run.asked_plainly:
-        console.print(f"MODEL has no chat template; asked without one: {', '.join(run.asked_plainly)}")
-    console.print(f"wrote {out}" if run.written else f"{out} was whole already")
+    if run.without_template:
+        console.print(f"MODEL has no chat template; asked without one: {', '.join(run.without_template)}")
+    console.print(f"wrote {out}" if run.written else f"{out} is complete already")
     if as_json:
         sys.stdout.write(_summary(run.evaluation) + "\n")
 

@@ -16,6 +16,9 @@ from deltamend.errors import UsageError, spelled_in_python
 from deltamend.records import Record
 from deltamend.repairing.options import Flag, RepairOptions
 
+_OTHER_FLAGS = {"metrics": "--metric", "target_files": "--target-file", "task_margins": "--margin"}
+"""Arguments of Python that hold what a flag is given several times for, or that have another name there."""
+
 
 def with_options(
     model: type[Record], only: Iterable[str] | None = None
@@ -64,7 +67,9 @@ def spelled_on_command_line(name: str, value: str | None) -> str:
     flag = None if field is None else _flag_of(field)
     if flag is not None and flag.names is None:
         return spelled_in_python(name, value)
-    written = f"--{name.replace('_', '-')}" if flag is None or flag.names is None else flag.names[-1]
+    written = (
+        _OTHER_FLAGS.get(name, f"--{name.replace('_', '-')}") if flag is None or flag.names is None else flag.names[-1]
+    )
     return written if value in (None, "True") else f"{written} {value}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -15,131 +15,132 @@ from rich.text import Text
 
 from deltamend.errors import UsageError
 from deltamend.machine.atomic import write_whole
-from deltamend.report.score_page import cells_page, render_score_page
-from deltamend.report.score_tables import (
-    Table,
-    cells_tables,
-    latex,
-    markdown,
-    scores_csv,
-    tables_of_score,
-    undefined_figures,
-    weak_figures,
-)
-from deltamend.scoring.across_cells import score_across_cells
-from deltamend.scoring.cell_score import score_cells
-from deltamend.scoring.cells_file import open_cells
-from deltamend.scoring.paired_cell import open_cell
-from deltamend.scoring.settings import make_settings
+from deltamend.report.score_output import output_of_score
+from deltamend.report.score_tables import Table
+from deltamend.scoring import run as scoring
+from deltamend.scoring.across_cells import CellsScore
+from deltamend.scoring.result import Score
 
 
 def score(
     base: Annotated[
         Path | None,
         typer.Option(
-            help="What the base scored: a record, a folder of lm-eval, or a log of inspect or a folder of them."
+            help="What the base scored: a record of `deltamend evaluate`, a folder of lm-eval, or a log of inspect or a folder of its logs."
         ),
     ] = None,
-    finetuned: Annotated[Path | None, typer.Option(help="The same of the fine-tuned model.")] = None,
+    finetuned: Annotated[Path | None, typer.Option(help="What the fine-tuned model scored, likewise.")] = None,
     repaired: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=PATH", help="The same of a repair; once for each.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="What a repaired model scored, likewise, and a name for it. Give one for each repair.",
+        ),
     ] = None,
     target: Annotated[str | None, typer.Option(help="The task the model was fine-tuned for.")] = None,
     target_file: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="Where the target has records of its own: base=…, finetuned=…, NAME=…."),
+        typer.Option(
+            metavar="NAME=PATH",
+            help="Where the target was evaluated apart from the benchmarks: its record for base=…, finetuned=… and each repair.",
+        ),
     ] = None,
-    benchmarks: Annotated[str | None, typer.Option(help="Only these tasks, with commas between.")] = None,
+    benchmarks: Annotated[
+        str | None, typer.Option(help="Score these benchmarks only; names separated by commas.")
+    ] = None,
     cells: Annotated[
-        Path | None, typer.Option(metavar="FILE.yaml", help="Many cells instead of one; see docs/score.md.")
+        Path | None,
+        typer.Option(
+            metavar="FILE.yaml", help="Score many fine-tuned models, which this file lists; see docs/score.md."
+        ),
     ] = None,
     margin: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[TASK=]SIZE", help="What counts as a change: 1se (default), 2se, or a distance such as 0.02."
+            metavar="[TASK=]SIZE",
+            help="How large a difference counts as a change: 1se (one standard error, the default), 2se, or a distance such as 0.02.",
         ),
     ] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
             metavar="TASK=NAME",
-            help="What a task of lm-eval or inspect is scored by; of inspect also 1-NAME, where lower is better.",
+            help="The metric that a task of lm-eval or inspect is scored by; for inspect also 1-NAME, where lower is better.",
         ),
     ] = None,
     chance_corrected: Annotated[
         bool, typer.Option("--chance-corrected", help="Score (s − chance)/(1 − chance) where chance is known.")
     ] = False,
     common_items: Annotated[
-        bool, typer.Option("--common-items", help="Score what all models share, rather than refuse what differs.")
+        bool,
+        typer.Option(
+            "--common-items", help="Score the items that all models share, instead of refusing records that differ."
+        ),
     ] = False,
-    draws: Annotated[int, typer.Option(help="Of the bootstrap.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    draws: Annotated[int, typer.Option(help="Number of bootstrap resamples.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    confidence: Annotated[float, typer.Option(help="Confidence level of the intervals.")] = 0.95,
     as_json: Annotated[bool, typer.Option("--json", help="Print every figure as JSON.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page with tables and plots.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write an HTML page with tables and plots.")] = None,
     markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the tables as Markdown.")] = None,
     latex_file: Annotated[Path | None, typer.Option("--latex", help="Write the tables as LaTeX.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write every figure on a line of its own.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write a CSV file with a line for every figure.")] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
-    """Score repairs by what they heal, preserve, leave undamaged and retain."""
-    task_margins, general = {}, "1se"
-    for text in margin or []:
-        task, is_for_task, size = text.rpartition("=")
-        if is_for_task:
-            task_margins[task] = size
-        else:
-            general = size
-    settings = make_settings(
-        margin=general,
-        task_margins=task_margins,
-        chance_corrected=chance_corrected,
-        draws=draws,
-        seed=seed,
-        confidence=confidence,
-    )
-    metrics = _named("--metric", metric)
-    tables: list[Table]
+    """Score repairs by how much damage they heal and how much of the target they retain."""
+    general, task_margins = _margins(margin or [])
+    options: dict[str, Any] = {
+        "margin": general,
+        "task_margins": task_margins,
+        "metrics": _named("--metric", metric),
+        "chance_corrected": chance_corrected,
+        "common_items": common_items,
+        "draws": draws,
+        "seed": seed,
+        "confidence": confidence,
+    }
+    found: Score | CellsScore
     if cells is not None:
         if any(given for given in (base, finetuned, repaired, target, target_file, benchmarks)):
-            raise UsageError("--cells: names all records; leave out --base, --finetuned, --repaired and --target")
-        opened, clusters = open_cells(cells, metrics=metrics, common_items=common_items)
-        over = score_across_cells(opened, clusters, settings)
-        scores, tables, page, content = over.cells, cells_tables(over), cells_page(over), over.model_dump_json(indent=1)
-        notes = over.all_notes
+            raise UsageError("--cells names all records; leave out --base, --finetuned, --repaired and --target")
+        found = scoring.score_many(cells, **options)
     else:
         if base is None or finetuned is None or not repaired or target is None:
             raise UsageError("give --base, --finetuned, --repaired NAME=PATH and --target, or --cells FILE.yaml")
-        cell = open_cell(
+        found = scoring.score(
             base,
             finetuned,
             _named("--repaired", repaired),
             target=target,
             target_files=_named("--target-file", target_file) or None,
             benchmarks=None if benchmarks is None else [name.strip() for name in benchmarks.split(",")],
-            metrics=metrics,
-            common_items=common_items,
+            **options,
         )
-        (one,) = score_cells([cell], settings)
-        scores, tables, page, content = (
-            (one,),
-            tables_of_score(one),
-            render_score_page(one),
-            one.model_dump_json(indent=1),
-        )
-        notes = (*undefined_figures(one), *weak_figures(one), *one.notes)
+    output = output_of_score(found)
     for path, text in (
-        (html, page),
-        (markdown_file, markdown(tables, notes)),
-        (latex_file, latex(tables)),
-        (csv, scores_csv(scores)),
+        (html, output.html),
+        (markdown_file, output.markdown),
+        (latex_file, output.latex),
+        (csv, output.csv),
     ):
         if path is not None:
-            write_whole(path, text)
+            write_whole(path, text())
     if as_json:
-        typer.echo(content)
+        typer.echo(found.model_dump_json(indent=1))
     else:
-        print_tables(Console(quiet=quiet, highlight=False), tables, notes)
+        print_tables(Console(quiet=quiet, highlight=False), output.tables, output.notes)
+
+
+def _margins(texts: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """The margin of all tasks, and those of single tasks."""
+    general, of_tasks = "1se", {}
+    for text in texts:
+        task, is_for_task, size = text.rpartition("=")
+        if is_for_task:
+            of_tasks[task] = size
+        else:
+            general = size
+    return general, of_tasks
 
 
 def _named(option: str, texts: Sequence[str] | None) -> dict[str, str]:

@@ -15,7 +15,7 @@ from deltamend.cli.score_command import print_tables
 from deltamend.cli.terminal import progress_bar
 from deltamend.errors import UsageError
 from deltamend.evaluation.record import Evaluation
-from deltamend.evaluation.suite import Suite, joined, read_suite, suite_of_tasks
+from deltamend.evaluation.suite import Suite, read_suite, suite_of_tasks, tasks_with_folders
 from deltamend.machine.atomic import write_whole
 from deltamend.report.score_page import render_score_page
 from deltamend.report.score_tables import Table, tables_of_score, undefined_figures, weak_figures
@@ -56,7 +56,7 @@ def tune(
     except ValueError:
         raise UsageError(f"--strengths {strengths!r}: give numbers with commas between, such as 1,0.8,0.6") from None
     suites = [read_suite(reference) for reference in suite or []] + ([suite_of_tasks(task)] if task else [])
-    tuning.check_target(target, [entry.name for entry, _ in joined(suites)])
+    tuning.check_target(target, [entry.name for entry, _ in tasks_with_folders(suites)])
     with progress_bar(quiet, "tuning") as progress, tempfile.TemporaryDirectory(dir=work) as records:
         found = tuning.tune(
             base,
@@ -110,10 +110,10 @@ def _evaluator(
     # Late, as the evaluator brings heavy libraries.
     from deltamend.evaluation.backend import BackendOptions
     from deltamend.evaluation.one_benchmark import AskOptions
-    from deltamend.evaluation.run import evaluate as evaluate_model
+    from deltamend.evaluation.run import run_benchmarks
 
     def evaluate(model: Path) -> Evaluation:
-        return evaluate_model(
+        return run_benchmarks(
             str(model),
             suites,
             records / "record.json.gz",

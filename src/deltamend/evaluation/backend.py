@@ -1,4 +1,4 @@
-"""The model behind lm-eval's interface: any of its backends by name, with batches that fit the CPU and a pulse for the bar."""
+"""The model behind lm-eval's interface: any of its backends by name, with batches that suit a CPU, and progress reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltamend.errors import EvaluationError, UsageError
+from deltamend.errors import EvaluationError, UsageError, option
 
 _BATCH_TOKENS = 1024
 """Tokens, padding included, of one batch on the CPU.
@@ -19,7 +19,7 @@ Measured with SmolLM2-135M: a CPU's tokens a second do not grow with the batch f
 _GENERATED_AT_ONCE = 16
 """Answers generated side by side on the CPU: each step reads all the weights, for one answer as for many."""
 _SLICES = 20
-"""Progress is told about this often in a task, where batches are ours to form."""
+"""How often progress is reported within a task, where we form the batches."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class BackendOptions:
     """How a model is run.
 
     Attributes:
-        name: lm-eval's name of the backend: hf, vllm, …
-        arguments: what its constructor is given beside the model.
-        batch_size: sequences in a batch; None to find it.
+        name: lm-eval's name of the backend, such as hf or vllm.
+        arguments: more arguments for its constructor.
+        batch_size: number of sequences in a batch; None to choose it automatically.
         device: where it runs, such as cpu or cuda:0; None for the backend's own choice.
         dtype: auto (as stored), bfloat16, float16 or float32.
         trust_remote_code: run Python that comes with the checkpoint.
@@ -44,14 +44,14 @@ class BackendOptions:
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
-            raise UsageError(f"--dtype {self.dtype!r}: there are {', '.join(_DTYPES)}")
+            raise UsageError(f"{option('dtype')}: no dtype {self.dtype!r}; there are {', '.join(_DTYPES)}")
 
 
 _DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 def check_device(device: str | None) -> None:
-    """Refuse a device that is not here; a backend might run elsewhere without a word.
+    """Refuse a device that this machine lacks; some backends would run on another one without saying so.
 
     Raises:
         UsageError: torch cannot use it.
@@ -61,7 +61,9 @@ def check_device(device: str | None) -> None:
     try:
         torch.empty(0, device=device or best_device())
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {device!r}: cannot be used here ({_line(error)}); leave it out") from error
+        raise UsageError(
+            f"{option('device')}: {device!r} cannot be used here ({_line(error)}); leave it out to have one chosen"
+        ) from error
 
 
 def open_backend(model: str, options: BackendOptions, report_share: Callable[[float], None]) -> Any:
@@ -79,7 +81,7 @@ def open_backend(model: str, options: BackendOptions, report_share: Callable[[fl
         backend = get_model(options.name)
     except (KeyError, ValueError, ImportError) as error:
         raise UsageError(
-            f"--backend {options.name}: lm-eval cannot open it ({_line(error)}); `lm_eval ls` and its docs list the names"
+            f"{option('backend')}: lm-eval cannot open {options.name!r} ({_line(error)}); its documentation lists the names"
         ) from error
     known = _parameters(backend)
     arguments = {key: value for key, value in _arguments(model, options).items() if key in known}

@@ -157,7 +157,7 @@ def _checked(path: Path) -> tuple[type[BaseModel], list[Item]]:
         except ValidationError as error:
             field, problem = first_problem(error)
             where = f"{field}: " if field else ""
-            raise EvaluationError(f"{path}: item {name}: {where}{problem}; mend it") from error
+            raise EvaluationError(f"{path}: item {name}: {where}{problem}; correct it") from error
         rows.append({ITEM_ID: name, **row.model_dump()})
     return kind or _Text, rows
 
@@ -179,13 +179,13 @@ def _asked(prompt: str) -> Callable[[Item], str]:
     try:
         template = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined).from_string(prompt)
     except jinja2.TemplateError as error:
-        raise EvaluationError(f"prompt: {error}; mend the Jinja text") from error
+        raise EvaluationError(f"prompt: {error}; correct the Jinja text") from error
 
     def ask(doc: Item) -> str:
         try:
             return template.render(doc)
         except jinja2.TemplateError as error:
-            raise EvaluationError(f"prompt: {error}; mend the Jinja text") from error
+            raise EvaluationError(f"prompt: {error}; correct the Jinja text") from error
 
     return ask
 

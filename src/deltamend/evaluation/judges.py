@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from deltamend.errors import EvaluationError, UsageError
+from deltamend.errors import EvaluationError, UsageError, option
 from deltamend.evaluation.refusals import WEAK, is_refusal
 from deltamend.evaluation.rubrics import RUBRICS, Exchange
 
@@ -124,7 +124,9 @@ class OpenAICompatible:
                 reason = f"its reply does not follow the rubric of {task}"
             if attempt < _ATTEMPTS - 1:
                 time.sleep(self.pause * 2**attempt)
-        raise EvaluationError(f"judge {self.model} at {self.url}: {reason}; mend that and run again with --resume")
+        raise EvaluationError(
+            f"judge {self.model} at {self.url}: {reason}; correct that and run again with {option('resume', 'True')}"
+        )
 
     def _reply(self, messages: list[dict[str, str]]) -> str:
         body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": _REPLY_TOKENS}
@@ -190,7 +192,7 @@ class Classifier:
         """`harmless`; XSTest is refused."""
         if task.startswith("xstest"):
             raise UsageError(
-                f"--judge {self.name}: {task} asks for refusals, and a classifier tells harm; "
+                f"{option('judge')}: {self.name} cannot judge {task}, as a classifier tells harm and not refusals; "
                 "judge it with refusal-strings or openai:MODEL"
             )
         return RUBRICS["harmbench"].metric
@@ -221,7 +223,7 @@ class Classifier:
             model = transformers.AutoModelForCausalLM.from_pretrained(self.model, dtype="auto", trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise EvaluationError(
-                f"--judge {self.name}: cannot be loaded ({' '.join(str(error).split())}); give a folder or a hub id of a causal model"
+                f"{option('judge')}: {self.name} cannot be loaded ({' '.join(str(error).split())}); give a folder or a hub id of a causal model"
             ) from error
         return tokenizer, model.to(self.device).eval()
 
@@ -245,7 +247,7 @@ def _refusal_strings(model: str, url: str, device: str) -> Judge:  # noqa: ARG00
 
 def _openai_compatible(model: str, url: str, device: str) -> Judge:  # noqa: ARG001 - the registry's signature
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise UsageError(f"--judge-url {url}: not an http or https URL; give one like {OPENAI_URL}")
+        raise UsageError(f"{option('judge_url')}: {url} is not an http or https URL; give one like {OPENAI_URL}")
     return OpenAICompatible(model, url.rstrip("/"))
 
 
@@ -262,15 +264,19 @@ JUDGES: dict[str, tuple[_OpenJudge, bool]] = {
 
 
 def judge_named(name: str, *, url: str = OPENAI_URL, device: str = "cpu") -> Judge:
-    """The judge that `--judge` names: refusal-strings, openai:MODEL or classifier:MODEL.
+    """The judge of a name: refusal-strings, openai:MODEL or classifier:MODEL.
 
     Raises:
         UsageError: there is no such judge, or its model or URL is missing or wrong.
     """
     kind, separator, model = name.partition(":")
     if kind not in JUDGES:
-        raise UsageError(f"--judge: no judge {kind!r}; there are refusal-strings, openai:MODEL and classifier:MODEL")
+        raise UsageError(
+            f"{option('judge')}: there is no judge {kind!r}; there are refusal-strings, openai:MODEL and classifier:MODEL"
+        )
     opened, needs_model = JUDGES[kind]
     if needs_model != bool(model) or bool(separator) != bool(model):
-        raise UsageError(f"--judge {name}: write {kind + ':MODEL' if needs_model else kind}")
+        raise UsageError(
+            f"{option('judge')}: {name!r} is not complete; write {kind + ':MODEL' if needs_model else kind}"
+        )
     return opened(model, url, device)

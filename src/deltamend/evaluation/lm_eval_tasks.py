@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from deltamend.errors import EvaluationError
+from deltamend.errors import EvaluationError, option
 from deltamend.evaluation.jsonl_tasks import own_task
 from deltamend.evaluation.local_items import ROWS, as_dataset, task_rows
 from deltamend.evaluation.suite import SuiteTask
@@ -38,7 +38,7 @@ def find_file(name: str, folders: Sequence[Path]) -> Path:
     """A suite's file in one of the folders, or in one directly below them.
 
     Raises:
-        EvaluationError: it is not there, or there are several.
+        EvaluationError: there is none of this name, or there are several.
     """
     if Path(name).is_absolute() or not folders:
         return Path(name)
@@ -48,12 +48,12 @@ def find_file(name: str, folders: Sequence[Path]) -> Path:
         below = sorted(folder.glob(f"*/{glob.escape(name)}"))
         if len(below) > 1:
             raise EvaluationError(
-                f"{folder}: {name} is there twice, {below[0]} and {below[1]}; give one of the folders"
+                f"{folder}: holds {name} twice, as {below[0]} and {below[1]}; give one of these two folders"
             )
         if below:
             return below[0]
     raise EvaluationError(
-        f"{folders[0] / name}: no such file; put the items there, or leave the benchmark out with --skip"
+        f"{folders[0] / name}: no such file; put the items there, or leave the benchmark out with {option('skip')}"
     )
 
 
@@ -137,7 +137,7 @@ def _over_files(entry: SuiteTask, task: str, files: list[Path]) -> dict[str, Any
     manager = TaskManager(include_defaults=False, include_path=str(where))
     unknown = [member["task"] for member in members if member["task"] not in manager.all_tasks]
     if unknown:
-        raise EvaluationError(f"{files[0]}: lm-eval has no task {unknown[0]!r}; mend the item's subject")
+        raise EvaluationError(f"{files[0]}: lm-eval has no task {unknown[0]!r}; correct the item's subject")
     loaded: dict[str, Any] = manager.load([{"group": f"{task} over files", "task": members}])["tasks"]
     for name, member in loaded.items():
         wanted = entry.fewshot if entry.fewshot is not None else member.config.num_fewshot
@@ -154,8 +154,8 @@ def _our_tasks() -> Path:
     return Path(str(resources.files("deltamend.evaluation") / "tasks"))
 
 
-def check_needs(entry: SuiteTask) -> None:
-    """Whether the packages and files are here that lm-eval's task wants beside its items.
+def check_requirements(entry: SuiteTask) -> None:
+    """Check that the packages and files that lm-eval's task needs beside its items are installed.
 
     Raises:
         EvaluationError: something is not installed.
@@ -166,9 +166,9 @@ def check_needs(entry: SuiteTask) -> None:
         except (ImportError, LookupError) as error:
             raise EvaluationError(
                 f"{entry.name}: needs nltk's punkt_tab to count sentences: with a network run `pip install 'deltamend[eval]'` "
-                f"and `python -m nltk.downloader punkt_tab`, or --skip {entry.name}"
+                f"and `python -m nltk.downloader punkt_tab`, or leave it out with {option('skip', entry.name)}"
             ) from error
     if entry.task == "minerva_math500" and importlib.util.find_spec("math_verify") is None:
         raise EvaluationError(
-            f"{entry.name}: needs math-verify to compare answers: pip install 'deltamend[eval]', or --skip {entry.name}"
+            f"{entry.name}: needs math-verify to compare answers: pip install 'deltamend[eval]', or leave it out with {option('skip', entry.name)}"
         )

@@ -49,7 +49,7 @@ def read_items(path: Path) -> Iterator[tuple[str, Item]]:
         seen.add(name)
         yield name, item
     if not seen:
-        raise EvaluationError(f"{path}: no items; give a file with one JSON object a line")
+        raise EvaluationError(f"{path}: holds no items; give a file with one JSON object on each line")
 
 
 def _objects(path: Path) -> Iterator[tuple[int, Item]]:
@@ -64,9 +64,9 @@ def _objects(path: Path) -> Iterator[tuple[int, Item]]:
         try:
             item = json.loads(line)
         except ValueError as error:
-            raise EvaluationError(f"{path}: line {number}: is not JSON; mend it") from error
+            raise EvaluationError(f"{path}: line {number}: is not JSON; correct it") from error
         if not isinstance(item, dict):
-            raise EvaluationError(f"{path}: line {number}: is no JSON object; mend it")
+            raise EvaluationError(f"{path}: line {number}: is not a JSON object; correct it")
         yield number, item
 
 
@@ -90,7 +90,7 @@ def task_rows(task: str, path: Path) -> dict[str, list[Item]]:
         if row is not None:
             rows.setdefault(subtask, []).append({ITEM_ID: name, **row})
     if not rows:
-        raise EvaluationError(f"{path}: no item of {task} in it; check the file")
+        raise EvaluationError(f"{path}: holds no item for {task}; check the file")
     return rows
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltamend.errors import EvaluationError, UsageError
+from deltamend.errors import EvaluationError, UsageError, option
 from deltamend.evaluation.jsonl_tasks import LIKELIHOODS
 from deltamend.evaluation.judges import Judge, RefusalStrings
 from deltamend.evaluation.lm_eval_tasks import LoadedTask
@@ -21,7 +21,7 @@ from deltamend.machine.digests import json_sha256
 _PREFERRED = ("acc_norm", "acc", "exact_match")
 """Metrics taken where a suite names none, the first that the task has."""
 
-_CUT = "prompts longer than the model's context were cut from the left"
+_CUT_PROMPTS = "prompts longer than the model's context were cut from the left"
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class AskOptions:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise UsageError(f"--limit {self.limit}: give 1 or more items")
+            raise UsageError(f"{option('limit')}: {self.limit} items are none to ask; give 1 or more")
         if not 0 <= self.seed < 1 << 32:  # what numpy takes
-            raise UsageError(f"--seed {self.seed}: give 0 to {(1 << 32) - 1}")
+            raise UsageError(f"{option('seed')}: {self.seed} is out of range; give 0 to {(1 << 32) - 1}")
 
 
-def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
+def ask_benchmark(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
     """Ask every item, or as many as the suite and `options.limit` allow, and score each.
 
     Raises:
@@ -87,7 +87,9 @@ def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
         raise
     except Exception as error:  # the backend, the template and the task's own scoring can fail in any way
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise EvaluationError(f"{entry.name}: lm-eval failed ({reason}); --skip {entry.name} leaves it out") from error
+        raise EvaluationError(
+            f"{entry.name}: lm-eval failed ({reason}); leave it out with {option('skip', entry.name)}"
+        ) from error
     samples = {name: _of_filter(entry.name, entry.filter, results["samples"][name]) for name in members}
     first = next(iter(members))
     metric = _metric(entry.name, entry.metric, samples[first][0]["metrics"])
@@ -105,7 +107,7 @@ def ask_task(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScores:
         items = [item.model_copy(update={"score": score}) for item, score in zip(items, scores, strict=True)]
         metric = options.judge.metric(entry.task)
     weak = [options.judge.weak] if judged and options.judge.weak is not None else []
-    weak += [_CUT] if truncations.heard else []
+    weak += [_CUT_PROMPTS] if truncations.heard else []
     return TaskScores(
         metric=metric,
         version=str(results["versions"][first]),
@@ -175,12 +177,12 @@ def _item_id(sample: dict[str, Any], member: str | None) -> str:
 def _item(name: str, item_id: str, sample: dict[str, Any], metric: str, options: AskOptions) -> ItemScore:
     score = sample[metric]
     if not isinstance(score, bool | int | float) and not hasattr(score, "item"):
-        raise EvaluationError(f"{name}: {metric} is no score of one item; name another metric in the suite")
+        raise EvaluationError(f"{name}: {metric} is not a score of a single item; name another metric in the suite")
     answers = sample["filtered_resps"]
     likelihoods = tuple(_likelihood(answer) for answer in answers if not isinstance(answer, str))
     if not all(map(math.isfinite, (float(score), *likelihoods))):
         raise EvaluationError(
-            f"{name}: item {item_id}: a log-likelihood is not finite; the weights are damaged or overflow, try --dtype float32"
+            f"{name}: item {item_id}: a log-likelihood is not finite; the weights are damaged or overflow; try {option('dtype', 'float32')}"
         )
     generated = str(sample["resps"][0][0]) if not likelihoods else None
     return ItemScore(

@@ -10,7 +10,7 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from deltamend.errors import EvaluationError, UsageError
+from deltamend.errors import EvaluationError, UsageError, option
 from deltamend.records import Record, first_problem
 
 _LOCAL = "local"
@@ -85,7 +85,7 @@ def read_suite(reference: str) -> Suite:
     suite, separator, place = reference.partition(":")
     if suite == _LOCAL:
         if not place:
-            raise UsageError("--suite local: give the folder of the items, local:DIR")
+            raise UsageError(f"{option('suite', 'local')}: the folder with the items is missing; write local:DIR")
         suite = "paper"
     if suite in shipped_suites():
         text, where = (
@@ -103,7 +103,7 @@ def read_suite(reference: str) -> Suite:
         beside = (path.parent,)
     else:
         known = ", ".join([*shipped_suites(), "local:DIR"])
-        raise UsageError(f"--suite: no suite {suite!r}; there are {known}, or give a YAML file")
+        raise UsageError(f"{option('suite')}: there is no suite {suite!r}; there are {known}, or give a YAML file")
     if separator and not Path(place).is_dir():
         raise EvaluationError(f"{place}: no such folder; give the one with the JSONL files after {suite}:")
     folders = (Path(place), *beside) if separator else beside
@@ -122,10 +122,10 @@ def suite_of_tasks(tasks: list[str]) -> Suite:
         else SuiteTask(name=task, task=task)
         for task in tasks
     ]
-    return _checked({"name": "tasks", "version": "1", "tasks": entries}, "--task")
+    return _checked({"name": "tasks", "version": "1", "tasks": entries}, option("task"))
 
 
-def joined(suites: Sequence[Suite]) -> list[tuple[SuiteTask, tuple[Path, ...]]]:
+def tasks_with_folders(suites: Sequence[Suite]) -> list[tuple[SuiteTask, tuple[Path, ...]]]:
     """The tasks of several suites, each with the folders of its files.
 
     Raises:
@@ -140,6 +140,28 @@ def joined(suites: Sequence[Suite]) -> list[tuple[SuiteTask, tuple[Path, ...]]]:
     return list(tasks.values())
 
 
+def chosen_suites(
+    suite: str | Suite | Sequence[str | Suite], task: str | Sequence[str] = (), skip: Sequence[str] = ()
+) -> list[Suite]:
+    """The suites that a person asks for: those of the references, and one of the single tasks, less what is to be left out.
+
+    Args:
+        suite: references as for `read_suite`, or suites; one or several.
+        task: as for `suite_of_tasks`; one or several.
+        skip: names of benchmarks to leave out.
+
+    Raises:
+        UsageError: nothing is asked for, or there is no suite or benchmark of a name.
+        EvaluationError: a suite's file cannot be read or is not a suite.
+    """
+    wanted = [suite] if isinstance(suite, str | Suite) else list(suite)
+    tasks = [task] if isinstance(task, str) else list(task)
+    if not wanted and not tasks:
+        raise UsageError(f"nothing to ask; give {option('suite')} or {option('task')}")
+    suites = [one if isinstance(one, Suite) else read_suite(one) for one in wanted]
+    return without([*suites, suite_of_tasks(tasks)] if tasks else suites, skip)
+
+
 def without(suites: Sequence[Suite], names: Sequence[str]) -> list[Suite]:
     """The suites less the benchmarks of these names.
 
@@ -149,10 +171,10 @@ def without(suites: Sequence[Suite], names: Sequence[str]) -> list[Suite]:
     known = [task.name for suite in suites for task in suite.tasks]
     unknown = next((name for name in names if name not in known), None)
     if unknown is not None:
-        raise UsageError(f"--skip: no benchmark {unknown!r}; there are {', '.join(known)}")
+        raise UsageError(f"{option('skip')}: there is no benchmark {unknown!r}; there are {', '.join(known)}")
     left = [(suite, tuple(task for task in suite.tasks if task.name not in names)) for suite in suites]
     if not any(tasks for _, tasks in left):
-        raise UsageError("--skip: leaves no benchmark")
+        raise UsageError(f"{option('skip')}: no benchmark is left; skip fewer")
     return [suite.model_copy(update={"tasks": tasks}) for suite, tasks in left if tasks]
 
 
@@ -160,11 +182,13 @@ def _parse(text: str, where: str) -> Suite:
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise EvaluationError(f"{where}: is not YAML ({' '.join(str(error).split())}); mend it") from error
+        raise EvaluationError(f"{where}: is not YAML ({' '.join(str(error).split())}); correct it") from error
     if not isinstance(content, dict):
-        raise EvaluationError(f"{where}: is no suite; it needs name, version and tasks")
+        raise EvaluationError(f"{where}: is not a suite; it needs name, version and tasks")
     if "folders" in content:
-        raise EvaluationError(f"{where}: folders: no field of a suite file; name a folder after the file, {where}:DIR")
+        raise EvaluationError(
+            f"{where}: folders: is not a field of a suite file; name the folder after the file, as in {where}:DIR"
+        )
     return _checked(content, where)
 
 
@@ -173,4 +197,4 @@ def _checked(content: dict[str, Any], where: str) -> Suite:
         return Suite.model_validate(content)
     except ValidationError as error:
         field, problem = first_problem(error)
-        raise EvaluationError(f"{where}: {field or 'the suite'}: {problem}; mend it") from error
+        raise EvaluationError(f"{where}: {field or 'the suite'}: {problem}; correct it") from error

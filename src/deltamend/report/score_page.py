@@ -97,7 +97,7 @@ def render_score_page(score: Score) -> str:
     return _template().render(title=f"Repairs of {score.name}", over=None, cells=[_cell(score)])
 
 
-def cells_page(score: CellsScore) -> str:
+def render_cells_page(score: CellsScore) -> str:
     """Many cells: the means and tests over cells, methods by cells, then every cell."""
     tables = cells_tables(score)
     over = {

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from deltamend.errors import UsageError
+from deltamend.errors import UsageError, option
 from deltamend.scoring.bootstrap import mean_scores, resampled_means, standard_error
 from deltamend.scoring.metric import FloatArray, Means
 from deltamend.scoring.paired_cell import PairedCell
@@ -26,7 +26,9 @@ def draw_cells(cells: Sequence[PairedCell], settings: Settings) -> tuple[list[Pa
     known = {task.name for cell in cells for task in cell.tasks}
     for name in settings.task_margins or {}:
         if name not in known:
-            raise UsageError(f"--margin {name}=…: there is no such task; there are {', '.join(sorted(known))}")
+            raise UsageError(
+                f"{option('task_margins')}: there is no task {name!r}; there are {', '.join(sorted(known))}"
+            )
     cells = [_corrected(cell) if settings.chance_corrected else cell for cell in cells]
     together: dict[tuple[str, tuple[str, ...]], list[tuple[int, PairedTask]]] = {}
     for index, cell in enumerate(cells):

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from deltamend.errors import EvaluationError
+from deltamend.errors import EvaluationError, option
 from deltamend.evaluation.record import Evaluation, ItemScore, TaskScores
 from deltamend.machine.digests import json_sha256
 
@@ -47,7 +47,7 @@ _GENERATION = (
 """Generation settings that answers depend on; the others are about connections."""
 
 _ONE_MINUS = "1-"
-"""Before a score's name in --metric: one minus it, for scores from 0 to 1 that are better when lower."""
+"""Before a score's name: one minus it, for scores from 0 to 1 that are better when lower."""
 
 
 def is_inspect_log(path: Path) -> bool:
@@ -205,7 +205,7 @@ def _choose(file: Path, task: str, offered: Sequence[str], wanted: str | None) -
         return wanted
     found = "has several scores" if wanted is None else f"has no score {wanted!r}"
     raise EvaluationError(
-        f"{file}: task {task!r}: {found}; choose with --metric {task}=NAME from: {', '.join(offered)} "
+        f"{file}: task {task!r}: {found}; choose one with {option('metrics')} from: {', '.join(offered)} "
         f"({_ONE_MINUS}NAME where lower is better)"
     )
 
@@ -219,7 +219,7 @@ def _score(file: Path, task: str, sample: Any, metric: str) -> float:
     if score is None or not math.isfinite(score):
         raise EvaluationError(
             f"{file}: task {task!r}: sample {sample.id!r}: {metric} is {str(value)[:40]!r} and no number; "
-            "run `inspect score` on it, or choose another score with --metric"
+            f"run `inspect score` on it, or choose another score with {option('metrics')}"
         )
     if not metric.startswith(_ONE_MINUS):
         return score

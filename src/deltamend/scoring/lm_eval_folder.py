@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from deltamend.errors import EvaluationError
+from deltamend.errors import EvaluationError, option
 from deltamend.evaluation.record import Evaluation, ItemScore, TaskScores
 from deltamend.records import first_problem
 
@@ -184,7 +184,9 @@ def _task(file: Path, run: _Run, name: str, members: list[str], wanted: str | No
     key = _choose(file, name, offered, wanted)
     metric, _, chosen_filter = key.partition(",")
     if run.higher_is_better.get(name, {}).get(metric) is False:
-        raise EvaluationError(f"{file}: task {name!r}: {metric} is better when lower; choose another with --metric")
+        raise EvaluationError(
+            f"{file}: task {name!r}: {metric} is better when lower; choose another with {option('metrics')}"
+        )
     items: list[ItemScore] = []
     for member, lines in samples.items():
         prefix = "" if members == [name] else f"{member}/"
@@ -216,7 +218,7 @@ def _task(file: Path, run: _Run, name: str, members: list[str], wanted: str | No
 def _samples(file: Path, run: _Run, task: str) -> list[dict[str, Any]]:
     """The lines of one task's samples."""
     if task not in run.results or set(task) & set("/\\\0"):
-        raise EvaluationError(f"{file}: {task!r} is no name of a task; run lm_eval again")
+        raise EvaluationError(f"{file}: {task!r} is not the name of a task; run lm_eval again")
     path = file.with_name(f"samples_{task}_{file.stem.removeprefix('results_')}.jsonl")
     lines = []
     # Not splitlines: an answer may hold U+2028 or a form feed, which JSON leaves as they are.
@@ -226,7 +228,7 @@ def _samples(file: Path, run: _Run, task: str) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             raise EvaluationError(f"{path}: line {number} is not JSON; the run broke off, run it again") from error
         if not isinstance(line, dict):
-            raise EvaluationError(f"{path}: line {number} is no sample; run lm_eval again")
+            raise EvaluationError(f"{path}: line {number} is not a sample; run lm_eval again")
         lines.append(line)
     return lines
 
@@ -248,7 +250,7 @@ def _choose(file: Path, task: str, offered: list[str], wanted: str | None) -> st
         return offered[0]
     have = ", ".join(offered) or "none with one number an item"
     found = "no metric is known to be the main one" if wanted is None else f"has no metric {wanted!r}"
-    raise EvaluationError(f"{file}: task {task!r}: {found}; choose with --metric {task}=NAME from: {have}")
+    raise EvaluationError(f"{file}: task {task!r}: {found}; choose one with {option('metrics')} from: {have}")
 
 
 def _item(file: Path, task: str, prefix: str, line: Mapping[str, Any], metric: str) -> ItemScore:

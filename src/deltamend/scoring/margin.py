@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from deltamend.errors import UsageError
+from deltamend.errors import UsageError, option
 
 
 @dataclass(frozen=True)
@@ -40,5 +40,7 @@ def parse_margin(text: str) -> Margin:
     except ValueError:
         size = math.nan
     if found is None or not (math.isfinite(size) and size >= 0):
-        raise UsageError(f"--margin {text!r}: give a distance such as 0.02, or standard errors such as 1se")
+        raise UsageError(
+            f"{option('margin')}: {text!r} is not a margin; give a distance such as 0.02, or standard errors such as 1se"
+        )
     return Margin(size, standard_errors=found.group(2) is not None)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltamend.errors import EvaluationError, UsageError
+from deltamend.errors import EvaluationError, UsageError, option
 from deltamend.evaluation.record import Evaluation, read_evaluation
 from deltamend.scoring.inspect_logs import is_inspect_log, read_inspect_logs
 from deltamend.scoring.lm_eval_folder import is_lm_eval_run, read_lm_eval_folder
@@ -72,7 +72,7 @@ def open_cell(
     for method in repaired:
         if method in _RESERVED or not method or not method.isprintable():
             raise UsageError(
-                f"--repaired {method!r}: is not a name to use; {', '.join(_RESERVED)} stand for themselves"
+                f"{option('repaired')}: {method!r} cannot name a repair ({', '.join(_RESERVED)} have a meaning of their own); take another"
             )
     sources: dict[str, Source] = {"base": base, "finetuned": finetuned, **repaired}
     notes: list[str] = []
@@ -84,7 +84,7 @@ def open_cell(
     notes += said
     if target_files is not None:
         if set(target_files) != set(sources):
-            raise UsageError(f"--target-file: give one for each of {', '.join(sources)}")
+            raise UsageError(f"{option('target_files')}: give one for each of {', '.join(sources)}")
         separate = _read_all({model: target_files[model] for model in sources}, metrics, notes)
         paired, said = pair_tasks(separate, [target], common_items=common_items)
         notes += said
@@ -92,18 +92,20 @@ def open_cell(
     if target not in tasks:
         raise EvaluationError(
             f"task {target!r}: is the target and not in every record (there are: {', '.join(sorted(tasks))}); "
-            "name one of these, or give --target-file"
+            f"name one of these, or give {option('target_files')}"
         )
     held_out = tuple(task for key, task in sorted(tasks.items()) if key != target)
     if not held_out:
         raise EvaluationError(
-            f"there is no task beside the target {target!r}; evaluate benchmarks it was not tuned for"
+            f"there is no task beside the target {target!r}; evaluate benchmarks that the model was not fine-tuned for"
         )
     notes += _same_weights(records)
     models = {model: record.model for model, record in records.items()}
     for model, named in models.items():
         if not named.isprintable():
-            raise EvaluationError(f"{model}: its record names the model {named!r}; remove what cannot be shown")
+            raise EvaluationError(
+                f"{model}: its record calls the model {named!r}, with characters that cannot be shown; remove them"
+            )
     return PairedCell(
         name or Path(models["finetuned"]).name, models, tasks[target], held_out, tuple(dict.fromkeys(notes))
     )

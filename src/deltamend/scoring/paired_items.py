@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deltamend.errors import EvaluationError
+from deltamend.errors import EvaluationError, option
 from deltamend.evaluation.record import Evaluation, ItemScore, TaskScores
 from deltamend.scoring.metric import FloatArray
 
@@ -90,12 +90,12 @@ def _shared_ids(name: str, items: Mapping[str, Mapping[str, ItemScore]], common_
         if not common_items and lacking:
             raise EvaluationError(
                 f"task {name!r}: {first_model} and {model} do not have the same items "
-                f"({len(lacking)} are in one only, such as {lacking[0]!r}); evaluate both alike, or give --common-items"
+                f"({len(lacking)} are in one only, such as {lacking[0]!r}); evaluate both alike, or give {option('common_items', 'True')}"
             )
         if not common_items and asked_otherwise:
             raise EvaluationError(
                 f"task {name!r}: {first_model} and {model} were asked {len(asked_otherwise)} items with other prompts "
-                f"(such as {asked_otherwise[0]!r}); use one chat template and the same examples, or give --common-items"
+                f"(such as {asked_otherwise[0]!r}); use one chat template and the same examples, or give {option('common_items', 'True')}"
             )
         shared &= same
     if not shared:
@@ -133,6 +133,6 @@ def pair_tasks(
         else:
             raise EvaluationError(
                 f"task {name!r}: {', '.join(lacking)} lacks it (has: {', '.join(models[lacking[0]].tasks)}); "
-                "evaluate it, or give --common-items to score the tasks all models share"
+                f"evaluate it, or give {option('common_items', 'True')} to score the tasks that all models share"
             )
     return paired, said

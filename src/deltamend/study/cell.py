@@ -115,8 +115,7 @@ def evaluate_base(place: Workplace, model: ModelEntry, target: Target, progress:
     if found is not None and found.key == key:
         return
     progress("base", 0.0)
-    with _scratch(place) as scratch:
-        evaluation = evaluate_on_exam(base, prepared, place.study.exam, scratch, safety=True)
+    evaluation = evaluate_on_exam(base, prepared, place.study.exam, safety=True)
     evaluation = evaluation.model_copy(update={"model": model.name})
     file.parent.mkdir(parents=True, exist_ok=True)
     write_record(
@@ -157,7 +156,7 @@ def run_cell(place: Workplace, cell: StudyCell, progress: Progress) -> None:
                 own = activations_of(place, cell.model, base) if repairs[name].needs_activations else None
                 facts = _repaired(base, tuned, model, repairs[name], own)
             safety = name == "finetuned" or repairs[name].safety
-            evaluation = evaluate_on_exam(model, prepared, study.exam, scratch, safety=safety)
+            evaluation = evaluate_on_exam(model, prepared, study.exam, safety=safety)
             asked = ModelRecord(
                 key=wanted[name],
                 exam=prepared.digest,

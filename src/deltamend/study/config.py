@@ -26,7 +26,7 @@ OWN = "own"
 
 
 class Items(FiniteRecord):
-    """Where questions and answers come from: files below --data, a data set of the hub, or sums made on the spot."""
+    """Where questions and answers come from: JSONL files in the data folder, a data set of the hub, or sums made on the spot."""
 
     files: tuple[str, ...] = Field((), description="JSONL files, one after another.")
     hub: str | None = Field(None, description="Id of a data set of the hub.")
@@ -338,9 +338,9 @@ def read_study(path: Path) -> Study:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}); mend it") from error
+        raise UsageError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}); correct it") from error
     try:
         return Study.model_validate(content)
     except ValidationError as error:
         field, problem = first_problem(error)
-        raise UsageError(f"{path}: {field or 'the study'}: {problem}; mend it") from error
+        raise UsageError(f"{path}: {field or 'the study'}: {problem}; correct it") from error

@@ -14,7 +14,7 @@ from deltamend.evaluation.judges import judge_named
 from deltamend.evaluation.lm_eval_tasks import files_of
 from deltamend.evaluation.one_benchmark import AskOptions
 from deltamend.evaluation.record import Evaluation
-from deltamend.evaluation.run import evaluate
+from deltamend.evaluation.run import run_benchmarks
 from deltamend.evaluation.suite import Suite, SuiteTask
 from deltamend.machine.atomic import write_whole
 from deltamend.machine.digests import json_sha256
@@ -76,16 +76,14 @@ def prepare_exam(study: Study, target: Target, base: Path, data: Path | None, fo
     return PreparedExam(suite, safety, digest)
 
 
-def evaluate_on_exam(model: Path, prepared: PreparedExam, exam: Exam, scratch: Path, *, safety: bool) -> Evaluation:
-    """Ask one model; `scratch` takes the evaluation's work file.
+def evaluate_on_exam(model: Path, prepared: PreparedExam, exam: Exam, *, safety: bool) -> Evaluation:
+    """Ask one model the questions; the safety tasks only with `safety`.
 
     Raises:
         EvaluationError: the model cannot be loaded or asked.
     """
     suites = [prepared.suite, prepared.safety] if safety and prepared.safety is not None else [prepared.suite]
-    record = scratch / f"{model.name}.json"
-    found = evaluate(str(model), suites, record, backend=_backend(exam), asking=_asking(exam), overwrite=True)
-    record.unlink()
+    found = run_benchmarks(str(model), suites, backend=_backend(exam), asking=_asking(exam))
     return found.evaluation.model_copy(update={"model": model.name})
 
 
@@ -105,7 +103,7 @@ def own_answers(base: Path, general: list[Question], exam: Exam, kept: Path) -> 
     kept.parent.mkdir(parents=True, exist_ok=True)
     items = [{"id": one.id, "question": one.question, "out_of_place": _NEVER} for one in general]
     task = _task(kept.parent, "general", items, metric="keeps_form", max_tokens=exam.general.max_tokens)
-    asked = evaluate(
+    asked = run_benchmarks(
         str(base),
         [Suite(name="general", version="1", tasks=(task,))],
         kept.parent / "general.json",

@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import platform
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from deltamend.machine.versions import installed_versions
 
 _PACKAGES = ("deltamend", "torch", "transformers", "trl", "peft", "lm_eval", "datasets", "numpy", "scipy")
 
 
 def package_versions() -> dict[str, str]:
-    """Of Python and of the packages that decide figures."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+    """Versions of Python and of the packages that decide figures."""
+    return {"python": platform.python_version(), **installed_versions(_PACKAGES)}
 
 
 def machine_description() -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from deltamend.errors import DeltamendError, UsageError
+from deltamend.errors import DeltamendError, UsageError, option
 from deltamend.evaluation.lm_eval_tasks import find_file
 from deltamend.evaluation.local_items import read_items
 from deltamend.study.config import GeneralPrompts, Items, Target
@@ -38,7 +38,7 @@ def training_questions(target: Target, data: Path | None) -> list[Question]:
     asked = {one.question for one in _dressed(target, target.test, data)} if _both_sums(target) else set()
     kept = [one for one in _dressed(target, target.train, data) if one.question not in asked]
     if not kept:
-        raise UsageError(f"targets.{target.name}: no item to train on is left; widen `longest` or give other files")
+        raise UsageError(f"targets.{target.name}: no item to train on is left; raise `longest` or give other files")
     return kept
 
 
@@ -104,7 +104,7 @@ def _fields(items: Items, data: Path | None, where: str) -> Iterator[tuple[str, 
         yield from _of_hub(items, where)
     else:
         if data is None:
-            raise UsageError(f"{where}: reads {', '.join(items.files)}; name their folder with --data")
+            raise UsageError(f"{where}: reads {', '.join(items.files)}; name their folder with {option('data')}")
         for file in items.files:
             yield from ((f"{Path(file).stem}/{name}", item) for name, item in read_items(find_file(file, [data])))
 
@@ -122,12 +122,12 @@ def _wording(where: str, text: str) -> Any:
     try:
         template = _JINJA.from_string(text)
     except jinja2.TemplateError as error:
-        raise UsageError(f"{where}: {error}; mend the Jinja text") from error
+        raise UsageError(f"{where}: {error}; correct the Jinja text") from error
 
     def dress(which: str, fields: Mapping[str, Any]) -> str:
         try:
             return template.render(fields).strip()
         except Exception as error:  # whatever a user's text does to an item's fields
-            raise UsageError(f"{where}: {which}: {error}; mend the Jinja text or the item") from error
+            raise UsageError(f"{where}: {which}: {error}; correct the Jinja text or the item") from error
 
     return dress

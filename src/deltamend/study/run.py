@@ -20,9 +20,9 @@ from typing import Any
 
 from pydantic import Field
 
-from deltamend.errors import DeltamendError, OutputError, UsageError
+from deltamend.errors import DeltamendError, OutputError, UsageError, option
 from deltamend.evaluation.backend import best_device
-from deltamend.evaluation.lm_eval_tasks import check_needs, files_of
+from deltamend.evaluation.lm_eval_tasks import check_requirements, files_of
 from deltamend.records import Record
 from deltamend.study.cell import Workplace, activations_of, evaluate_base, prepare_base, run_cell, source_folder
 from deltamend.study.config import ModelEntry, Study, StudyCell, Target
@@ -96,7 +96,7 @@ def _problems(study: Study, data: Path | None) -> Iterator[str]:
     if study.exam.general.items.hub is None:
         checks.append(partial(general_questions, study.exam.general, data))
     for task in (*study.exam.tasks, *study.exam.safety):
-        checks += [partial(check_needs, task), partial(files_of, task, folders)]
+        checks += [partial(check_requirements, task), partial(files_of, task, folders)]
     for check in checks:
         try:
             check()
@@ -204,7 +204,7 @@ class _RunningWork:
             failed.insert(
                 0,
                 f"{', '.join(under_way)}: a worker was killed meanwhile, as happens when memory runs out; what is done is kept, "
-                "run it again with fewer --workers",
+                f"run it again with fewer {option('workers')}",
             )
         if failed:
             others = f"; and {len(failed) - 1} more failed" if len(failed) > 1 else ""

@@ -45,7 +45,7 @@ class ScoredStudy:
 
     Attributes:
         cells: those whose records are there.
-        sample: all figures, with retention measured as the configuration says.
+        scores: all figures, with retention measured as the configuration says.
         other_retention: the same with retention measured in the other way.
         choosing: places in `cells` of those that repairs could be chosen on.
         confirming: places of all others.

@@ -54,7 +54,7 @@ def test_a_wording_that_does_not_fit_is_named(tmp_path: Path, question: str, mes
 
 def test_files_need_a_folder() -> None:
     wanted = target(train={"files": ["a.jsonl"]}, test={"files": ["a.jsonl"]})
-    with pytest.raises(DeltamendError, match=r"reads a\.jsonl; name their folder with --data"):
+    with pytest.raises(DeltamendError, match=r"reads a\.jsonl; name their folder with data"):
         training_questions(wanted, None)
 
 
