@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,12 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from deltamend.demo.toy_model import CHAT_TEMPLATE
+from deltamend.evaluation.backend import BackendOptions
+from deltamend.evaluation.record import Evaluation, read_evaluation
+from deltamend.evaluation.run import EvaluationRun, run_benchmarks
+from deltamend.evaluation.suite import SuiteTask
 from tests.conftest import llama
+from tests.evaluation.tiny_suite import ARC_EASY, MMLU, SAFE, UNSAFE, suite_of
 
 
 def save_tokenizer(folder: Path, *, chat: bool = True) -> int:
@@ -56,7 +61,7 @@ ARC = [
     }
     for number in range(9)
 ]
-MMLU = [
+MMLU_ITEMS = [
     {
         "id": f"{subject}/{number}",
         "subject": subject,
@@ -81,7 +86,32 @@ def items(tmp_path_factory: pytest.TempPathFactory) -> Path:
     heldout.mkdir()
     safety.mkdir()
     write_items(heldout / "arc_easy.jsonl", ARC)
-    write_items(heldout / "mmlu.jsonl", MMLU)
-    write_items(heldout / "mmlu_dev.jsonl", MMLU)
+    write_items(heldout / "mmlu.jsonl", MMLU_ITEMS)
+    write_items(heldout / "mmlu_dev.jsonl", MMLU_ITEMS)
     write_items(safety / "xstest.jsonl", XSTEST)
     return folder
+
+
+@pytest.fixture
+def run(tiny_model: Path, items: Path, tmp_path: Path) -> Callable[..., EvaluationRun]:
+    """Evaluate the tiny model on the CPU."""
+
+    def ask(*tasks: SuiteTask, model: Path = tiny_model, out: str = "out.json", **more: Any) -> EvaluationRun:
+        backend = more.pop("backend", BackendOptions(device="cpu"))
+        return run_benchmarks(str(model), suite_of(items, *tasks), tmp_path / out, backend=backend, **more)
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def whole(tiny_model: Path, items: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    """The tiny model on a suite of all kinds, read back from the packed record."""
+    out = tmp_path_factory.mktemp("whole") / "out.json.gz"
+    made = run_benchmarks(
+        str(tiny_model),
+        suite_of(items, ARC_EASY, MMLU, SAFE, UNSAFE),
+        out,
+        backend=BackendOptions(device="cpu"),
+    )
+    assert read_evaluation(out) == made.evaluation
+    return made.evaluation

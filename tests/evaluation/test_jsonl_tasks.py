@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from deltamend.errors import EvaluationError
-from deltamend.evaluation.jsonl_tasks import own_task
+from deltamend.evaluation.jsonl_tasks import task_over_jsonl
 from tests.evaluation.conftest import write_items
 
 
 def config(folder: Path, *items: dict[str, Any], prompt: str | None = None) -> dict[str, Any]:
-    return own_task("mine", write_items(folder / "mine.jsonl", items), prompt=prompt)
+    return task_over_jsonl("mine", write_items(folder / "mine.jsonl", items), prompt=prompt)
 
 
 def test_a_question_with_choices_is_multiple_choice(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_the_files_of_a_suite_may_be_beside_it_or_in_a_folder_named_after_it(tmp
         (GOOD.replace('version: "2"\n', ""), "version: Field required"),
         ("[1, 2", "is not YAML"),
         ("just words", "is not a suite"),
-        (GOOD + "folders: [x]\n", "folders: no field of a suite file"),
+        (GOOD + "folders: [x]\n", "folders: is not a field of a suite file"),
     ],
 )
 def test_a_wrong_suite_is_refused_in_one_line_that_names_the_field(tmp_path: Path, text: str, message: str) -> None:
@@ -111,5 +111,5 @@ def test_benchmarks_are_left_out_by_name_and_never_in_silence() -> None:
     assert [task.name for task in left.tasks] == ["arc_easy", "arc_challenge", "hellaswag"]
     with pytest.raises(UsageError, match="no benchmark 'mmlu'; there are arc_easy"):
         without([left], ["mmlu"])
-    with pytest.raises(UsageError, match="leaves no benchmark"):
+    with pytest.raises(UsageError, match="skip: no benchmark is left"):
         without([left], ["arc_easy", "arc_challenge", "hellaswag"])

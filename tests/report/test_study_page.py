@@ -13,9 +13,10 @@ import pytest
 
 from deltamend.errors import OutputError
 from deltamend.report.score_tables import markdown_text
+from deltamend.report.study_csv import study_csv_files
 from deltamend.report.study_page import results_html, results_markdown, write_results
 from deltamend.report.study_plots import ALT, plots_of_study
-from deltamend.report.study_tables import csv_tables, main_table
+from deltamend.report.study_tables import main_table
 from deltamend.study.findings.result_types import CHOOSING, CONFIRMATION, StudyResults
 from deltamend.study.findings.results import study_results
 from tests.study.made_up import made_up_study, write_made_up
@@ -121,7 +122,7 @@ def test_the_page_has_every_sentence_and_every_repair(written: Path, results: St
 
 
 def test_the_csv_holds_every_figure_of_every_repair(results: StudyResults) -> None:
-    rows = list(csv.DictReader(io.StringIO(csv_tables(results)["repairs.csv"])))
+    rows = list(csv.DictReader(io.StringIO(study_csv_files(results)["repairs.csv"])))
     assert len(rows) == 5 * sum(len(of.groups) for of in results.repairs)
     ours = next(of for of in results.repairs if of.name == "ours").groups[CONFIRMATION].combined.these_cells
     (row,) = (row for row in rows if (row["repair"], row["group"], row["figure"]) == ("ours", CONFIRMATION, "combined"))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deltamend.errors import UsageError
 from deltamend.evaluation.record import write_evaluation
 from deltamend.scoring.across_cells import (
     CellsScore,
@@ -18,6 +19,7 @@ from deltamend.scoring.cells_file import open_cells
 from deltamend.scoring.metric import FloatArray
 from deltamend.scoring.paired_cell import open_cell
 from deltamend.scoring.result import Estimate
+from deltamend.scoring.run import score_many
 from deltamend.scoring.settings import Settings
 from tests.scoring.records import MODELS, made_up_cell
 
@@ -162,3 +164,13 @@ def test_draws_in_which_a_cell_is_undefined_are_counted() -> None:
 
 def test_cells_that_are_undefined_are_left_out_of_a_mean() -> None:
     assert cluster_means(np.array([1.0, np.nan, 5.0]), ["a", "a", "b"]) == {"a": 1.0, "b": 5.0}
+
+
+def test_a_file_of_cells_is_scored_from_python_with_the_options_of_one_cell(tmp_path: Path) -> None:
+    path = write_cells(tmp_path, ["llama", "llama", "qwen"])
+    found = score_many(path, draws=300, margin=0.02, task_margins={"sums": "2se"}, seed=1, confidence=0.9)
+    assert [(cell.draws, cell.seed, cell.confidence) for cell in found.cells] == [(300, 1, 0.9)] * 3
+    assert {cell.margin for cell in found.cells} == {"0.02; sums 2se"}
+    assert found.clusters == ("llama", "llama", "qwen")
+    with pytest.raises(UsageError, match="draws: 10 is out of range"):
+        score_many(path, draws=10)

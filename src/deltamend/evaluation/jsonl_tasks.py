@@ -17,6 +17,7 @@ from deltamend.records import first_problem
 
 _ANSWER_TOKENS = 64
 _QUESTION = "Question: {{question}}\nAnswer:"
+_AS_IT_STANDS = "{{question}}"
 LIKELIHOODS = ("log2_prob_per_byte", "prob_per_byte")
 """Metrics of a text, or of an answer after its question, that nothing is generated for."""
 
@@ -63,16 +64,22 @@ class _Text(BaseModel):
     text: str = Field(min_length=1)
 
 
-def own_task(name: str, path: Path, *, prompt: str | None, metric: str | None = None) -> dict[str, Any]:
-    """lm-eval's config of a task over the user's file.
+def task_over_jsonl(name: str, path: Path, *, prompt: str | None, metric: str | None = None) -> dict[str, Any]:
+    """lm-eval's configuration of a task over a JSONL file; the fields of its items say how they are asked.
 
-    {question, choices, gold}: the likeliest choice, `acc` and `acc_norm`. {question, answer} or {question, answers}: the
-    first line of the generated answer, blanks around it aside, is one of the answers, `exact_match`; where `metric` is one
-    of the two below, how likely the first answer is after the question. {question, out_of_place}: the generated answer is
-    in words, and not of the form that the regular expression describes, `keeps_form`. {text}: the log2 probability of a
-    byte of the text, `log2_prob_per_byte`, below 0, and two to its power, `prob_per_byte`, which is the geometric mean of the
-    bytes' probabilities. `prompt` is Jinja text around an item's fields; by default a choice follows "Question: … Answer:"
-    on two lines, and other questions are asked as they stand.
+    - {question, choices, gold}: the likeliest choice, `acc` and `acc_norm`. The choices follow "Question: … Answer:" on two lines.
+    - {question, answer} or {question, answers}: `exact_match`, whether the first line of the generated answer is one of the
+      answers, blanks around it aside. Where `metric` is one of `LIKELIHOODS`, how likely the first answer is after the question.
+    - {question, out_of_place}: `keeps_form`, whether the generated answer is in words and does not have the form that the regular
+      expression describes.
+    - {text}: `log2_prob_per_byte`, the log2 of the geometric mean of the probabilities of the text's bytes, below 0, and
+      `prob_per_byte`, that mean itself.
+
+    Args:
+        name: what the task is called.
+        path: the JSONL file.
+        prompt: Jinja text around an item's fields, in place of the question as it stands.
+        metric: the metric that is asked for, where there is one.
 
     Raises:
         EvaluationError: the file cannot be read, or an item is none of these or not of the first one's kind.
@@ -86,52 +93,66 @@ def own_task(name: str, path: Path, *, prompt: str | None, metric: str | None = 
         "metadata": {"version": 1.0},
     }
     if kind is _Text:
-        return config | {
-            "output_type": "loglikelihood_rolling",
-            "doc_to_text": "",
-            "doc_to_target": _text_of,
-            "process_results": _text_likelihood,
-            "metric_list": _means(LIKELIHOODS),
-        }
+        return config | _text_config()
     if kind is _MultipleChoice:
-        return config | {
-            "output_type": "multiple_choice",
-            "doc_to_text": _asked(prompt or _QUESTION),
-            "doc_to_choice": "choices",
-            "doc_to_target": "gold",
-            "metric_list": _means(("acc_norm", "acc")),
-        }
-    if kind is _ExactMatch and metric in LIKELIHOODS:
-        return config | {
-            "output_type": "loglikelihood",
-            "doc_to_text": _asked(prompt or "{{question}}"),
-            "doc_to_target": _first_answer,
-            "target_delimiter": "",
-            "process_results": _answer_likelihood,
-            "metric_list": _means(LIKELIHOODS),
-        }
+        return config | _multiple_choice_config(prompt or _QUESTION)
     if kind is _Form:
-        return config | {
-            "output_type": "generate_until",
-            "doc_to_text": _asked(prompt or "{{question}}"),
-            "doc_to_target": "",
-            "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": _ANSWER_TOKENS},
-            "process_results": _form_kept,
-            "metric_list": _means(("keeps_form",)),
-        }
-    return config | {
+        return config | _form_config(prompt or _AS_IT_STANDS)
+    if metric in LIKELIHOODS:
+        return config | _answer_likelihood_config(prompt or _AS_IT_STANDS)
+    return config | _exact_match_config(prompt or _AS_IT_STANDS)
+
+
+def _text_config() -> dict[str, Any]:
+    return {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": _text_of,
+        "process_results": _text_likelihood,
+        "metric_list": _means(LIKELIHOODS),
+    }
+
+
+def _multiple_choice_config(prompt: str) -> dict[str, Any]:
+    return {
+        "output_type": "multiple_choice",
+        "doc_to_text": _asked(prompt),
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "metric_list": _means(("acc_norm", "acc")),
+    }
+
+
+def _answer_likelihood_config(prompt: str) -> dict[str, Any]:
+    return {
+        "output_type": "loglikelihood",
+        "doc_to_text": _asked(prompt),
+        "doc_to_target": _first_answer,
+        "target_delimiter": "",
+        "process_results": _answer_likelihood,
+        "metric_list": _means(LIKELIHOODS),
+    }
+
+
+def _form_config(prompt: str) -> dict[str, Any]:
+    return {
         "output_type": "generate_until",
-        "doc_to_text": _asked(prompt or "{{question}}"),
+        "doc_to_text": _asked(prompt),
+        "doc_to_target": "",
+        "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": _ANSWER_TOKENS},
+        "process_results": _form_kept,
+        "metric_list": _means(("keeps_form",)),
+    }
+
+
+def _exact_match_config(prompt: str) -> dict[str, Any]:
+    without_blanks = {"regexes_to_ignore": [r"^\s+", r"\s+$"]}
+    return {
+        "output_type": "generate_until",
+        "doc_to_text": _asked(prompt),
         "doc_to_target": _answers_of,
         "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": _ANSWER_TOKENS},
-        "metric_list": [
-            {
-                "metric": "exact_match",
-                "aggregation": "mean",
-                "higher_is_better": True,
-                "regexes_to_ignore": [r"^\s+", r"\s+$"],
-            }
-        ],
+        "metric_list": [{**metric, **without_blanks} for metric in _means(("exact_match",))],
     }
 
 

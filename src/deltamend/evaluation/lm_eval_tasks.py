@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deltamend.errors import EvaluationError, option
-from deltamend.evaluation.jsonl_tasks import own_task
+from deltamend.evaluation.jsonl_tasks import task_over_jsonl
 from deltamend.evaluation.local_items import ROWS, as_dataset, task_rows
 from deltamend.evaluation.suite import SuiteTask
 
@@ -96,7 +96,7 @@ class TaskLoader:
         from lm_eval.tasks import TaskManager
 
         if entry.task is None:
-            config = own_task(entry.name, files[0], prompt=entry.prompt, metric=entry.metric)
+            config = task_over_jsonl(entry.name, files[0], prompt=entry.prompt, metric=entry.metric)
             members: dict[str, Any] = TaskManager(include_defaults=False).load([config])["tasks"]
         elif files:
             members = _over_files(entry, entry.task, files)

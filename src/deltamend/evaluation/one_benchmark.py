@@ -15,6 +15,7 @@ from deltamend.evaluation.lm_eval_tasks import LoadedTask
 from deltamend.evaluation.local_items import ITEM_ID
 from deltamend.evaluation.record import ItemScore, TaskScores
 from deltamend.evaluation.rubrics import RUBRICS, Exchange
+from deltamend.evaluation.suite import SuiteTask
 from deltamend.evaluation.third_party_output import listening_for_truncations
 from deltamend.machine.digests import json_sha256
 
@@ -53,9 +54,6 @@ def ask_benchmark(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScore
     Raises:
         EvaluationError: the task has no such metric or filter, or a score or log-likelihood is not finite.
     """
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
-
     entry = loaded.entry
     judged = entry.task in RUBRICS
     limit = min((one for one in (entry.limit, options.limit) if one is not None), default=None)
@@ -65,31 +63,8 @@ def ask_benchmark(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScore
         for task in members.values():
             longest = {"max_gen_toks": options.judge.answer_tokens}
             task.set_config(key="generation_kwargs", value=longest, update=True)
-    lm.context_is_given = entry.task is None and entry.metric in LIKELIHOODS
-    try:
-        with listening_for_truncations() as truncations:
-            results = simple_evaluate(
-                model=lm,
-                tasks=list(members.values()),
-                task_manager=TaskManager(
-                    include_defaults=False
-                ),  # the tasks are loaded; its own would index 14,000 files
-                samples=None if limit is None else {name: chosen[name] for name in members},
-                bootstrap_iters=0,
-                log_samples=True,
-                apply_chat_template=entry.chat and has_chat_template(lm),
-                random_seed=options.seed,
-                numpy_random_seed=options.seed,
-                torch_random_seed=options.seed,
-                fewshot_random_seed=options.seed,
-            )
-    except EvaluationError:
-        raise
-    except Exception as error:  # the backend, the template and the task's own scoring can fail in any way
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise EvaluationError(
-            f"{entry.name}: lm-eval failed ({reason}); leave it out with {option('skip', entry.name)}"
-        ) from error
+    asked_for = None if limit is None else {name: chosen[name] for name in members}
+    results, were_cut = _simple_evaluate(lm, entry, members, asked_for, options.seed)
     samples = {name: _of_filter(entry.name, entry.filter, results["samples"][name]) for name in members}
     first = next(iter(members))
     metric = _metric(entry.name, entry.metric, samples[first][0]["metrics"])
@@ -100,23 +75,67 @@ def ask_benchmark(lm: Any, loaded: LoadedTask, options: AskOptions) -> TaskScore
         for name, logged in samples.items()
         for sample in logged
     ]
+    logged = [sample for of_member in samples.values() for sample in of_member]
+    weak = [_CUT_PROMPTS] if were_cut else []
     if judged:
-        assert entry.task is not None  # noqa: S101 - for the type checker: it is a key of RUBRICS
-        exchanges = [_exchange(sample) for logged in samples.values() for sample in logged]
-        scores = options.judge.scores(entry.task, exchanges)
-        items = [item.model_copy(update={"score": score}) for item, score in zip(items, scores, strict=True)]
-        metric = options.judge.metric(entry.task)
-    weak = [options.judge.weak] if judged and options.judge.weak is not None else []
-    weak += [_CUT_PROMPTS] if truncations.heard else []
+        items, metric = _judged(str(entry.task), items, logged, options.judge)
+        weak = [*([options.judge.weak] if options.judge.weak is not None else []), *weak]
     return TaskScores(
         metric=metric,
         version=str(results["versions"][first]),
         fewshot=int(results["n-shot"].get(first) or 0),
-        chance=_chance(metric, [sample for logged in samples.values() for sample in logged]),
+        chance=_chance(metric, logged),
         weak="; ".join(weak) or None,
         asked=_asked(samples[first][0]["filter"], results["configs"].get(first, {})),
         items=tuple(items),
     )
+
+
+def _simple_evaluate(
+    lm: Any, entry: SuiteTask, members: Mapping[str, Any], samples: Mapping[str, list[int]] | None, seed: int
+) -> tuple[dict[str, Any], bool]:
+    """What lm-eval returns, and whether it cut prompts that were too long.
+
+    Raises:
+        EvaluationError: the model, its template or the task's own scoring failed.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    lm.context_is_given = entry.task is None and entry.metric in LIKELIHOODS
+    try:
+        with listening_for_truncations() as truncations:
+            results: dict[str, Any] = simple_evaluate(
+                model=lm,
+                tasks=list(members.values()),
+                # The tasks are loaded; a task manager of lm-eval's own would index 14,000 files.
+                task_manager=TaskManager(include_defaults=False),
+                samples=samples,
+                bootstrap_iters=0,
+                log_samples=True,
+                apply_chat_template=entry.chat and has_chat_template(lm),
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
+    except EvaluationError:
+        raise
+    except Exception as error:  # the backend, the template and the task's own scoring can fail in any way
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise EvaluationError(
+            f"{entry.name}: lm-eval failed ({reason}); leave it out with {option('skip', entry.name)}"
+        ) from error
+    return results, truncations.heard
+
+
+def _judged(
+    task: str, items: Sequence[ItemScore], samples: Sequence[dict[str, Any]], judge: Judge
+) -> tuple[list[ItemScore], str]:
+    """The items with the judge's scores in place of lm-eval's, and what these scores are called."""
+    scores = judge.scores(task, [_exchange(sample) for sample in samples])
+    rescored = [item.model_copy(update={"score": score}) for item, score in zip(items, scores, strict=True)]
+    return rescored, judge.metric(task)
 
 
 def _asked(answer_filter: str, config: Mapping[str, Any]) -> str:

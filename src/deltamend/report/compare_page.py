@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from deltamend.choosing.compare_methods import Comparison, MethodComparison, TensorComparison
 from deltamend.report.csv_output import csv_text
+from deltamend.report.page_templates import page_template
 
 
 def compare_csv(comparison: Comparison) -> str:
@@ -15,13 +14,10 @@ def compare_csv(comparison: Comparison) -> str:
 
 def render_compare_page(comparison: Comparison) -> str:
     """Two tables: each method over all matrices, and the energy every method keeps of every matrix."""
-    environment = Environment(
-        loader=PackageLoader("deltamend.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     by_tensor: dict[str, list[TensorComparison]] = {}
     for row in comparison.tensors:
         by_tensor.setdefault(row.tensor, []).append(row)
-    template = environment.get_template("compare.html.j2")
+    template = page_template("compare.html.j2")
     return template.render(
         comparison=comparison, head=COLUMNS, rows=[method_row(row) for row in comparison.methods], by_tensor=by_tensor
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from deltamend.report.page_templates import page_template
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,4 @@ class DemoPage:
 
 def render_demo_page(page: DemoPage) -> str:
     """The page as HTML text."""
-    environment = Environment(
-        loader=PackageLoader("deltamend.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("demo.html.j2").render(page=page)
+    return page_template("demo.html.j2").render(page=page)

@@ -12,13 +12,13 @@ import math
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from deltamend.diagnosis.groups import grouped
 from deltamend.diagnosis.records import Bulk, Diagnosis, MatrixDiagnosis
 from deltamend.diagnosis.verdict import RULES, rule_of
 from deltamend.report.csv_output import csv_text
+from deltamend.report.page_templates import page_template
 
 _DIGITS = 5
 
@@ -31,10 +31,6 @@ def diagnosis_csv(diagnosis: Diagnosis) -> str:
 
 def render_diagnosis_page(diagnosis: Diagnosis) -> str:
     """The verdict, a layer × module heat map, the spectrum of the matrix that is clicked, and a table to sort and filter."""
-    environment = Environment(
-        loader=PackageLoader("deltamend.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
     script = (files("deltamend.report") / "templates" / "diagnosis.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     data = {
@@ -42,7 +38,7 @@ def render_diagnosis_page(diagnosis: Diagnosis) -> str:
         "matrices": [_matrix(matrix) for matrix in diagnosis.matrices],
         "verdicts": [rule.verdict for rule in RULES],
     }
-    return environment.get_template("diagnosis.html.j2").render(
+    return page_template("diagnosis.html.j2").render(
         diagnosis=diagnosis,
         rule=rule_of(diagnosis.verdict),
         rules=[rule for rule in RULES if diagnosis.verdicts[rule.verdict]],

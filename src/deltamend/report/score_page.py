@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-
+from deltamend.report.page_templates import page_template
 from deltamend.report.score_tables import (
     TITLES,
     cells_tables,
@@ -94,7 +93,7 @@ _SLOPE_Y = (16.0, 122.0)
 
 def render_score_page(score: Score) -> str:
     """One cell: who did what, the trade-off front, every benchmark, differences, and the ordinary measures."""
-    return _template().render(title=f"Repairs of {score.name}", over=None, cells=[_cell(score)])
+    return page_template("score.html.j2").render(title=f"Repairs of {score.name}", over=None, cells=[_cell(score)])
 
 
 def render_cells_page(score: CellsScore) -> str:
@@ -106,18 +105,7 @@ def render_cells_page(score: CellsScore) -> str:
         "heat": _cells_heat(score),
     }
     title = f"Repairs in {len(score.cells)} cells"
-    return _template().render(title=title, over=over, cells=[_cell(cell) for cell in score.cells])
-
-
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("deltamend.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("score.html.j2")
+    return page_template("score.html.j2").render(title=title, over=over, cells=[_cell(cell) for cell in score.cells])
 
 
 def _cell(score: Score) -> dict[str, object]:

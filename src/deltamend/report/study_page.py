@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from deltamend.errors import OutputError
 from deltamend.machine.atomic import publish
+from deltamend.report.page_templates import page_template
 from deltamend.report.score_tables import TITLES, Table, markdown, markdown_text
+from deltamend.report.study_csv import study_csv_files
 from deltamend.report.study_plots import ALT, plots_of_study, shown_group
 from deltamend.report.study_tables import (
     best_strengths_table,
     cells_table,
     comparison_tables,
-    csv_tables,
     curve_table,
     dg_hard_table,
     main_table,
@@ -76,7 +75,7 @@ def write_results(results: StudyResults, folder: Path) -> None:
         "README.md": results_markdown(results, list(plots)),
         "index.html": results_html(results, plots),
         "results.json": results.model_dump_json(indent=1) + "\n",
-        **{f"tables/{name}": text for name, text in csv_tables(results).items()},
+        **{f"tables/{name}": text for name, text in study_csv_files(results).items()},
     }
     files = {name: text.encode() for name, text in texts.items()}
     files |= {f"plots/{name}": drawn for name, drawn in plots.items()}
@@ -101,15 +100,8 @@ def _refuse_what_is_not_results(folder: Path) -> None:
 
 def results_html(results: StudyResults, plots: dict[str, bytes]) -> str:
     """One self-contained page; the plots are images in it, so nothing in them can run."""
-    environment = Environment(
-        loader=PackageLoader("deltamend.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     images = {name: base64.b64encode(drawn).decode() for name, drawn in plots.items()}
-    return environment.get_template("study.html.j2").render(
+    return page_template("study.html.j2").render(
         title=_title(results),
         headline=results.headline,
         warnings=warnings(results),

@@ -1,20 +1,17 @@
-"""What a study found as tables: as text for the page and the README, and with every figure as CSV."""
+"""What a study found as tables of text, for the page and the README."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from deltamend.report.csv_output import csv_text
 from deltamend.report.score_tables import TITLES, Table, figure, p_value
 from deltamend.report.study_plots import by_combined, shown_group
 from deltamend.scoring.across_cells import MeanOverCells
-from deltamend.scoring.metric import PARTS
 from deltamend.scoring.result import Estimate
 from deltamend.study.findings.result_types import CHOOSING, CONFIRMATION, StudyResults
 
 _PARTS = ("healing", "preservation", "non_damage", "retention")
-_Row = dict[str, object]
 
 
 def main_table(results: StudyResults, group: str | None = None) -> Table:
@@ -268,116 +265,6 @@ def missing_table(results: StudyResults) -> Iterator[Table]:
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def csv_tables(results: StudyResults) -> dict[str, str]:
-    """File name to every figure; tables without a row are left out."""
-    tables: dict[str, Iterable[_Row]] = {
-        "repairs.csv": (
-            {
-                "repair": of.name,
-                "role": of.role,
-                "family": of.family,
-                "method": of.method,
-                "group": group,
-                "figure": part,
-            }
-            | _figures(getattr(own, part))
-            for of in results.repairs
-            for group, own in of.groups.items()
-            for part in PARTS
-        ),
-        "minus_best_published.csv": (
-            {"repair": of.name, "role": of.role, "group": group, "minus": results.best_published[group]}
-            | _figures(over)
-            for of in results.repairs
-            for group, over in of.minus_best_published.items()
-        ),
-        "comparisons.csv": (
-            {"first": of.first, "second": of.second, "against": of.against, "group": of.group, "strengths": strengths}
-            | _figures(of)
-            | {"p": of.p, "p_holm": of.p_holm}
-            for strengths, pairs in (("as set", results.comparisons), ("best on even items", results.best_comparisons))
-            for of in pairs
-        ),
-        "best_strengths.csv": (
-            {"family": of.family, "group": of.group, "chosen_on": of.chosen_on, "tried": " ".join(of.tried)}
-            | {"chosen": of.chosen}
-            | {"chosen_by": of.chosen_by}
-            | _figures(of.score)
-            for of in results.best_strengths
-        ),
-        "wise_ft_curve.csv": (
-            {"alpha": of.alpha, "repair": of.name, "size": of.size, "group": group, "figure": part}
-            | _figures(getattr(own, part))
-            for of in (results.curve.points if results.curve else ())
-            for group, own in of.groups.items()
-            for part in PARTS
-        ),
-        "above_wise_ft.csv": (
-            {"repair": of.name, "role": of.role, "size": of.size, "judged": of.judged, "group": group, "line": line}
-            | _figures(over)
-            for of in (results.curve.heights if results.curve else ())
-            for line, groups in (("combined", of.groups), ("parts", of.groups_by_parts))
-            for group, over in groups.items()
-        ),
-        "dg_hard.csv": (
-            of.model_dump(exclude={"healing", "combined"})
-            | _estimate("healing", of.healing)
-            | _estimate("combined", of.combined)
-            for of in (results.dg_hard.cells if results.dg_hard else ())
-        ),
-        "written.csv": (
-            of.model_dump(exclude={"healing", "retention", "combined"}) | {"figure": part} | _figures(getattr(of, part))
-            for of in results.written
-            for part in ("healing", "retention", "combined")
-        ),
-        "written_differences.csv": (
-            {"regime": of.regime, "first": of.first, "second": of.second, "figure": part} | _figures(getattr(of, part))
-            for of in results.written_differences
-            for part in ("healing", "retention", "combined")
-        ),
-        "safety.csv": (
-            of.model_dump(exclude={"share", "from_base", "from_finetuned"})
-            | _estimate("share", of.share)
-            | _estimate("from_base", of.from_base)
-            | _estimate("from_finetuned", of.from_finetuned)
-            for of in results.safety
-        ),
-        "rankings.csv": (
-            {"repair": of.name, "role": of.role, "retention": how, "rank": rank} | _figures(over)
-            for of in results.rankings.repairs
-            for how, over, rank in (
-                ("exact match", of.exact_match, of.exact_match_rank),
-                ("likelihood", of.likelihood, of.likelihood_rank),
-            )
-        ),
-        "cells.csv": (
-            {"cell": of.name, "target": of.target, "regime": of.regime, "seed": of.seed, "chooses": of.chooses}
-            | {"repair": name, "combined": of.combined[name], "healing": of.healing[name]}
-            | {"retention": of.retention[name], "size": of.sizes[name]}
-            for of in results.cells
-            for name in of.combined
-        ),
-    }
-    written = {name: list(rows) for name, rows in tables.items()}
-    return {name: csv_text(list(rows[0]), rows) for name, rows in written.items() if rows}
-
-
-def _figures(over: MeanOverCells) -> _Row:
-    return {
-        "cells": over.cells,
-        "clusters": over.clusters,
-        "value": over.these_cells.value,
-        "low": over.these_cells.low,
-        "high": over.these_cells.high,
-        "low_like_these": over.cells_like_these.low,
-        "high_like_these": over.cells_like_these.high,
-    }
-
-
-def _estimate(name: str, of: Estimate) -> _Row:
-    return {name: of.value, f"{name}_low": of.low, f"{name}_high": of.high}
 
 
 def _titles(last: str) -> tuple[str, ...]:
