@@ -21,6 +21,9 @@ from deltamend.errors import (
     PairingError,
     UsageError,
 )
+from deltamend.evaluation.record import Evaluation
+from deltamend.evaluation.run import evaluate
+from deltamend.evaluation.suite import Suite
 from deltamend.inputs.open_models import OpenPair, open_checkpoint, open_pair
 from deltamend.matrices.difference import Difference, diff
 from deltamend.methods.method import Method
@@ -29,18 +32,21 @@ from deltamend.repairing.options import Recommendation, RepairOptions
 from deltamend.repairing.plan import RepairPlan
 from deltamend.repairing.repair_report import RepairReport
 from deltamend.repairing.to_memory import RepairedModule, RepairedStateDict, repair_module, repair_state_dict
+from deltamend.scoring.across_cells import CellsScore
 from deltamend.scoring.result import Score
-from deltamend.scoring.run import score
+from deltamend.scoring.run import score, score_many
 
 __version__ = _version("deltamend")
 
 __all__ = [
+    "CellsScore",
     "Checkpoint",
     "CheckpointError",
     "Comparison",
     "DeltamendError",
     "Diagnosis",
     "Difference",
+    "Evaluation",
     "EvaluationError",
     "FilterError",
     "Manifest",
@@ -59,6 +65,7 @@ __all__ = [
     "RepairedStateDict",
     "Score",
     "SpectrumRecord",
+    "Suite",
     "TensorRecord",
     "Tuning",
     "UsageError",
@@ -66,6 +73,7 @@ __all__ = [
     "compare",
     "diagnose",
     "diff",
+    "evaluate",
     "get_method",
     "open_checkpoint",
     "open_pair",
@@ -75,6 +83,7 @@ __all__ = [
     "repair_module",
     "repair_state_dict",
     "score",
+    "score_many",
     "tune",
     "verify",
 ]
