@@ -28,7 +28,7 @@ def test_only_the_benchmarks_named_are_scored() -> None:
 @pytest.mark.parametrize("name", ["none", "revert", "base", "finetuned", ""])
 def test_a_method_may_not_take_the_name_of_another_model(name: str) -> None:
     records = made_up_cell()
-    with pytest.raises(UsageError, match="not a name to use"):
+    with pytest.raises(UsageError, match="cannot name a repair"):
         deltamend.score(records["base"], records["finetuned"], {name: records["good"]}, target="sums")
 
 
