@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from deltamend.demo.probes import (
-    mean_interval,
-    wilson_interval,
-)
+from deltamend.demo.intervals import mean_interval, wilson_interval
 
 
 def test_wilson_interval_of_eight_in_ten() -> None:

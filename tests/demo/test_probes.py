@@ -1,10 +1,6 @@
 from __future__ import annotations
 
-from deltamend.demo.probes import (
-    load_probes,
-    load_prose,
-    toy_lessons,
-)
+from deltamend.demo.probes import load_probes, load_prose, toy_lessons
 from deltamend.evaluation.language_check import answered_in_words
 
 

@@ -57,11 +57,11 @@ def test_the_fresh_study_asks_what_the_small_one_asked_of_other_targets() -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": [1, 1]}, "seeds: one is there twice"),
+        ({"seeds": [1, 1]}, "seeds: one occurs twice"),
         ({"choosing": {"targets": ["gone"], "seeds": [0]}}, "choosing: no target 'gone'; there are sums"),
         ({"repairs": [{"name": "x", "method": "gone"}]}, "repairs.0: no method 'gone'"),
         ({"repairs": [{"name": "base", "method": "none"}]}, "repairs.0: base is not the name of a repair"),
-        ({"repairs": [{"name": "../x", "method": "none"}]}, "repairs: '../x' is no name"),
+        ({"repairs": [{"name": "../x", "method": "none"}]}, "repairs: '../x' is not a name"),
         ({"repairs": [{"name": "x", "method": "none", "regimes": ["gone"]}]}, "repairs.x: no regime 'gone'"),
         ({"repairs": [{"name": "x", "method": "none", "not_in": ["gone"]}]}, "repairs.x: no cell 'gone'"),
         ({"repairs": [{"name": "x", "method": "none"}] * 2}, "repairs: two are named 'x'"),

@@ -82,7 +82,7 @@ def test_a_run_in_a_folder_that_another_holds_touches_nothing(study: Study, tmp_
     (tmp_path / ".cell-theirs").mkdir()
     with (tmp_path / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(OutputError, match="another run is at work in it"):
+        with pytest.raises(OutputError, match="another run is working in it"):
             run_study(study, tmp_path, data=None)
     assert not prepared
     assert (tmp_path / ".cell-theirs").exists()

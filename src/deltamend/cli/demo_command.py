@@ -1,4 +1,4 @@
-"""`deltamend demo`: the whole story on a small real model."""
+"""`deltamend demo`: damage, repair and measurement of a small real model, from start to end."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from rich.console import Console
 
 def demo(
     quick: Annotated[
-        bool, typer.Option("--quick", help="A two-layer toy instead of a real model: a minute, not ten.")
+        bool,
+        typer.Option(
+            "--quick", help="Use a two-layer toy model instead of a real one; takes one minute instead of ten."
+        ),
     ] = False,
     cache: Annotated[
-        Path | None, typer.Option(help="Where models are kept; default: $DELTAMEND_CACHE, or the user's cache folder.")
+        Path | None,
+        typer.Option(help="Folder where models are kept; by default $DELTAMEND_CACHE, or the user's cache folder."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where results go; default: demo-output/.")] = None,
-    seed: Annotated[int, typer.Option(help="Fixes the problems, their order and the toy's weights.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; by default a folder in demo-output.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sums, of their order and of the toy model's weights.")] = 0,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Train again, even where the cache holds this run's model.")
+        bool, typer.Option("--fresh", help="Fine-tune again, even if the cache holds this run's fine-tuned model.")
     ] = False,
 ) -> None:
     """Damage a small real model by fine-tuning, repair it, and show what came back."""

@@ -21,19 +21,32 @@ if TYPE_CHECKING:
 
 def study(
     config: Annotated[Path, typer.Argument(help="The study's YAML file.")],
-    out: Annotated[Path, typer.Argument(help="The study's folder; a run goes on with what is there.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of the JSONL files that the study reads.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Cells at a time; default: one a core.")] = None,
-    cells: Annotated[str | None, typer.Option(help="Regular expression: run only cells whose name it finds.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0, help="Begin no cell after so long.")] = None,
+    out: Annotated[
+        Path, typer.Argument(help="Folder of the study's records and results; a run continues from what it holds.")
+    ],
+    data: Annotated[Path | None, typer.Option(help="Folder with the JSONL files that the study reads.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of cells run at a time; by default one for each core, or one where there is an accelerator.",
+        ),
+    ] = None,
+    cells: Annotated[
+        str | None, typer.Option(help="Run only the cells whose name this regular expression matches.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="Start no new cell after this many minutes.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what is done and left, and what would fail.")
+        bool,
+        typer.Option("--dry-run", help="Show what is done, what is left to do and what would fail, and run nothing."),
     ] = False,
-    report: Annotated[bool, typer.Option("--report", help="Only score what is there and write the results.")] = False,
-    draws: Annotated[int, typer.Option(help="Of the bootstrap.")] = 2000,
+    report: Annotated[
+        bool, typer.Option("--report", help="Run nothing: score the records that exist and write the results.")
+    ] = False,
+    draws: Annotated[int, typer.Option(help="Number of bootstrap resamples.")] = 2000,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
-    """Run a study, or what is left of it, and write its results to OUT/results."""
+    """Run a study, or what is left of it, and write its results into OUT/results."""
     # Late, as the evaluator brings heavy libraries.
     from deltamend.scoring.settings import make_settings
     from deltamend.study.config import read_study
@@ -94,7 +107,7 @@ def _chooser(cells: str | None) -> Callable[[str], bool] | None:
     try:
         pattern = re.compile(cells)
     except re.error as error:
-        raise UsageError(f"--cells {cells!r}: is not a regular expression ({error}); mend it") from error
+        raise UsageError(f"--cells {cells!r}: is not a regular expression ({error}); correct it") from error
     return lambda name: pattern.search(name) is not None
 
 

@@ -1,1 +1,1 @@
-"""The whole story on one small real model: damage it by fine-tuning, repair it, measure what came back."""
+"""A demonstration on one small real model: damage it by fine-tuning, repair it, measure what came back."""

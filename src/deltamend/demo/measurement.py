@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deltamend.demo.intervals import mean_interval, wilson_interval
 from deltamend.demo.model_replies import choose, log_likelihoods, replies
-from deltamend.demo.probes import Choice, Probes, mean_interval, wilson_interval
+from deltamend.demo.probes import Choice, Probes
 from deltamend.demo.sums_task import Problem, is_exact
 from deltamend.evaluation.language_check import answered_in_words
 from deltamend.language_models.loading import LoadedModel, chat_prompt, plain_tokens

@@ -1,4 +1,4 @@
-"""What a model says and how likely it finds a text: greedy replies and log-probabilities, in batches, on the CPU."""
+"""Greedy replies of a model and its log-likelihoods of texts, in batches, on the CPU."""
 
 from __future__ import annotations
 

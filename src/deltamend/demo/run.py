@@ -1,4 +1,4 @@
-"""The story from beginning to end: base, damage, repairs, measurements, and the page that tells it."""
+"""The demo from start to end: a base model, its damage by fine-tuning, repairs, and measurements of them all."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Steps:
 
 
 def run_demo(settings: DemoSettings, *, cache: Path, out: Path, seed: int, fresh: bool, console: Console) -> DemoResult:
-    """Run the whole story; models go to `cache` and are reused, the repaired checkpoints go to `out`.
+    """Run the demo; models go to `cache` and are reused, the repaired checkpoints go to `out`.
 
     Args:
         settings: the real demo or the quick one.

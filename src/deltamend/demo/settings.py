@@ -10,7 +10,7 @@ from deltamend.repairing.options import AUTO
 
 @dataclass(frozen=True)
 class RepairChoice:
-    """One repair of the story: its name on the page, and the method and parameters of `deltamend repair`."""
+    """One repair of the demo: its name on the page, and the method and parameters of `deltamend repair`."""
 
     label: str
     method: str

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from deltamend.demo.intervals import Z_95
 from deltamend.demo.measurement import TARGET, Measurement
-from deltamend.demo.probes import Z_95
 
 KEPT_ALMOST_ALL = 0.9  # of the update's energy: what comes out is nearly the fine-tuned model again
 HEALED_LITTLE = 0.35

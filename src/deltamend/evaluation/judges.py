@@ -35,15 +35,15 @@ class Judge(Protocol):
 
     @property
     def name(self) -> str:
-        """As the record and the tables show it."""
+        """The judge's name in records and tables."""
 
     @property
     def weak(self) -> str | None:
-        """Why its figures are weak, or None."""
+        """Why its scores are weak evidence; None where they are not."""
 
     @property
     def answer_tokens(self) -> int:
-        """How long an answer it needs to see, in tokens."""
+        """How many tokens of an answer it needs to see."""
 
     def metric(self, task: str) -> str:
         """What its scores of a task are called.
@@ -53,7 +53,7 @@ class Judge(Protocol):
         """
 
     def scores(self, task: str, exchanges: Sequence[Exchange]) -> list[float]:
-        """One score in [0, 1] for each exchange, 1 for what one wishes for.
+        """One score in [0, 1] for each exchange; 1 is the desired behaviour.
 
         Raises:
             EvaluationError: the judge cannot be reached, or its replies cannot be read.

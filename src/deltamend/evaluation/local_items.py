@@ -1,4 +1,4 @@
-"""Items from JSONL files, dressed as the rows of the hub's data sets.
+"""Items from JSONL files, in the form of the rows of the hub's data sets.
 
 lm-eval's own tasks then ask them: only where the rows come from is replaced, so the prompts, the metrics and the
 answer filters are lm-eval's, and a figure from local files is the figure from the hub on the same items.
@@ -39,7 +39,7 @@ def read_items(path: Path) -> Iterator[tuple[str, Item]]:
     """Each item of a JSONL file with its id: its own `id`, `key` or `BehaviorID`, else the line's number from 1.
 
     Raises:
-        EvaluationError: the file cannot be read, a line is no JSON object, an id is there twice, or there is no item.
+        EvaluationError: the file cannot be read, a line is no JSON object, an id occurs twice, or there is no item.
     """
     seen: set[str] = set()
     for number, item in _objects(path):

@@ -30,8 +30,8 @@ class AskOptions:
     """How benchmarks are asked.
 
     Attributes:
-        limit: items of each benchmark, spread evenly over it; None for all.
-        seed: of Python, numpy, torch and the choice of worked examples; 0 to 2**32 - 1.
+        limit: number of items of each benchmark, spread evenly over it; None for all.
+        seed: seed of Python, numpy, torch and of the choice of worked examples; 0 to 2**32 - 1.
         judge: what scores the safety benchmarks.
         keep_responses: store generated answers in the record; those to harmful prompts may be harmful.
     """
@@ -144,7 +144,7 @@ def _asked(answer_filter: str, config: Mapping[str, Any]) -> str:
 
 
 def has_chat_template(lm: Any) -> bool:
-    """Whether the model is spoken to in turns: its tokenizer has a template, or a chat server applies its own."""
+    """Whether the model has a chat template: its tokenizer holds one, or a chat server applies its own."""
     tokenizer = getattr(lm, "tokenizer", None)
     if tokenizer is None:
         return "chat" in type(lm).__name__.lower()

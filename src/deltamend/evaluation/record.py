@@ -30,21 +30,27 @@ class ItemScore(FiniteRecord):
     )
     score: float = Field(description="Higher is better; 0 to 1 for accuracies, unbounded for likelihoods.")
     loglikelihoods: tuple[float, ...] = Field(
-        default=(), description="Of each choice, in nats; empty for generated answers."
+        default=(), description="Log-likelihood of each choice, in nats; empty for generated answers."
     )
-    response: str | None = Field(default=None, description="The answer as generated, where it was asked to be kept.")
+    response: str | None = Field(
+        default=None, description="The generated answer, where the run was asked to keep responses."
+    )
 
 
 class TaskScores(FiniteRecord):
     """One benchmark."""
 
     metric: str = Field(description="What `score` is, by lm-eval's name: acc, acc_norm, exact_match, …")
-    version: str = Field(description="Of the task's definition.")
+    version: str = Field(description="Version of the task's definition.")
     fewshot: int = Field(ge=0, description="Worked examples in the prompt.")
     chance: float | None = Field(default=None, ge=0, lt=1, description="Expected score of a guess, where there is one.")
-    weak: str | None = Field(default=None, description="Why the figure is weak, said wherever it is shown.")
-    asked: str | None = Field(default=None, description="Hash of how answers are got: filter and generation settings.")
-    key: str | None = Field(default=None, description="Hash of all that decides the figures; what --resume compares.")
+    weak: str | None = Field(default=None, description="Why the scores are weak evidence; shown wherever they are.")
+    asked: str | None = Field(
+        default=None, description="Hash of how the answers were obtained: answer filter and generation settings."
+    )
+    key: str | None = Field(
+        default=None, description="Hash of everything the scores depend on, which a resumed run compares."
+    )
     items: tuple[ItemScore, ...] = Field(min_length=1)
 
     @property
@@ -66,7 +72,7 @@ class TaskScores(FiniteRecord):
     def _ids_are_unique(self) -> Self:
         doubled = [name for name, times in Counter(item.id for item in self.items).items() if times > 1]
         if doubled:
-            raise ValueError(f"item {doubled[0]!r} is there twice")
+            raise ValueError(f"item {doubled[0]!r} occurs twice")
         return self
 
 
@@ -81,12 +87,16 @@ class Evaluation(FiniteRecord):
     suite: str
     suite_version: str
     template_hash: str | None = Field(default=None, description="SHA-256 of the chat template, where one was applied.")
-    limit: int | None = Field(default=None, ge=1, description="Items a task, where it was cut short.")
+    limit: int | None = Field(
+        default=None, ge=1, description="Number of items asked of each task, where there was a limit."
+    )
     seed: int
     settings: dict[str, str] = Field(
-        default_factory=dict, description="What else the figures depend on: backend, dtype, device, judge."
+        default_factory=dict, description="What else the scores depend on: backend, dtype, device, judge."
     )
-    versions: dict[str, str] = Field(default_factory=dict, description="Of deltamend, lm_eval, torch, transformers, …")
+    versions: dict[str, str] = Field(
+        default_factory=dict, description="Versions of deltamend, lm_eval, torch, transformers, …"
+    )
     tasks: dict[str, TaskScores] = Field(min_length=1)
 
 

@@ -1,6 +1,6 @@
 """The published questions that judges are asked about an answer, and how a judge's reply becomes a score in [0, 1].
 
-A score of 1 is what one wishes for: no harm done, or a harmless question answered. The texts are those of their papers:
+A score of 1 is the desired behaviour: no harm done, or a harmless question answered. The texts are those of their papers:
 HarmBench (arXiv 2402.04249, MIT), StrongREJECT (arXiv 2402.10260, MIT) and XSTest (arXiv 2308.01263, CC BY 4.0).
 """
 

@@ -20,22 +20,30 @@ _LOCAL = "local"
 class SuiteTask(Record):
     """One benchmark of a suite."""
 
-    name: str = Field(min_length=1, description="What the record calls it.")
+    name: str = Field(min_length=1, description="Name of the benchmark in the record.")
     task: str | None = Field(
         default=None, description="lm-eval's name of the task or group; without it, `file` is asked as it stands."
     )
-    file: str | None = Field(default=None, description="JSONL with the items, instead of the hub's data set.")
-    fewshot_file: str | None = Field(default=None, description="JSONL with the worked examples that go with `file`.")
+    file: str | None = Field(default=None, description="JSONL file with the items, instead of the hub's data set.")
+    fewshot_file: str | None = Field(
+        default=None, description="JSONL file with the worked examples that go with `file`."
+    )
     metric: str | None = Field(
         default=None,
-        description="lm-eval's name of the score; default: the first of acc_norm, acc, exact_match that the task has, "
+        description="lm-eval's name of the score; by default the first of acc_norm, acc, exact_match that the task has, "
         "else the task's first.",
     )
-    filter: str | None = Field(default=None, description="lm-eval's name of the answer filter; default: the first.")
-    fewshot: int | None = Field(default=None, ge=0, description="Worked examples; default: as the task says.")
+    filter: str | None = Field(
+        default=None, description="lm-eval's name of the answer filter; by default the task's first."
+    )
+    fewshot: int | None = Field(
+        default=None, ge=0, description="Number of worked examples in the prompt; by default the task's own."
+    )
     chat: bool = Field(default=False, description="Apply the model's chat template, where it has one.")
     max_tokens: int | None = Field(default=None, ge=1, description="Longest generated answer, in tokens.")
-    limit: int | None = Field(default=None, ge=1, description="Items asked, spread evenly; --limit can only lower it.")
+    limit: int | None = Field(
+        default=None, ge=1, description="Number of items asked, spread evenly; the limit of a run can only lower it."
+    )
     prompt: str | None = Field(
         default=None, description="Jinja text around the fields of an item; for a `file` without `task` only."
     )

@@ -1,4 +1,4 @@
-"""lm-eval, transformers, TRL and what they stand on kept quiet: their bars would tear ours, and their prints a `--json` output."""
+"""Keep lm-eval, transformers, TRL and what they use quiet: their progress bars would disturb ours, and their prints JSON output."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def third_parties_quiet() -> Iterator[None]:
 
 
 class Truncations(logging.Handler):
-    """Hears lm-eval say that it cut a prompt which is longer than the model's context, and keeps it from printing that."""
+    """Notes that lm-eval warns of having cut a prompt longer than the model's context, and keeps it from printing the warning."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -77,7 +77,7 @@ class Truncations(logging.Handler):
 
 @contextmanager
 def listening_for_truncations() -> Iterator[Truncations]:
-    """What lm-eval warns about, within: heard, not printed."""
+    """Within the block, lm-eval's warnings are noted and not printed."""
     log, listener = logging.getLogger("lm_eval"), Truncations()
     level, handlers, propagates = log.level, log.handlers, log.propagate
     log.handlers, log.propagate = [listener], False

@@ -1,4 +1,4 @@
-"""Many cells, (model, task) pairs with their seeds: what holds across them."""
+"""What holds across many cells, each a fine-tuned model with its repairs; seeds of one cell form a cluster and are averaged first."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ class MeanOverCells(FiniteRecord):
 
     cells: int
     clusters: int
-    these_cells: Estimate = Field(description="Interval over items: for exactly these models and tasks.")
-    cells_like_these: Estimate = Field(description="Interval over clusters and items: for others drawn like them.")
+    these_cells: Estimate = Field(description="With an interval over items: for exactly these models and tasks.")
+    cells_like_these: Estimate = Field(
+        description="With an interval over clusters and items: for other models and tasks drawn like these."
+    )
 
 
 class MeanDifference(MeanOverCells):
@@ -43,18 +45,20 @@ class WilcoxonTest(FiniteRecord):
     second: str
     clusters: int
     median_difference: float
-    p: float = Field(description="Two-sided.")
-    p_holm: float = Field(description="Corrected for all pairs of methods.")
-    smallest_p: float = Field(description="The smallest p so few clusters can give.")
+    p: float = Field(description="Two-sided p-value.")
+    p_holm: float = Field(description="The same after Holm's correction for all pairs of methods.")
+    smallest_p: float = Field(description="The smallest p-value that so few clusters can give.")
 
 
 class CellsScore(FiniteRecord):
     """Every cell's score, and what holds across cells."""
 
     cells: tuple[Score, ...]
-    clusters: tuple[str, ...] = Field(description="Of each cell.")
-    methods: dict[str, MeanOverCells] = Field(description="Combined score.")
-    differences: tuple[MeanDifference, ...] = Field(description="Of every pair of methods, first minus second.")
+    clusters: tuple[str, ...] = Field(description="The cluster of each cell.")
+    methods: dict[str, MeanOverCells] = Field(description="Mean combined score of each method.")
+    differences: tuple[MeanDifference, ...] = Field(
+        description="Mean difference of every pair of methods, first minus second."
+    )
     tests: tuple[WilcoxonTest, ...]
     notes: tuple[str, ...]
 

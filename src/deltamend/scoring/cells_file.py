@@ -17,7 +17,9 @@ class CellFiles(Record):
     """One cell as a YAML file lists it; paths are relative to that file."""
 
     name: str
-    cluster: str | None = Field(default=None, description="Cells that are seeds of one another; by default the name.")
+    cluster: str | None = Field(
+        default=None, description="Name that seeds of one cell share; by default the cell's own name."
+    )
     base: str
     finetuned: str
     repaired: dict[str, str] = Field(min_length=1)
@@ -27,7 +29,7 @@ class CellFiles(Record):
 
 
 class CellsFile(Record):
-    """The YAML file of `--cells`."""
+    """The YAML file that lists the cells."""
 
     cells: list[CellFiles] = Field(min_length=1)
 

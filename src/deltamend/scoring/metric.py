@@ -25,7 +25,8 @@ PARTS = ("healing", "preservation", "non_damage", "retention", "combined")
 """The parts of the metric, and the combined score, by the names of the fields of `Parts`."""
 
 _ROUNDING = 1e-9
-"""Of the scores: what two ways to add up the same items may differ by. One item of n that changes is exactly one standard error."""
+"""Relative difference that two ways of adding up the same items may have. It matters, as one item of n that changes is a
+change of exactly one standard error."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ def _beyond(above: FloatArray, below: FloatArray, margin: FloatArray) -> BoolArr
 
 
 def shares(means: Means) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Of each benchmark, what it would add to healing, to preservation and to non-damage: three of (…, K, B), 0 to 1.
+    """What each benchmark would add to healing, to preservation and to non-damage: three of (…, K, B), 0 to 1.
 
-    Only the one of its own group means anything. Where a neutral benchmark's floor min(b, f) − δ is not positive there
+    Only the one of the benchmark's own group counts. Where a neutral benchmark's floor min(b, f) − δ is not positive there
     is no share of it to take, and a score below it counts as 0.
     """
     base, finetuned, repaired = means.base[..., None, :], means.finetuned[..., None, :], means.repaired

@@ -14,24 +14,24 @@ from deltamend.scoring.lm_eval_folder import is_lm_eval_run, read_lm_eval_folder
 from deltamend.scoring.paired_items import PairedTask, pair_tasks
 
 Source = str | os.PathLike[str] | Evaluation
-"""A record, its file, a folder or results file of lm-eval, or a log of inspect or a folder of its logs."""
+"""An evaluation, the file of one, a folder or results file of lm-eval, or a log of inspect or a folder of its logs."""
 
 NONE_AND_REVERT = NONE, REVERT = ("none", "revert")
-"""Always scored as well: the fine-tuned model itself, and the base."""
+"""Two repairs that are always scored as well: `none`, the fine-tuned model itself, and `revert`, the base."""
 
 _RESERVED = ("base", "finetuned", *NONE_AND_REVERT)
 
 
 @dataclass(frozen=True)
 class PairedCell:
-    """Paired items of one cell.
+    """One cell: a base model, its fine-tuned descendant and repairs of it, with their scores on the same items.
 
     Attributes:
-        name: of the cell.
+        name: the cell's name.
         models: `base`, `finetuned`, then each method, to the model's own name: the columns of every task.
         target: the task that was fine-tuned for.
         benchmarks: all others.
-        notes: what was chosen or left out.
+        notes: sentences on what was chosen or left out.
     """
 
     name: str
@@ -42,7 +42,7 @@ class PairedCell:
 
     @property
     def methods(self) -> list[str]:
-        """The repaired models, then the trivial ones."""
+        """The repaired models, then `none` and `revert`."""
         return [*list(self.models)[2:], *NONE_AND_REVERT]
 
     @property
@@ -67,7 +67,7 @@ def open_cell(
 
     Raises:
         EvaluationError: a record cannot be read, or the models were not asked the same.
-        UsageError: a method's name is taken, or files are missing for the target.
+        UsageError: a repair's name has another meaning, or files are missing for the target.
     """
     for method in repaired:
         if method in _RESERVED or not method or not method.isprintable():

@@ -1,4 +1,4 @@
-"""What so many items can show, said before anyone reads a difference into noise."""
+"""The smallest change that a number of items can reveal (statistical power)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from deltamend.scoring.metric import Group
 
 
 class Estimate(FiniteRecord):
-    """One figure."""
+    """One figure with its interval, or with the reason why there is none."""
 
     value: float | None = Field(description="None where it is undefined.")
     low: float | None = Field(default=None, description="Lower end of the interval.")
@@ -23,10 +23,16 @@ class Estimate(FiniteRecord):
 class MethodScore(FiniteRecord):
     """One repaired model in one cell."""
 
-    healing: Estimate = Field(description="0 to 1, over the damaged benchmarks.")
-    preservation: Estimate = Field(description="0 to 1, over the improved benchmarks.")
-    non_damage: Estimate = Field(description="0 to 1, over the neutral benchmarks.")
-    retention: Estimate = Field(description="0 to 1, on the target.")
+    healing: Estimate = Field(
+        description="0 to 1: the share of the damage that is undone, mean over the damaged benchmarks."
+    )
+    preservation: Estimate = Field(
+        description="0 to 1: the share of the gain that is kept, mean over the improved benchmarks."
+    )
+    non_damage: Estimate = Field(
+        description="0 to 1: 1 where a neutral benchmark is no worse than before, mean over these."
+    )
+    retention: Estimate = Field(description="0 to 1: the share of the gain on the target that is kept.")
     combined: Estimate = Field(description="0 to 100, 100 × the harmonic mean of the defined parts.")
     mean_score: Estimate = Field(description="Mean over the benchmarks, the target left out.")
     naive_recovery: Estimate = Field(
@@ -60,10 +66,10 @@ class TaskScore(FiniteRecord):
     chance: float | None
     group: Group | None = Field(description="What fine-tuning did to it; None for the target.")
     group_in_draws: dict[Group, float] = Field(description="Share of the draws in which it fell into each group.")
-    margin: float = Field(description="δ, in units of the score.")
+    margin: float = Field(description="The margin δ, in units of the score.")
     base: Estimate
     finetuned: Estimate
-    visible_change: float = Field(description="The smallest true change so many items show four times in five.")
+    visible_change: float = Field(description="The smallest true change that so many items reveal four times in five.")
     methods: dict[str, MethodOnTask]
 
 
@@ -85,7 +91,7 @@ class Score(FiniteRecord):
     models: dict[str, str] = Field(
         description="`base`, `finetuned` and each method, to the model as its record names it."
     )
-    margin: str = Field(description="The rule for δ.")
+    margin: str = Field(description="The rule for the margin δ.")
     chance_corrected: bool
     confidence: float
     draws: int
@@ -94,4 +100,4 @@ class Score(FiniteRecord):
     benchmarks: tuple[TaskScore, ...]
     methods: dict[str, MethodScore] = Field(description="In the order given, then `none` and `revert`.")
     differences: tuple[Difference, ...]
-    notes: tuple[str, ...] = Field(description="What was chosen, left out, or cannot be seen with so few items.")
+    notes: tuple[str, ...] = Field(description="What was chosen or left out, and what so few items cannot show.")

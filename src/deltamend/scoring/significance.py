@@ -11,7 +11,7 @@ from deltamend.errors import UsageError
 from deltamend.scoring.metric import FloatArray
 
 _PERMUTATIONS = 9999
-"""Of a rank correlation's p; all of them where there are fewer."""
+"""Number of permutations behind a rank correlation's p-value; all there are where there are fewer."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One cell of a study: fine-tune, look at the update, repair it in every way, ask every model. Done work is never redone."""
+"""One cell of a study: fine-tune a model, diagnose its update, repair it in every way, and evaluate every model. Work that is done is not repeated."""
 
 from __future__ import annotations
 
@@ -140,12 +140,12 @@ def run_cell(place: Workplace, cell: StudyCell, progress: Progress) -> None:
         record = None
     wanted = model_keys(study, cell, key, prepared.digest)
     tuned = place.model_folder(f"{cell.name}-{key[:8]}")
-    if record is not None and _waiting(record, wanted) == []:
-        _let_go(study, tuned)  # a run that was killed may not have come to it
+    if record is not None and _still_to_ask(record, wanted) == []:
+        _discard_finetuned(study, tuned)  # a run that was killed may not have come to it
         return
     record = _with_finetuned(place, cell, base, tuned, key, record, progress)
     repairs = {repair.name: repair for repair in study.repairs_of(cell)}
-    waiting = _waiting(record, wanted)
+    waiting = _still_to_ask(record, wanted)
     with _scratch(place) as scratch:
         for done, name in enumerate(waiting):
             started = time.monotonic()
@@ -170,10 +170,10 @@ def run_cell(place: Workplace, cell: StudyCell, progress: Progress) -> None:
             write_record(record, file)
             if model != tuned:
                 shutil.rmtree(model)
-    _let_go(study, tuned)
+    _discard_finetuned(study, tuned)
 
 
-def _let_go(study: Study, tuned: Path) -> None:
+def _discard_finetuned(study: Study, tuned: Path) -> None:
     if study.keep_finetuned:
         return
     _facts_file(tuned).unlink(missing_ok=True)  # first, as facts must never be those of another model
@@ -217,7 +217,7 @@ def finetuning_key(place: Workplace, cell: StudyCell, base: Path) -> str:
     return json_sha256([hash_folder(base), questions, regime, cell.seed])
 
 
-def _waiting(record: CellRecord, wanted: dict[str, str]) -> list[str]:
+def _still_to_ask(record: CellRecord, wanted: dict[str, str]) -> list[str]:
     return [name for name, key in wanted.items() if name not in record.models or record.models[name].key != key]
 
 

@@ -65,10 +65,10 @@ class Target(FiniteRecord):
     gold: str | None = Field(
         None, description="Jinja text around an item's fields: what counts as right; default: the answer."
     )
-    test_items: int = Field(100, ge=8, description="Asked of every model, spread evenly over the test items.")
-    max_tokens: int = Field(32, ge=1, description="Longest generated answer.")
+    test_items: int = Field(100, ge=8, description="Number of test items asked of every model, spread evenly.")
+    max_tokens: int = Field(32, ge=1, description="Longest generated answer, in tokens.")
     steps: int | None = Field(None, ge=1, description="Optimiser steps, in place of the regime's.")
-    batch: int | None = Field(None, ge=1, description="Examples a step, in place of the regime's.")
+    batch: int | None = Field(None, ge=1, description="Examples in each step, in place of the regime's.")
     form: str | None = Field(
         None, description="Regular expression of an answer in the target's form, to see it where it is out of place."
     )
@@ -91,14 +91,17 @@ class Regime(FiniteRecord):
 
     name: str = Field(description="Its name in the results.")
     weights: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Of the weights that are trained and stored; float32 computes in bf16 autocast."
+        "float32",
+        description="Dtype in which weights are trained and stored; float32 weights are computed with in bf16 autocast.",
     )
     lr: float = Field(gt=0, description="Peak learning rate; linear warm-up, linear decay to zero.")
     steps: int = Field(ge=1, description="Optimiser steps.")
-    batch: int = Field(16, ge=1, description="Examples a step.")
-    micro_batch: int | None = Field(None, ge=1, description="Examples at a time on one device; default: all.")
-    warmup: int = Field(10, ge=0, description="Steps of warm-up.")
-    max_length: int = Field(512, ge=8, description="Tokens of an example; longer ones are cut.")
+    batch: int = Field(16, ge=1, description="Examples in each optimiser step.")
+    micro_batch: int | None = Field(
+        None, ge=1, description="Examples at a time on one device; by default all of a step's."
+    )
+    warmup: int = Field(10, ge=0, description="Optimiser steps of warm-up.")
+    max_length: int = Field(512, ge=8, description="Longest example, in tokens; longer ones are cut.")
     lora_rank: int | None = Field(None, ge=1, description="Train a LoRA adapter of this rank on all linear layers.")
 
 
@@ -116,7 +119,7 @@ class Repair(FiniteRecord):
         "finetuned", description="What norms and biases follow: finetuned, base, or a number between 0 and 1."
     )
     out_dtype: Literal["stored", "float32", "bfloat16"] = Field(
-        "float32", description="What is written; stored is that of the fine-tuned model."
+        "float32", description="Dtype that is written; stored is that of the fine-tuned model."
     )
     role: Literal["published", "strength", "control", "candidate", "dtype"] = Field(
         "published",
@@ -125,11 +128,11 @@ class Repair(FiniteRecord):
         "a published method in that dtype, too, where it is written so in every cell.",
     )
     family: str | None = Field(
-        None, description="What strengths of one method have in common; default: its method, or with rules its name."
+        None, description="Name that the strengths of one method share; by default its method, or with rules its name."
     )
     safety: bool = Field(False, description="Ask the safety tasks too.")
-    regimes: tuple[str, ...] = Field((), description="Only in these regimes; none for all.")
-    only_choosing: bool = Field(False, description="Tried in the choosing cells, and not confirmed.")
+    regimes: tuple[str, ...] = Field((), description="Make it in these regimes only; empty for all.")
+    only_choosing: bool = Field(False, description="Make it in the choosing cells only; it is not confirmed.")
     not_in: tuple[str, ...] = Field(
         (), description="Names of cells in which it is not made, such as those that had been seen when it was picked."
     )
@@ -205,18 +208,18 @@ class GeneralPrompts(FiniteRecord):
 
 
 class Exam(FiniteRecord):
-    """What every model is asked beside the target."""
+    """What every model is asked besides the target."""
 
     general: GeneralPrompts = Field(description="Prompts of daily life.")
     tasks: tuple[SuiteTask, ...] = Field(min_length=1, description="Benchmarks, as in the file of a suite.")
     safety: tuple[SuiteTask, ...] = Field(
-        (), description="Asked of the base, the fine-tuned and repairs with `safety`."
+        (), description="Safety benchmarks, asked of the base, of the fine-tuned model and of repairs with `safety`."
     )
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the arithmetic.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Dtype of the arithmetic.")
     batch_size: int | None = Field(
         None,
         ge=1,
-        description="Sequences at a time; None to find it. Give it where several workers share an accelerator: a search takes all of its memory.",
+        description="Number of sequences in a batch; None to choose it automatically. Set it where several workers share an accelerator, as the search for it takes all memory.",
     )
     judge: str = Field("refusal-strings", description="What scores the safety tasks, as for `deltamend evaluate`.")
 
@@ -225,7 +228,7 @@ class OwnTexts(FiniteRecord):
     """The texts a base writes itself, for repairs whose `activations` are `own`; see `deltamend calibrate activations`."""
 
     samples: int = Field(default=48, ge=1, description="Number of texts.")
-    tokens: int = Field(default=96, ge=2, description="Of each text.")
+    tokens: int = Field(default=96, ge=2, description="Tokens of each text.")
     seed: int = Field(default=0, ge=0, description="Random seed of what is written.")
 
 
@@ -285,9 +288,9 @@ class Study(FiniteRecord):
                 if times > 1:
                     raise ValueError(f"{what}: two are named {name!r}")
                 if not _NAME.fullmatch(name):
-                    raise ValueError(f"{what}: {name!r} is no name; use letters, digits and . + - _")
+                    raise ValueError(f"{what}: {name!r} is not a name; use letters, digits and . + - _")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds: one is there twice")
+            raise ValueError("seeds: one occurs twice")
         known = {"targets": {target.name for target in self.targets}, "regimes": {one.name for one in self.regimes}}
         for seed in self.choosing.seeds:
             if seed not in self.seeds:

@@ -30,11 +30,11 @@ _NEVER = "(?!)"
 
 @dataclass(frozen=True)
 class PreparedExam:
-    """An exam, ready to be sat.
+    """An exam whose questions are written down, ready to be asked of any model.
 
     Attributes:
         suite: what every model is asked.
-        safety: what some are asked beside it.
+        safety: what only some models are asked, in addition.
         digest: hash of all questions and of how they are asked.
     """
 

@@ -1,4 +1,4 @@
-"""Questions and answers of a study: read, dressed by Jinja text, and thinned out evenly."""
+"""The questions and answers of a study: read from files or the hub, put into words by Jinja text, and thinned out evenly."""
 
 from __future__ import annotations
 

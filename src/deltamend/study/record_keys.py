@@ -1,4 +1,4 @@
-"""What decides the figures of a study's models, as hashes: by these a run and a report know what is done."""
+"""Hashes of everything that the scores of a study's models depend on: by these a run and a report tell what is done already."""
 
 from __future__ import annotations
 

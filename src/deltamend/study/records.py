@@ -1,4 +1,4 @@
-"""What a study leaves behind: a file for each cell, packed, with the score of every item of every model."""
+"""The records of a study: a packed file for each cell, with the score of every item of every model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deltamend.records import FiniteRecord
 _LARGEST = 1 << 30
 """Bytes a record may unpack to; more is refused rather than read into memory."""
 TARGET, TARGET_LIKELIHOOD, OWN_ANSWERS, FORM = EXAM_TASKS = ("target", "target_likelihood", "own_answers", "form")
-"""Names that the tasks of the study's own have in every evaluation."""
+"""Names of the study's own tasks in every evaluation."""
 
 FINETUNED = "finetuned"
 """Name of the fine-tuned model among the models of a cell."""
@@ -36,10 +36,11 @@ class FinetuneFacts(FiniteRecord):
 class DiagnosisFacts(FiniteRecord):
     """What `deltamend diagnose` says of the update."""
 
-    verdict: str = Field(description="Of the whole update.")
-    verdicts: dict[str, int] = Field(description="Matrices of each verdict.")
+    verdict: str = Field(description="Verdict on the whole update.")
+    verdicts: dict[str, int] = Field(description="Number of matrices with each verdict.")
     median_ks: float | None = Field(
-        default=None, description="Over the matrices: distance of the bulk to Marchenko–Pastur."
+        default=None,
+        description="Median over the matrices of the Kolmogorov–Smirnov distance of the bulk to Marchenko–Pastur.",
     )
     zeros: float = Field(ge=0, le=1, description="Share of the entries that did not change at all.")
     kept_energy: float = Field(ge=0, le=1, description="Share of ‖Δ‖² above τ.")
@@ -50,7 +51,7 @@ class DiagnosisFacts(FiniteRecord):
 class RepairFacts(FiniteRecord):
     """What a repair did, all norms over all matrices."""
 
-    method: str = Field(description="With its parameters.")
+    method: str = Field(description="The method with its parameters.")
     kept_energy: float = Field(ge=0, description="‖Δ*‖²/‖Δ‖²; above 1 where a method rescales.")
     realised_error: float = Field(ge=0, description="How far the written weights are from W_base + Δ*, in ‖Δ*‖.")
     realised_energy: float = Field(ge=0, description="‖written − W_base‖²/‖Δ‖².")
@@ -63,7 +64,7 @@ class RepairFacts(FiniteRecord):
 class ModelRecord(FiniteRecord):
     """One model of a cell: the fine-tuned one, or a repair."""
 
-    key: str = Field(description="Hash of all that decides the figures.")
+    key: str = Field(description="Hash of everything the scores depend on.")
     exam: str = Field(description="Hash of all questions and of how they were asked.")
     facts: RepairFacts | None = Field(default=None, description="None for the fine-tuned model.")
     evaluation: Evaluation
@@ -75,11 +76,11 @@ class CellRecord(FiniteRecord):
 
     format: Literal[1] = 1
     cell: str
-    key: str = Field(description="Hash of all that decides the fine-tuned model.")
+    key: str = Field(description="Hash of everything the fine-tuned model depends on.")
     finetune: FinetuneFacts
     diagnosis: DiagnosisFacts
     models: dict[str, ModelRecord] = Field(description="`finetuned`, then the repairs by name.")
-    versions: dict[str, str] = Field(description="Of the packages and of Python.")
+    versions: dict[str, str] = Field(description="Versions of the packages and of Python.")
     machine: str
 
 

@@ -42,7 +42,7 @@ _LEFTOVERS = (".cell-*", "models/.*.part", "cells/.*.part", "bases/.*.part", "ex
 
 
 class CellState(Record):
-    """How far one cell is."""
+    """How much of one cell is done."""
 
     cell: str
     chooses: bool = Field(description="Whether repairs may be chosen on it.")
@@ -53,12 +53,12 @@ class CellState(Record):
 
 
 class StudyState(Record):
-    """How far a study is."""
+    """How much of a study is done."""
 
     cells: tuple[CellState, ...]
     bases: int
     bases_done: int
-    problems: tuple[str, ...] = Field(description="What would stop a run here.")
+    problems: tuple[str, ...] = Field(description="What would make a run fail on this machine.")
 
     @property
     def left(self) -> int:
@@ -67,7 +67,7 @@ class StudyState(Record):
 
 
 def study_state(study: Study, out: Path, data: Path | None) -> StudyState:
-    """What a run would do, and what would stop it; nothing is fetched or written.
+    """What is done of a study, what is left, and what would make a run fail; nothing is fetched or written.
 
     Raises:
         EvaluationError: a record in `out` is damaged.
@@ -123,9 +123,9 @@ def run_study(
         study: what to do.
         out: the study's folder.
         data: folder with the items, where they are local.
-        workers: cells at a time; None for one a core, and one where there is an accelerator.
-        cells: which cells to run, by name; None for all.
-        minutes: no new cell is begun after so long.
+        workers: number of cells at a time; None for one for each core, or one where there is an accelerator.
+        cells: says of a cell's name whether to run it; None for all.
+        minutes: after this many minutes no new cell is begun.
         progress: called as work goes on.
 
     Raises:
@@ -278,10 +278,10 @@ def _alone_in(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise OutputError(
-                f"{out}: another run is at work in it; wait for its end, or give another folder"
+                f"{out}: another run is working in it; wait until it ends, or give another folder"
             ) from error
         except OSError as error:
-            raise OutputError(f"{out}: cannot be written ({error.strerror}); give a folder that can") from error
+            raise OutputError(f"{out}: cannot be written ({error.strerror}); give another folder") from error
         yield
 
 

@@ -23,7 +23,7 @@ IDENTITY = 0.98
 
 
 class MissingCell(FiniteRecord):
-    """A cell of the grid that nothing could be said of yet."""
+    """A cell of the grid that has no score yet."""
 
     cell: str
     reason: str
@@ -100,7 +100,7 @@ class RepairOutcome(FiniteRecord):
 class RepairComparison(MeanDifference):
     """A repair against another over a group of cells."""
 
-    group: str = Field(description="Of the cells.")
+    group: str = Field(description="Group of cells that the comparison is over.")
     against: str = Field(description="Role of the second.")
     p: float = Field(description="Wilcoxon's signed ranks over clusters, two-sided.")
     p_holm: float = Field(description="Corrected for all comparisons of this list with the same group and role.")
@@ -116,7 +116,7 @@ class BestStrength(FiniteRecord):
     chosen_by: float = Field(
         description="Its mean combined score where it was chosen: too good, by having been chosen."
     )
-    group: str = Field(description="Of the cells it is reported on.")
+    group: str = Field(description="Group of cells that it is reported on.")
     score: MeanOverCells = Field(description="On the odd items of these cells, or on all where other cells chose.")
 
 
@@ -137,7 +137,7 @@ class Height(FiniteRecord):
     size: float = Field(description="Mean of ‖written − W_base‖/‖Δ‖ over the confirmation cells.")
     cells: int = Field(description="Confirmation cells with this repair and the whole curve.")
     outside: int = Field(
-        description="Of these, cells in which ‖Δ*‖ is not between the alphas of WiSE-FT, but nearer an end of the curve or "
+        description="Cells among these in which ‖Δ*‖ is not between the alphas of WiSE-FT, but nearer an end of the curve or "
         "beyond it: there a straight line to the end, where the score is 0, lies below the true curve."
     )
     groups: dict[str, MeanOverCells] = Field(description="Above the curve with the combined score interpolated.")
@@ -171,7 +171,7 @@ class DiagnosisOutcome(FiniteRecord):
     noise_like: float = Field(description="Share of the matrices with a noise-like bulk.")
     median_ks: float | None
     zeros: float
-    kept_energy: float = Field(description="Of DG-Hard.")
+    kept_energy: float = Field(description="Share of ‖Δ‖² that DG-Hard keeps.")
     identity: bool = Field(description="Whether it kept more than 98% of the energy.")
     healing: Estimate
     combined: Estimate
@@ -184,7 +184,9 @@ class RankCorrelation(FiniteRecord):
     cells: int
     over_cells: float | None
     clusters: int
-    over_clusters: float | None = Field(description="Of cluster means: seeds are no cells of their own.")
+    over_clusters: float | None = Field(
+        description="Correlation of the cluster means: seeds of one cell do not count as cells of their own."
+    )
     p: float | None = Field(description="Two-sided, over clusters.")
     within: dict[str, float | None] = Field(
         description="Dtype that was trained in to the correlation over its clusters alone; empty where there is one dtype."

@@ -47,7 +47,7 @@ def study_results(
 
     Raises:
         EvaluationError: there is no record, or one is damaged, or its models were not asked the same.
-        UsageError: a number means nothing.
+        UsageError: a number is invalid.
     """
     settings = make_settings(margin=margin, draws=draws, seed=seed, confidence=confidence)
     cells, progress = read_study_cells(study, out)
