@@ -168,20 +168,33 @@ def _text(text: str) -> str:
 
 
 def python_api() -> str:
-    """One entry for each public name, from its docstring."""
+    """One entry for each public name, from its docstring, with a table of the fields of a record."""
     import deltamend
 
     kinds: dict[str, list[str]] = {"Functions": [], "Classes": [], "Errors": []}
     for name in deltamend.__all__:
         value = getattr(deltamend, name)
-        if not isinstance(value, type):
-            kinds["Functions"].append(name)
-        else:
+        if isinstance(value, type):
             kinds["Errors" if issubclass(value, Exception) else "Classes"].append(name)
+        elif callable(value):
+            kinds["Functions"].append(name)
+    known = {getattr(deltamend, name): f"[{name}](#deltamend.{name})" for name in kinds["Classes"]}
     lines = []
     for kind, names in kinds.items():
-        lines += [f"## {kind}", "", *(f"::: deltamend.{name}\n" for name in names)]
+        lines += [f"## {kind}", ""]
+        for name in names:
+            lines += [f"::: deltamend.{name}", ""]
+            value = getattr(deltamend, name)
+            if isinstance(value, type) and issubclass(value, BaseModel) and value.model_fields:
+                lines += [_rows(value, known, defaults=value is deltamend.RepairOptions)]
     return "\n".join(lines)
+
+
+def repair_options() -> str:
+    """Every key of a YAML file for `deltamend repair`."""
+    from deltamend.repairing.yaml_config import RepairConfig
+
+    return _rows(RepairConfig, {}, defaults=True)
 
 
 def manifest() -> str:
@@ -193,6 +206,13 @@ def manifest() -> str:
         records.PartRecord, records.SpectrumRecord, records.AdapterRecord, records.RunRecord,
     )  # fmt: skip
     return _models(kinds, defaults=False)
+
+
+def rule() -> str:
+    """Every key of a rule."""
+    from deltamend.repairing.rules import Rule
+
+    return _rows(Rule, {}, defaults=True)
 
 
 def study() -> str:
@@ -280,6 +300,8 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "python-api": python_api,
     "deltamend.json": manifest,
+    "repair-options": repair_options,
+    "rule": rule,
     "study": study,
     "suite-task": suite_task,
 }

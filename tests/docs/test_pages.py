@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import deltamend
 from tests.conftest import fine_tune, llama
+from tests.docs.conftest import add_records
 from tests.docs.printed import PAGES, ROOT, blocks_of
 
 LEAD = ROOT / "benchmarks/results/study/lead.txt"
@@ -39,13 +41,32 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_python_of_the_readme_runs(world: Callable[[str], Path]) -> None:
-    (code,) = blocks_of("README.md", "python")
-    folder = world("README.md")
+def python_pages() -> list[str]:
+    """Pages with code in Python; that of the tutorial is run with its commands."""
+    pages = [page.relative_to(ROOT).as_posix() for page in PAGES]
+    return [page for page in pages if blocks_of(page, "python") and page != "docs/tutorial/index.md"]
+
+
+def test_there_is_code_in_python() -> None:
+    assert len(python_pages()) >= 6
+
+
+# PEFT asks transformers 5 for a property by its old name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.usefixtures("few_draws")
+@pytest.mark.parametrize("page", python_pages())
+def test_the_python_of_a_page_runs_from_its_first_block_to_its_last(page: str, world: Callable[[str], Path]) -> None:
+    folder = world(page)
+    add_records(folder)
+    if page.endswith(("adapters.md", "adapter.md")):
+        deltamend.repair("BASE", "FINETUNED", "OUT", output="adapter")
     base_model, model = llama(), llama()
     fine_tune(model)
-    exec(code, {"base_model": base_model, "model": model})  # noqa: S102 - our own page
-    assert (folder / "out" / "deltamend.json").exists()
+    names = {"base_model": base_model, "model": model, "__name__": page}
+    for code in blocks_of(page, "python"):
+        exec(compile(code, page, "exec", dont_inherit=True), names)  # noqa: S102 - our own page
+    if page == "README.md":
+        assert (folder / "out" / "deltamend.json").exists()
 
 
 def test_the_headline_of_the_readme_is_that_of_the_records() -> None:

@@ -58,7 +58,15 @@ def test_a_pipe_in_a_help_text_does_not_end_its_cell(hooks: ModuleType) -> None:
 
 def test_the_python_page_has_every_public_name_once(hooks: ModuleType) -> None:
     entries = [line for line in hooks.python_api().splitlines() if line.startswith("::: ")]
-    assert sorted(entries) == sorted(f"::: deltamend.{name}" for name in deltamend.__all__)
+    assert sorted(entries) == sorted(f"::: deltamend.{name}" for name in deltamend.__all__ if name != "__version__")
+
+
+def test_the_python_page_has_the_fields_of_records(hooks: ModuleType) -> None:
+    page = hooks.python_api()
+    options = page.split("::: deltamend.RepairOptions\n")[1].split(":::")[0]
+    assert "| `rounding` | `nearest` or `stochastic` | `nearest` |" in options
+    manifest_fields = page.split("::: deltamend.Manifest\n")[1].split(":::")[0]
+    assert "| `tensors` | list of [TensorRecord](#deltamend.TensorRecord) |" in manifest_fields
 
 
 def test_every_field_of_the_manifest_is_on_its_page_and_described(hooks: ModuleType) -> None:
