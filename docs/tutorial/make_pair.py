@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
 import deltamend
 
@@ -49,6 +49,7 @@ def examples(tokenizer: Any, held_out: set[str]) -> list[tuple[list[int], list[i
 def main() -> None:
     """Unpack, fine-tune, save."""
     torch.manual_seed(0)
+    logging.disable_progress_bar()
     source = unpacked_base()
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
