@@ -2,9 +2,8 @@
 
 python docs/tutorial/rerun.py WORK
 
-WORK is an empty folder; the items of the tutorial are copied there. It takes about half an hour on two cores, without the
-ten minutes of `deltamend demo` where the cache holds its models. Lines of a ```console block that begin with `$ ` are the
-commands; the lines below each are replaced by its output.
+WORK is an empty folder; the files of the tutorial are copied there. It takes about half an hour on two cores. Lines of a
+```console block that begin with `$ ` are the commands; the lines below each are replaced by its output.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def rerun(work: Path) -> str:
     """
     work.mkdir(parents=True, exist_ok=True)
     for item in PAGE.parent.glob("*.*"):
-        if item.suffix in (".jsonl", ".yaml"):
+        if item != PAGE:
             shutil.copy(item, work)
     environment = {**os.environ, "COLUMNS": "100", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
