@@ -1,110 +1,36 @@
-"""The filter against a float64 SVD, over shapes, dtypes, spectra and blocks, and every fallback forced."""
+"""The filter agrees with a float64 SVD by every route, and says where it had to take another."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_limits
 
 from deltamend.errors import FilterError
 from deltamend.spectrum import fortran_calls, lapack
-from deltamend.spectrum.blocks import Block, FloatArray
+from deltamend.spectrum.blocks import FloatArray
 from deltamend.spectrum.decompositions import Workspace
 from deltamend.spectrum.filter import filter_delta
-from deltamend.spectrum.kept_subspace import SpectralFilter
 from deltamend.spectrum.routes import routes_for
 from deltamend.spectrum.shrinkers import OptimalFrobenius
-from deltamend.spectrum.singular_values import Spectrum
-from deltamend.spectrum.thresholds import GavishDonoho, KnownNoise, Threshold
-
-DG_HARD = GavishDonoho()
-
-
-@pytest.fixture(autouse=True)
-def _one_blas_thread() -> Iterator[None]:
-    with threadpool_limits(1):
-        yield
-
-
-@dataclass(frozen=True)
-class At:
-    """A rule with a fixed threshold."""
-
-    value: float
-    noise: float | None = None
-
-    def threshold(self, _: Spectrum) -> Threshold:
-        return Threshold(self.value, self.noise)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A fixed array, read `width` columns (or rows, if tall) at a time into a buffer that is used again."""
-
-    array: FloatArray
-    width: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        m, n = self.array.shape
-        return m, n
-
-    def __iter__(self) -> Iterator[Block]:
-        m, n = self.shape
-        buffer = np.empty_like(self.array)
-        for start in range(0, max(m, n), self.width):
-            stop = min(start + self.width, max(m, n))
-            source = self.array[:, start:stop] if m <= n else self.array[start:stop]
-            values = buffer[:, : stop - start] if m <= n else buffer[: stop - start]
-            values[:] = source
-            yield Block(start, stop, values)
-            buffer.fill(np.nan)
-
-
-def with_spectrum(shape: tuple[int, int], values: Any, seed: int = 0) -> FloatArray:
-    """A float64 matrix with these singular values (the rest 0) and random vectors."""
-    rng = np.random.default_rng(seed)
-    left, right = (np.linalg.qr(rng.standard_normal((side, len(values))))[0] for side in shape)
-    return np.asarray((left * np.asarray(values, np.float64)) @ right.T)
-
-
-def signal_over_noise(shape: tuple[int, int], rank: int, seed: int = 0) -> FloatArray:
-    """A power-law signal of `rank` singular values, all well above a float32 bulk of unit noise."""
-    rng = np.random.default_rng(seed)
-    edge = math.sqrt(shape[0]) + math.sqrt(shape[1])
-    values = 3.0 * edge * (np.arange(1, rank + 1) / rank) ** -0.7
-    return (with_spectrum(shape, values, seed) + rng.standard_normal(shape)).astype(np.float32)
-
-
-def truncated(delta: FloatArray, threshold: float) -> tuple[FloatArray, int]:
-    """Δ* and its rank from a float64 SVD."""
-    u, s, vt = np.linalg.svd(delta.astype(np.float64), full_matrices=False)
-    rank = int(np.count_nonzero(s > threshold))
-    return np.asarray((u[:, :rank] * s[:rank]) @ vt[:rank]), rank
-
-
-def relative_difference(first: FloatArray, second: FloatArray) -> float:
-    return float(np.linalg.norm(first - second)) / max(float(np.linalg.norm(second)), 1e-300)
-
-
-def assert_matches_svd(found: SpectralFilter, delta: FloatArray) -> None:
-    expected, rank = truncated(delta, found.threshold)
-    assert found.rank == rank
-    assert relative_difference(found.dense(delta), expected) < 1e-5
-    assert found.kept_energy == pytest.approx(float(np.sum(expected**2)), rel=1e-4)
-    assert found.energy == pytest.approx(float(np.sum(delta.astype(np.float64) ** 2)), rel=1e-5)
-
-
-property_test = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-shapes = st.tuples(st.integers(1, 40), st.integers(1, 40))
+from deltamend.spectrum.thresholds import KnownNoise
+from tests.spectrum.filtered import (
+    DG_HARD,
+    At,
+    Cut,
+    assert_matches_svd,
+    property_test,
+    relative_difference,
+    shapes,
+    signal_over_noise,
+    with_spectrum,
+)
 
 
 @property_test
@@ -195,18 +121,6 @@ def test_a_threshold_of_zero_keeps_delta() -> None:
     assert (found.outcome, found.rank, found.kept_energy) == ("all-kept", 20, found.energy)
 
 
-@pytest.mark.parametrize("shape", [(30, 50), (50, 30), (40, 40)])
-def test_factors_multiply_to_the_filtered_delta(shape: tuple[int, int]) -> None:
-    delta = signal_over_noise(shape, 4)
-    found = filter_delta(delta, DG_HARD)
-    for source in (delta, Cut(delta, 7)):
-        u, s, vt = found.factors(source)
-        assert (u.shape, s.shape, vt.shape) == ((shape[0], 4), (4,), (4, shape[1]))
-        assert relative_difference((u * s) @ vt, found.dense(delta)) < 1e-6
-        for vectors in (u.T @ u, vt @ vt.T):
-            np.testing.assert_allclose(vectors, np.eye(4), atol=1e-5)
-
-
 @pytest.mark.parametrize("shape", [(30, 50), (50, 30)])
 def test_shrinking_scales_the_kept_singular_values(shape: tuple[int, int]) -> None:
     delta = signal_over_noise(shape, 4)
@@ -218,60 +132,6 @@ def test_shrinking_scales_the_kept_singular_values(shape: tuple[int, int]) -> No
     assert found.kept_energy == pytest.approx(float(np.sum(shrunk**2)), rel=1e-5)
     left, strengths, right = found.factors(delta)
     assert relative_difference((left * strengths) @ right, found.dense(delta)) < 1e-6
-
-
-@pytest.mark.parametrize("shape", [(30, 50), (50, 30)])
-@pytest.mark.parametrize("block_dtype", [np.float32, np.float64])
-def test_apply_writes_into_out_of_either_order_and_any_float_dtype(
-    shape: tuple[int, int], block_dtype: type[Any]
-) -> None:
-    delta = signal_over_noise(shape, 4)
-    found = filter_delta(delta, DG_HARD)
-    expected = found.dense(delta)
-    source = delta.astype(block_dtype)
-    for order in ("C", "F"):
-        out = np.full(shape, np.nan, block_dtype, order=order)
-        assert found.apply(np.array(source, order=order), out) is out
-        np.testing.assert_allclose(out, expected, atol=1e-4)
-    strided = np.repeat(np.repeat(source, 2, axis=0), 2, axis=1)[::2, ::2]
-    np.testing.assert_allclose(found.apply(strided), expected, atol=1e-4)
-
-
-@pytest.mark.parametrize("shape", [(40, 9000), (9000, 40)])
-def test_apply_writes_into_the_block_itself(shape: tuple[int, int]) -> None:
-    delta = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    delta += 3 * np.outer(np.ones(shape[0]), np.ones(shape[1])).astype(np.float32)
-    found = filter_delta(delta, GavishDonoho())
-    assert found.outcome == "filtered"
-    expected = found.apply(delta)
-    assert found.apply(delta, out=delta) is delta
-    assert np.array_equal(delta, expected)
-
-
-def test_apply_copies_where_delta_is_kept_and_clears_where_it_is_dropped() -> None:
-    delta = signal_over_noise((5, 9), 1)
-    kept, dropped = filter_delta(delta, At(0.0)), filter_delta(delta, At(1e9))
-    out = np.empty_like(delta)
-    assert kept.apply(delta) is delta
-    assert np.array_equal(kept.apply(delta, out), delta)
-    assert not dropped.apply(delta, out).any()
-
-
-def test_apply_refuses_what_does_not_fit() -> None:
-    found = filter_delta(signal_over_noise((30, 50), 4), DG_HARD)
-    with pytest.raises(ValueError, match="does not belong"):
-        found.apply(np.zeros((29, 50), np.float32))
-    with pytest.raises(ValueError, match="out is"):
-        found.apply(np.zeros((30, 50), np.float32), np.zeros((30, 49), np.float32))
-    with pytest.raises(ValueError, match="was given to a filter"):
-        found.dense(np.zeros((30, 51), np.float32))
-    with pytest.raises(ValueError, match="was given to a filter"):
-        found.factors(np.zeros((30, 51), np.float32))
-    with pytest.raises(ValueError, match="has no factors"):
-        filter_delta(np.eye(3), At(0.5)).factors(np.eye(3))
-
-
-# Safeguards. Each is forced; the route and the reason say that it was taken.
 
 
 def test_a_wide_range_goes_to_float64() -> None:
@@ -419,30 +279,6 @@ def test_a_shrinker_needs_a_noise_level_and_must_give_numbers() -> None:
         filter_delta(delta, At(20.0), shrinker=OptimalFrobenius())
     with pytest.raises(FilterError, match="not finite"):
         filter_delta(delta, KnownNoise(1.0), shrinker=Broken())
-
-
-@pytest.mark.parametrize(
-    "delta",
-    [np.zeros(3), np.zeros((0, 3)), np.zeros((2, 2), np.float16), np.zeros((2, 2), np.int64), np.zeros((2, 2), ">f8")],
-)
-def test_arrays_that_are_no_delta_are_refused(delta: Any) -> None:
-    with pytest.raises(FilterError, match="expected"):
-        filter_delta(delta, DG_HARD)
-
-
-def test_blocks_that_leave_a_gap_are_refused() -> None:
-    @dataclass(frozen=True)
-    class Listed:
-        blocks: tuple[Block, ...]
-        shape: tuple[int, int] = (2, 6)
-
-        def __iter__(self) -> Iterator[Block]:
-            return iter(self.blocks)
-
-    ones = np.ones((2, 3))
-    for blocks in ((Block(0, 3, ones),), (Block(0, 3, ones), Block(2, 5, ones)), (Block(0, 6, ones),)):
-        with pytest.raises(FilterError, match="block"):
-            filter_delta(Listed(blocks), DG_HARD)
 
 
 def test_the_torch_route_agrees() -> None:
