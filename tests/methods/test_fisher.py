@@ -36,7 +36,11 @@ def test_a_fisher_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     save_file({"other": torch.ones(60, 40)}, tmp_path / "name")
     save_file({NAME: torch.ones(40, 60)}, tmp_path / "shape")
     save_file({NAME: -torch.ones(60, 40)}, tmp_path / "sign")
-    for name, message in (("name", "no tensor of this name"), ("shape", r"\[40, 60\]"), ("sign", "negative or not finite, which no squared gradient is")):
+    for name, message in (
+        ("name", "no tensor of this name"),
+        ("shape", r"\[40, 60\]"),
+        ("sign", "negative or not finite, which no squared gradient is"),
+    ):
         with pytest.raises(deltamend.FilterError, match=message):
             kept("fisher", base, update, fisher=tmp_path / name)
     with pytest.raises(deltamend.MethodError, match="does not point to a file"):
