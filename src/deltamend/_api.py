@@ -13,6 +13,7 @@ from deltamend.repairing import plan as planning
 from deltamend.repairing.options import AUTO, RepairKeywords, RepairOptions, make_options, pair_of
 from deltamend.repairing.plan import RepairPlan
 from deltamend.repairing.repair_report import RepairReport
+from deltamend.repairing.rules import MethodChoice
 from deltamend.repairing.run import run_plan
 
 StrPath = str | os.PathLike[str]
@@ -110,8 +111,7 @@ def plan_repair(
     if out is None:
         raise UsageError("OUT is missing; name the folder to write")
     wanted = make_options(RepairOptions, options)
-    if wanted.method == AUTO:
-        refuse_with_auto(wanted)
+    check_methods(wanted)
     pair = pair_of(base, finetuned, wanted)
     try:
         return planning.plan_repair(
@@ -121,3 +121,16 @@ def plan_repair(
         if pair is not base:
             pair.close()
         raise
+
+
+def check_methods(options: RepairOptions) -> None:
+    """Refuse methods, parameters and rules that are invalid, before a checkpoint is opened or downloaded.
+
+    Raises:
+        UsageError: one of them is, or something is asked for that `method="auto"` decides by itself.
+    """
+    if options.method == AUTO:
+        refuse_with_auto(options)
+        MethodChoice("none", None, options.rules, options.vectors)
+    else:
+        MethodChoice(options.method, options.parameters, options.rules, options.vectors)

@@ -30,7 +30,6 @@ def count_reporter(progress: Progress, total: int) -> Callable[[str], None]:
         nonlocal done
         with lock:
             done += 1
-            share = done / total
-        progress(name, share)
+            progress(name, done / total)  # inside the lock, so that the share never falls
 
     return report

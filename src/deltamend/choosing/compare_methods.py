@@ -111,12 +111,13 @@ def compare(
     Source: ours. `deltamend methods show NAME` names the paper of each method.
     """
     chosen, left_out = choose_methods(methods)
+    team = Workers(workers)
     with opened_pair(base, finetuned, make_options(PairOptions, options)) as pair:
         items = items_of(pair.pairing.pairs)
         if not items:
             raise UsageError(f"no matrix is left to compare methods on; {LEAVES_NONE}")
         comparing = _Comparing(pair, chosen, device, progress or ignore_progress)
-        with Workers(workers) as team:
+        with team:
             tensors = comparing.compare(items, team)
         return Comparison(base=pair.names[0], finetuned=pair.names[1], tensors=tuple(tensors), left_out=left_out)
 

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 import deltamend
+from deltamend._api import check_methods
 from deltamend.checkpoint.output_place import check_output
 from deltamend.cli.options import given_options, parameters_of, with_options
 from deltamend.cli.repair_output import print_plan, print_report
@@ -21,7 +22,7 @@ from deltamend.diagnosis.update import refuse_nothing_to_diagnose
 from deltamend.errors import DeltamendError, OutputError, UsageError
 from deltamend.inputs.open_models import OpenPair
 from deltamend.machine.atomic import write_whole
-from deltamend.repairing.options import PairOptions, RepairOptions, make_options, opened_pair
+from deltamend.repairing.options import AUTO, PairOptions, RepairOptions, make_options, opened_pair
 from deltamend.repairing.plan import RepairPlan
 from deltamend.repairing.run import published_manifest
 from deltamend.repairing.yaml_config import RepairConfig, options_of, read_config
@@ -76,11 +77,11 @@ def repair(
     console = Console(stderr=as_json, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
     asked = _asked(given, chosen)
     selection = {name: asked.pop(name) for name in PairOptions.model_fields if name in asked}
-    make_options(RepairOptions, asked)  # what is wrong with the options is said before anything is opened
+    check_methods(make_options(RepairOptions, asked))  # before anything is opened or downloaded
     with opened_pair(folders[0], folders[1], make_options(PairOptions, selection)) as pair:
         if html is not None:
             _check_page(html, Path(folders[2]), pair)
-        with progress_bar(quiet, "reading BASE") as progress:
+        with progress_bar(quiet or asked.get("method") != AUTO, "reading BASE") as progress:
             plan = deltamend.plan_repair(
                 pair, out=folders[2], overwrite=overwrite or resume, progress=progress, **asked
             )

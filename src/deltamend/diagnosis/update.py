@@ -66,6 +66,7 @@ def diagnose(
     """
     started = time.perf_counter()
     written = make_options(RepairOptions, {"out_dtype": out_dtype}).dtype_name
+    team = Workers(workers)
     with opened_pair(base, finetuned, make_options(PairOptions, options)) as pair:
         refuse_nothing_to_diagnose(pair)
         items = items_of(pair.pairing.pairs)
@@ -77,7 +78,7 @@ def diagnose(
             report(item.name)
             return found
 
-        with Workers(workers) as team:
+        with team:
             by_name = {matrix.name: matrix for matrix in team.map(diagnose_one, costliest_first(items))}
     matrices = tuple(by_name[item.name] for item in items)
     verdict, sentences, commands = summary(matrices)

@@ -32,12 +32,14 @@ def rename_base(base: Checkpoint, finetuned: Checkpoint, given: str | None) -> N
     """
     rule = prefix_rule(base.tensors, finetuned.tensors, given)
     if rule is not None:
-        ours, theirs = _matrices(base.tensors), _matrices(finetuned.tensors)
-        count = _matched(ours, theirs, rule)
-        note = (
-            f"BASE's {rule[0]!r} is FINETUNED's {rule[1]!r}: {count} of {len(theirs)} matrices get a partner this way"
-        )
-        _show_renamed(base, rule, note)
+        _show_renamed(base, rule, rule_note(base.tensors, finetuned.tensors, rule))
+
+
+def rule_note(base: Mapping[str, StoredTensor], finetuned: Mapping[str, StoredTensor], rule: _Rule) -> str:
+    """What a rule of `prefix_rule` means, and how many matrices it pairs, as one sentence for a person."""
+    ours, theirs = _matrices(base), _matrices(finetuned)
+    count = _matched(ours, theirs, rule)
+    return f"BASE's {rule[0]!r} is FINETUNED's {rule[1]!r}: {count} of {len(theirs)} matrices get a partner this way"
 
 
 def prefix_rule(

@@ -8,7 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict, TypeVar
 
-from pydantic import AliasChoices, Field, InstanceOf, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    InstanceOf,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from deltamend.checkpoint.dtypes import OUT_DTYPES
 from deltamend.checkpoint.manifest import Output
@@ -101,6 +108,12 @@ class RepairOptions(PairOptions):
         default=None,
         description="Maximum size of a weight file, such as 5GB. By default the files are split as in FINETUNED.",
     )
+
+    @field_validator("vectors", mode="wrap")
+    @classmethod
+    def _stays_an_integer(cls, value: object, validated: ValidatorFunctionWrapHandler) -> object:
+        """An integer of a Python call is recorded as it was given; pydantic would make 1.0 of 1."""
+        return value if cls is RepairOptions and type(value) is int else validated(value)
 
     @field_validator("out_dtype")
     @classmethod

@@ -15,13 +15,13 @@ from deltamend.checkpoint.manifest import MatrixRepair, kept_energy_of, realised
 from deltamend.checkpoint.quantised import refuse_quantised
 from deltamend.errors import FilterError, PairingError, UsageError, option
 from deltamend.inputs.pairing import Pairing, TensorPair, pair_tensors
-from deltamend.inputs.renaming import prefix_rule, renamed
+from deltamend.inputs.renaming import prefix_rule, renamed, rule_note
 from deltamend.machine.threads import Workers
 from deltamend.matrices.buffers import Array, Buffers
 from deltamend.matrices.items import SidesReader
 from deltamend.matrices.views import MemoryMatrix, StoredMatrix
 from deltamend.methods.method import Method
-from deltamend.progress import Progress, ignore_progress
+from deltamend.progress import Progress, count_reporter, ignore_progress
 from deltamend.repairing.options import AUTO, RepairKeywords, RepairOptions, make_options
 from deltamend.repairing.outputs import WrittenTensor
 from deltamend.repairing.plan import assign_methods
@@ -45,10 +45,12 @@ class RepairedInMemory:
     Attributes:
         records: what was done to each tensor that has a method, by the name of the tensor.
         only_in_base: the names of tensors that only BASE has; they are not in the result.
+        notes: how the names of BASE were matched, where they are not those of FINETUNED.
     """
 
     records: dict[str, MatrixRepair]
     only_in_base: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @property
     def kept_energy(self) -> float:
@@ -137,7 +139,9 @@ def repair_state_dict(
     described = _described(base, _first_names(base)), _described(finetuned, {})
     for side, tensors_of in zip(("BASE", "FINETUNED"), described, strict=True):
         refuse_quantised(tensors_of.values(), side)
-    shown = _shown_as(described[0], described[1], wanted.rename)
+    rule = prefix_rule(*described, wanted.rename)
+    notes = () if rule is None else (rule_note(*described, rule),)
+    shown = described[0] if rule is None else _renamed_by(rule, described[0])
     pairing = pair_tensors(
         shown, described[1], configs, include=wanted.include, exclude=wanted.exclude, split_fused=wanted.split_fused
     )
@@ -147,18 +151,22 @@ def repair_state_dict(
     output = MemoryOutput(finetuned, wanted.dtype_name)
     reader = SidesReader(_TensorsInMemory(base), _TensorsInMemory(finetuned))
     repairer = TensorRepairer(reader, methods, device=device, rounding=wanted.rounding)
-    report = progress or ignore_progress
+    report = count_reporter(progress or ignore_progress, len(pairs))
+
+    def repair_one(pair: TensorPair) -> tuple[str, MatrixRepair]:
+        done = output.write(pair, repairer).done
+        report(pair.name)
+        return pair.name, done
+
     with Workers(workers) as team:
         repairer.survey(pairs, team.map)
-        done = team.map(lambda pair: (pair.name, output.write(pair, repairer).done), pairs)
-        for number, (name, _) in enumerate(done, start=1):
-            report(name, number / len(done))
+        done = team.map(repair_one, pairs)
     records = {name: record for name, record in done if name in methods}
     tensors = dict(finetuned) | output.tensors
     for name, first in ties.items():
         if first in records:
             tensors[name], records[name] = tensors[first], records[first]
-    return RepairedStateDict(records, pairing.only_in_base, tensors)
+    return RepairedStateDict(records, pairing.only_in_base, notes, tensors)
 
 
 def repair_module(
@@ -204,7 +212,7 @@ def repair_module(
     )
     result = copy.deepcopy(finetuned)
     result.load_state_dict(repaired.tensors)
-    return RepairedModule(repaired.records, repaired.only_in_base, result)
+    return RepairedModule(repaired.records, repaired.only_in_base, repaired.notes, result)
 
 
 class MemoryOutput:
@@ -277,13 +285,8 @@ def _options_in_memory(given: RepairKeywords) -> RepairOptions:
     return options
 
 
-def _shown_as(
-    base: Mapping[str, StoredTensor], finetuned: Mapping[str, StoredTensor], rename: str | None
-) -> dict[str, StoredTensor]:
-    """The tensors of BASE under the names that they have in FINETUNED."""
-    rule = prefix_rule(base, finetuned, rename)
-    if rule is None:
-        return dict(base)
+def _renamed_by(rule: tuple[str, str], base: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors of BASE under the names that they have in FINETUNED, by a rule of `prefix_rule`."""
     shown: dict[str, StoredTensor] = {}
     for tensor in base.values():
         name = renamed(tensor.name, rule)
@@ -363,7 +366,10 @@ def _described(tensors: Mapping[str, torch.Tensor], origins: Mapping[str, str]) 
 
 
 def _config(module: torch.nn.Module) -> dict[str, Any]:
-    """The config of a transformers model as a dict; empty for any other module."""
+    """The config of a model as a dict: all of a transformers config, of any other what the pairing of tensors asks for."""
     config = getattr(module, "config", None)
     to_dict = getattr(config, "to_dict", None)
-    return dict(to_dict()) if callable(to_dict) else {}
+    # As attributes, because a config may compute them: `to_dict` then lacks them.
+    names = ("model_type", "vocab_size", "architectures")
+    known = {name: value for name in names if (value := getattr(config, name, None)) is not None}
+    return {**(to_dict() if callable(to_dict) else {}), **known}

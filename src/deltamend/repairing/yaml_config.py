@@ -102,8 +102,8 @@ def options_of(config: RepairConfig) -> dict[str, Any]:
     given = {name: getattr(config, name) for name in RepairOptions.model_fields if name in config.model_fields_set}
     if config.method_parameters:
         given["parameters"] = config.method_parameters
-    if config.dtype is not None:
-        given.setdefault("out_dtype", config.dtype)
+    if config.dtype is not None and given.get("out_dtype") is None:
+        given["out_dtype"] = config.dtype
     return given
 
 
