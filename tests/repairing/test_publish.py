@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import deltamend
-from deltamend.checkpoint import work_folder
+from deltamend.checkpoint import publishing
 from tests.conftest import Pair, Printed
 from tests.repairing.test_run import without_seconds
 
@@ -63,7 +63,7 @@ def half_published(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     out = tmp_path / "out"
     fill(out)
     with monkeypatch.context() as patch:
-        patch.setattr(work_folder, "_exchange", killed_half_way)
+        patch.setattr(publishing, "_exchange", killed_half_way)
         with pytest.raises(KeyboardInterrupt):
             deltamend.repair(pair.base, pair.finetuned, out, overwrite=True)
     assert not out.exists()
@@ -91,13 +91,13 @@ def test_a_kill_after_the_rename_leaves_nothing_that_is_taken_for_output(
     deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "whole")
     fill(out)
 
-    def killed(_work: work_folder.WorkFolder) -> None:
+    def killed(_work: publishing.WorkFolder) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(work_folder.WorkFolder, "discard", killed)
+        patch.setattr(publishing.WorkFolder, "discard", killed)
         if not exchange:
-            patch.setattr(work_folder, "_RENAME_EXCHANGE", 1 << 20)  # refused by the kernel
+            patch.setattr(publishing, "_RENAME_EXCHANGE", 1 << 20)  # refused by the kernel
         with pytest.raises(KeyboardInterrupt):
             deltamend.repair(llama_pair.base, llama_pair.finetuned, out, overwrite=True)
     assert deltamend.verify(out) == []
@@ -105,7 +105,7 @@ def test_a_kill_after_the_rename_leaves_nothing_that_is_taken_for_output(
     assert not (tmp_path / PARTIAL).exists()
 
     with monkeypatch.context() as patch:
-        patch.setattr(work_folder.WorkFolder, "discard", killed)
+        patch.setattr(publishing.WorkFolder, "discard", killed)
         with pytest.raises(KeyboardInterrupt):
             deltamend.repair(llama_pair.base, llama_pair.finetuned, out, overwrite=True)
     shutil.rmtree(out)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from deltamend.spectrum import decompositions
-from deltamend.spectrum.band import Band
+from deltamend.spectrum.band_reduction import Band
 from deltamend.spectrum.blocks import ArrayBlocks, FloatArray
 from deltamend.spectrum.decompositions import Gram, Tridiagonal, UnsureError, Workspace
 from deltamend.spectrum.fortran_calls import LapackError

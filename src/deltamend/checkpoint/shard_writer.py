@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deltamend.checkpoint.checkpoint_folder import StoredTensor
 from deltamend.checkpoint.layout import ShardLayout
-from deltamend.checkpoint.output_place import output_errors
+from deltamend.checkpoint.output_checks import output_errors
 
 
 class ShardWriter:

@@ -18,15 +18,15 @@ from deltamend.inputs.open_models import OpenPair
 from deltamend.machine.threads import Workers
 from deltamend.matrices.buffers import norm_squared, row_chunks
 from deltamend.matrices.delta import DeltaBlocks
-from deltamend.matrices.items import CheckpointTensors, MatrixItem, SidesReader, costliest_first, items_of
+from deltamend.matrices.update_walk import CheckpointTensors, MatrixItem, SidesReader, costliest_first, items_of
 from deltamend.methods.method import KeptDelta, Method
 from deltamend.methods.registry import all_methods, get_method
 from deltamend.progress import Progress, count_reporter, ignore_progress
 from deltamend.records import Record
 from deltamend.repairing.one_matrix import apply_method, open_delta
 from deltamend.repairing.options import LEAVES_NONE, PairKeywords, PairOptions, make_options, opened_pair
-from deltamend.repairing.parts import job_for
 from deltamend.repairing.survey import Survey
+from deltamend.repairing.tensor_parts import job_for
 from deltamend.spectrum.blocks import Block
 
 

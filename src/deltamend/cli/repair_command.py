@@ -14,7 +14,7 @@ from rich.console import Console
 
 import deltamend
 from deltamend._api import check_methods
-from deltamend.checkpoint.output_place import check_output
+from deltamend.checkpoint.output_checks import check_output
 from deltamend.cli.options import given_options, parameters_of, with_options
 from deltamend.cli.repair_output import print_plan, print_report
 from deltamend.cli.terminal import progress_bar

@@ -14,7 +14,7 @@ from deltamend.diagnosis.verdict import summary
 from deltamend.errors import UsageError
 from deltamend.inputs.open_models import OpenPair
 from deltamend.machine.threads import Workers
-from deltamend.matrices.items import CheckpointTensors, MatrixItem, SidesReader, costliest_first, items_of
+from deltamend.matrices.update_walk import CheckpointTensors, MatrixItem, SidesReader, costliest_first, items_of
 from deltamend.progress import Progress, count_reporter, ignore_progress
 from deltamend.repairing.options import (
     LEAVES_NONE,

@@ -63,7 +63,7 @@ def publish(folder: Path, *, keep: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `folder` to write into; rename it to `folder` on success, delete it on any failure.
 
     A process that is killed meanwhile leaves at most a `.part` folder behind, which is never read. The output of a repair is
-    published by `checkpoint.work_folder` instead, which can also resume, syncs to the disk, and exchanges folders in one step.
+    published by `checkpoint.publishing` instead, which can also resume, syncs to the disk, and exchanges folders in one step.
 
     Args:
         folder: the folder that appears once it is complete.

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from deltamend.inputs.pairing import TensorPair
 from deltamend.matrices.delta import BLOCK_ELEMENTS
-from deltamend.matrices.items import pair_flops
+from deltamend.matrices.update_walk import pair_flops
 
 _WRITE_BYTES_PER_SECOND = 0.4e9  # measured once, while writing to a new file
 _RESIDENT_BYTES = 100 << 20  # memory of Python with numpy and scipy imported

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from deltamend.checkpoint.dtypes import all_finite, is_float
+from deltamend.checkpoint.dtypes import all_finite
 from deltamend.checkpoint.manifest import MatrixOutcome
-from deltamend.errors import FilterError, option
+from deltamend.errors import FilterError
 from deltamend.matrices.buffers import Array, Buffers, norm_squared, row_chunks
 from deltamend.matrices.delta import DeltaBlocks
 from deltamend.matrices.views import Matrix
 from deltamend.methods.method import KeptDelta
 from deltamend.methods.random_bits import RandomBits
-from deltamend.repairing.rounding import Rounding, round_for, rounding_bits
+from deltamend.repairing.rounding import Rounding, cast_to, round_for, rounding_bits
 from deltamend.repairing.sinks import Norms, Sink
 from deltamend.spectrum.blocks import Block, FloatArray
 
@@ -88,7 +88,7 @@ def copy_rows(source: Matrix, span: tuple[int, int], sink: Sink, name: str, buff
         if not all_finite(values):
             raise FilterError(f"tensor {name!r} holds NaN or Inf in FINETUNED; give an undamaged checkpoint")
         sink.write_rows(
-            start + first, _cast(values, sink.dtype, name, buffers) if sink.dtype != values.dtype else values
+            start + first, cast_to(values, sink.dtype, name, buffers) if sink.dtype != values.dtype else values
         )
 
 
@@ -150,23 +150,4 @@ class _Merger:
         return written
 
     def _cast(self, values: Array) -> Array:
-        return _cast(values, self.dtype, self.name, self.buffers)
-
-
-def _cast(values: Array, dtype: np.dtype[Any], name: str, buffers: Buffers) -> Array:
-    """Cast values to the output dtype, rounded to nearest; values that are not floating point are returned unchanged.
-
-    Returns:
-        A buffer, which the next call overwrites.
-
-    Raises:
-        FilterError: a value is too large for the dtype.
-    """
-    if not is_float(values.dtype):
-        return values
-    cast = buffers.get("cast", values.shape, dtype)
-    with np.errstate(over="ignore"):  # the check below finds an overflow and names the tensor
-        np.copyto(cast, round_for(values, dtype), casting="unsafe")
-    if not all_finite(cast):
-        raise FilterError(f"tensor {name!r} overflows in {dtype}; write it with {option('out_dtype', 'fp32')}")
-    return cast
+        return cast_to(values, self.dtype, self.name, self.buffers)

@@ -9,7 +9,7 @@ from typing import Protocol
 from deltamend.checkpoint.manifest import AdapterRecord, FileRecord, InputRecord, MatrixRepair, PartRecord, TensorRecord
 from deltamend.inputs.pairing import TensorPair
 from deltamend.machine.threads import Workers
-from deltamend.repairing.tensors import TensorRepairer
+from deltamend.repairing.tensor_repairer import TensorRepairer
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from deltamend.checkpoint.dtypes import FLOAT_NAMES
 from deltamend.checkpoint.file_names import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from deltamend.checkpoint.hashing import hash_file
 from deltamend.checkpoint.layout import Layout, plan_layout
-from deltamend.checkpoint.output_place import check_output
+from deltamend.checkpoint.output_checks import check_output
 from deltamend.checkpoint.sidecars import LeftOut, Sidecar, list_sidecars, with_tokenizer_of
 from deltamend.errors import CheckpointError, UsageError, option
 from deltamend.inputs.open_models import OpenPair

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deltamend.checkpoint.dtypes import NUMPY_DTYPES
-from deltamend.matrices.buffers import Array
+from deltamend.checkpoint.dtypes import NUMPY_DTYPES, all_finite, is_float
+from deltamend.errors import FilterError, option
+from deltamend.matrices.buffers import Array, Buffers
 from deltamend.methods.elementwise import Tile
 from deltamend.methods.random_bits import RandomBits
 
@@ -76,3 +77,22 @@ def _to_odd(values: Array) -> Array:
         whole -= (np.abs(wide) > np.abs(values)) & np.isfinite(values)
     whole |= (wide != values) & np.isfinite(values)
     return single
+
+
+def cast_to(values: Array, dtype: np.dtype[Any], name: str, buffers: Buffers) -> Array:
+    """Cast values to the output dtype, rounded to nearest; values that are not floating point are returned unchanged.
+
+    Returns:
+        A buffer, which the next call overwrites.
+
+    Raises:
+        FilterError: a value is too large for the dtype.
+    """
+    if not is_float(values.dtype):
+        return values
+    cast = buffers.get("cast", values.shape, dtype)
+    with np.errstate(over="ignore"):  # the check below finds an overflow and names the tensor
+        np.copyto(cast, round_for(values, dtype), casting="unsafe")
+    if not all_finite(cast):
+        raise FilterError(f"tensor {name!r} overflows in {dtype}; write it with {option('out_dtype', 'fp32')}")
+    return cast

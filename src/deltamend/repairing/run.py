@@ -21,20 +21,20 @@ from deltamend.checkpoint.manifest import (
     decode_manifest,
     encode_manifest,
 )
-from deltamend.checkpoint.output_place import check_output
+from deltamend.checkpoint.output_checks import check_output
+from deltamend.checkpoint.publishing import WorkFolder, remove_leftovers
 from deltamend.checkpoint.verification import verify
-from deltamend.checkpoint.work_folder import WorkFolder, remove_leftovers
 from deltamend.errors import UsageError, option
 from deltamend.inputs.pairing import TensorPair
 from deltamend.machine.threads import Workers
-from deltamend.matrices.items import CheckpointTensors, SidesReader, pair_flops
+from deltamend.matrices.update_walk import CheckpointTensors, SidesReader, pair_flops
 from deltamend.progress import Progress, ignore_progress
 from deltamend.repairing.input_hashes import hash_inputs
 from deltamend.repairing.options import RepairOptions, opened_pair
 from deltamend.repairing.outputs import FolderOutput, WrittenTensor
 from deltamend.repairing.plan import RepairPlan, plan_repair
 from deltamend.repairing.repair_report import RepairReport, library_versions
-from deltamend.repairing.tensors import TensorRepairer
+from deltamend.repairing.tensor_repairer import TensorRepairer
 from deltamend.repairing.to_adapter import AdapterOutput
 from deltamend.repairing.to_checkpoint import CheckpointOutput
 from deltamend.repairing.written_files import write_sidecars

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from deltamend.errors import FilterError
-from deltamend.matrices.items import MatrixItem, SidesReader
+from deltamend.matrices.update_walk import MatrixItem, SidesReader
 from deltamend.methods.method import Counts, TensorContext
 from deltamend.repairing.merge import refuse_damaged
 from deltamend.repairing.one_matrix import Job, open_delta

@@ -14,21 +14,21 @@ from deltamend.checkpoint.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from deltamend.checkpoint.hashing import hash_file
 from deltamend.checkpoint.layout import ShardLayout
 from deltamend.checkpoint.manifest import AdapterRecord, FileRecord, InputRecord, MatrixRepair, TensorRecord
+from deltamend.checkpoint.publishing import WorkFolder
 from deltamend.checkpoint.safetensors_header import encode_header
 from deltamend.checkpoint.shard_writer import ShardWriter
-from deltamend.checkpoint.work_folder import WorkFolder
 from deltamend.errors import UsageError
 from deltamend.inputs.pairing import TensorPair
 from deltamend.machine.threads import Workers
 from deltamend.matrices.buffers import row_chunks, same_bytes
-from deltamend.matrices.items import MatrixItem
+from deltamend.matrices.update_walk import MatrixItem
 from deltamend.repairing.adapter_layout import AdapterPlan, Placed, arrange, encode_config, expert_refusal
 from deltamend.repairing.adapter_parts import AdapterParts, PartSink
 from deltamend.repairing.merge import refuse_damaged
 from deltamend.repairing.one_matrix import repair_matrix
 from deltamend.repairing.outputs import WrittenTensor
 from deltamend.repairing.plan import RepairPlan
-from deltamend.repairing.tensors import TensorRepairer
+from deltamend.repairing.tensor_repairer import TensorRepairer
 
 
 class AdapterOutput:

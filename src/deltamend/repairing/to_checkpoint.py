@@ -14,15 +14,15 @@ from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.checkpoint.hashing import hash_file, tensor_hash
 from deltamend.checkpoint.layout import ShardLayout
 from deltamend.checkpoint.manifest import FileRecord, InputRecord, TensorRecord
+from deltamend.checkpoint.publishing import WorkFolder
 from deltamend.checkpoint.shard_writer import ShardWriter
-from deltamend.checkpoint.work_folder import WorkFolder
 from deltamend.inputs.pairing import TensorPair
 from deltamend.machine.threads import Workers
 from deltamend.matrices.buffers import Array, bytes_of
 from deltamend.matrices.views import StoredMatrix
 from deltamend.repairing.outputs import WrittenTensor
 from deltamend.repairing.plan import RepairPlan
-from deltamend.repairing.tensors import TensorRepairer
+from deltamend.repairing.tensor_repairer import TensorRepairer
 
 
 class CheckpointOutput:

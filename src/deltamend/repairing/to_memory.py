@@ -18,7 +18,7 @@ from deltamend.inputs.pairing import Pairing, TensorPair, pair_tensors
 from deltamend.inputs.renaming import prefix_rule, renamed, rule_note
 from deltamend.machine.threads import Workers
 from deltamend.matrices.buffers import Array, Buffers
-from deltamend.matrices.items import SidesReader
+from deltamend.matrices.update_walk import SidesReader
 from deltamend.matrices.views import MemoryMatrix, StoredMatrix
 from deltamend.methods.method import Method
 from deltamend.progress import Progress, count_reporter, ignore_progress
@@ -27,7 +27,7 @@ from deltamend.repairing.outputs import WrittenTensor
 from deltamend.repairing.plan import assign_methods
 from deltamend.repairing.rules import MethodChoice
 from deltamend.repairing.run import check_device
-from deltamend.repairing.tensors import TensorRepairer
+from deltamend.repairing.tensor_repairer import TensorRepairer
 
 if TYPE_CHECKING:
     # Its import is slow, and a repair of folders does not need it. Whoever passes tensors has imported it already.

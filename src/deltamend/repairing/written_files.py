@@ -17,7 +17,7 @@ from deltamend.checkpoint.file_names import (
 from deltamend.checkpoint.hashing import hash_file
 from deltamend.checkpoint.manifest import FileRecord, Manifest
 from deltamend.checkpoint.model_card import license_of_card, render_model_card
-from deltamend.checkpoint.work_folder import WorkFolder
+from deltamend.checkpoint.publishing import WorkFolder
 from deltamend.repairing.plan import RepairPlan
 
 

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from deltamend.errors import FilterError
-from deltamend.spectrum.band import Band
+from deltamend.spectrum.band_reduction import Band
 from deltamend.spectrum.checked_blocks import CheckedBlocks
 from deltamend.spectrum.decompositions import (
     Decomposition,

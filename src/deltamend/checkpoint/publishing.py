@@ -29,7 +29,7 @@ from typing import Self
 from pydantic import ValidationError
 
 from deltamend.checkpoint.manifest import TensorRecord
-from deltamend.checkpoint.output_place import output_errors, work_folder_of
+from deltamend.checkpoint.output_checks import output_errors, work_folder_of
 from deltamend.errors import CheckpointError, OutputError, option
 
 _RENAME_EXCHANGE = 2  # renameat2(2), Linux 3.15

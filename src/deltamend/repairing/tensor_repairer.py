@@ -7,14 +7,14 @@ from typing import Any
 
 from deltamend.checkpoint.manifest import MatrixRepair, PartRecord
 from deltamend.inputs.pairing import TensorPair
-from deltamend.matrices.items import MatrixItem, SidesReader, items_of
+from deltamend.matrices.update_walk import MatrixItem, SidesReader, items_of
 from deltamend.methods.method import Method
 from deltamend.repairing.merge import copy_rows
 from deltamend.repairing.one_matrix import Job
-from deltamend.repairing.parts import job_for, repair_parts
 from deltamend.repairing.rounding import Rounding
 from deltamend.repairing.sinks import Sink
 from deltamend.repairing.survey import Survey
+from deltamend.repairing.tensor_parts import job_for, repair_parts
 
 
 class TensorRepairer:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from deltamend.checkpoint.manifest import MatrixRepair, PartRecord
 from deltamend.inputs.pairing import Submatrix, TensorPair
 from deltamend.matrices.buffers import Buffers
-from deltamend.matrices.items import MatrixItem, part_of
+from deltamend.matrices.update_walk import MatrixItem, part_of
 from deltamend.matrices.views import Matrix
 from deltamend.methods.method import Method, Place
 from deltamend.repairing.merge import copy_rows
