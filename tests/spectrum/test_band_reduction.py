@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deltamend.spectrum import band_reduction as band, routes
+from deltamend.spectrum import band_reduction as band
+from deltamend.spectrum import routes
 from deltamend.spectrum.band_reduction import Band, BlockTridiagonal, reduce_to_band
 from deltamend.spectrum.blocks import FloatArray
 from deltamend.spectrum.decompositions import UnsureError, Workspace
