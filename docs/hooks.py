@@ -11,7 +11,7 @@ import logging
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -39,7 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the files of the repository that pages link to, and every study's report under a name of its own."""
     for report in DOCS.glob("results/*/results/index.html"):  # its README.md is the folder's index
         files.append(File.generated(config, _uri(report, set()), abs_src_path=str(report)))
-    known = {file.src_uri for file in files}
+    known = _included(files)
     waiting = [DOCS / file.src_uri for file in files.documentation_pages()]
     while waiting:
         page = waiting.pop()
@@ -56,7 +56,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Put in what is generated, and let links to files of the repository lead to their pages."""
     del config
-    known = {file.src_uri for file in files}
+    known = _included(files)
     source = page.file.src_uri
     if source.startswith(f"{REPOSITORY}/"):
         folder = (ROOT / source.removeprefix(f"{REPOSITORY}/")).parent
@@ -77,6 +77,10 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     for found in _LOADS.finditer(output):
         _log.warning("%s loads %s from the network", page.file.src_uri, found[0])
     return output
+
+
+def _included(files: Iterable[File]) -> set[str]:
+    return {file.src_uri for file in files if not file.inclusion.is_excluded()}
 
 
 def _links(page: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 import typer.main
+from mkdocs.structure.files import InclusionLevel
 from pydantic import BaseModel
 
 import deltamend
@@ -32,7 +33,11 @@ def hooks() -> ModuleType:
 def on_page(hooks: ModuleType, source: str, markdown: str) -> str:
     """The Markdown of a page after the hook, in a site that has docs/score.md and nothing else."""
     page = SimpleNamespace(file=SimpleNamespace(src_uri=source))
-    text: str = hooks.on_page_markdown(markdown, page, None, [SimpleNamespace(src_uri="score.md")])
+    files = [
+        SimpleNamespace(src_uri="score.md", inclusion=InclusionLevel.INCLUDED),
+        SimpleNamespace(src_uri="hooks.py", inclusion=InclusionLevel.EXCLUDED),
+    ]
+    text: str = hooks.on_page_markdown(markdown, page, None, files)
     return text
 
 
