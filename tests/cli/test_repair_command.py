@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,20 +25,20 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
         "repair", own_pair.base, own_pair.finetuned, tmp_path / "out", "--dry-run", "-v", "-e", "mlp"
     )
     assert printed.code == 0
-    assert "dg-hard on 10 matrices of 21 tensors; nothing is written" in printed.out
-    assert "6 kept as fine-tuned: matched by exclude" in printed.out
-    assert "5 kept as fine-tuned: not a matrix" in printed.out
+    assert "dry run, nothing is written: dg-hard would repair 10 matrices; FINETUNED has 21 tensors" in printed.out
+    assert "6 tensors would be kept as fine-tuned: matched by exclude" in printed.out
+    assert "5 tensors would be kept as fine-tuned: not a matrix" in printed.out
     assert "file left out (weights in a file that the index does not name): optimizer.pt" in printed.out
     assert "filter lm_head.weight [200×64]" in printed.out
-    assert "MB in" in printed.out
-    assert "GiB with" in printed.out
+    assert "OUT would hold 2 weight files and 6 other files, 0.23 MB in all" in printed.out
+    assert re.search(r"with \d+ workers? it would take about \d+ s and 0\.\d GiB of memory", printed.out)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_verbose_shows_every_tensor(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
     printed = deltamend_cli("repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", "-v")
     assert "2/64" in printed.out
-    assert "16 filtered, 5 kept" in printed.out
+    assert "21 tensors: 16 filtered, 5 kept" in printed.out
     assert "of the update's energy" in printed.out
 
 
@@ -80,7 +81,7 @@ def test_what_is_left_out_is_said(own_pair: Pair, tmp_path: Path, deltamend_cli:
     weights = load_file(own_pair.base / "model.safetensors")
     save_file({**weights, "gone": torch.ones(3)}, own_pair.base / "model.safetensors")
     printed = deltamend_cli("repair", own_pair.base, own_pair.finetuned, tmp_path / "out")
-    assert "only in BASE, left out: gone" in printed.out
+    assert "tensor left out, as it is only in BASE: gone" in printed.out
     assert ": optimizer.pt" in printed.out
 
 
@@ -88,7 +89,7 @@ def test_a_dry_run_of_resume_says_what_the_run_would(llama_pair: Pair, tmp_path:
     command = ("repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", "--resume")
     assert deltamend_cli(*command).code == 0
     assert "nothing to do" in deltamend_cli(*command, "--dry-run").out
-    assert "was whole already" in deltamend_cli(*command).out
+    assert "was already complete; nothing was written" in deltamend_cli(*command).out
     (tmp_path / "out" / "tokenizer.json").unlink()
     for options in ((), ("--dry-run",)):
         printed = deltamend_cli(*command, *options)
@@ -147,7 +148,7 @@ def test_ctrl_c_says_how_to_go_on(
 
     main()
     assert ended == [1]
-    assert "--resume goes on" in capfd.readouterr().err
+    assert "run the same command with --resume to continue" in capfd.readouterr().err
 
 
 def test_a_dry_run_can_be_read_by_a_script(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
@@ -158,7 +159,7 @@ def test_a_dry_run_can_be_read_by_a_script(llama_pair: Pair, tmp_path: Path, del
     assert [tensor["action"] for tensor in plan["tensors"]] == ["filter"] * 21
     assert plan["options"]["vectors"] == "0.5"
     assert plan["checkpoint_bytes"] > 0
-    assert "dg-hard on 16 matrices and 5 other tensors of 21 tensors" in printed.err
+    assert "dg-hard would repair 16 matrices and 5 vectors; FINETUNED has 21 tensors" in printed.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -243,8 +244,11 @@ def test_a_page_that_fails_all_the_same_says_that_out_is_whole(
     given = ("repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", "--html", tmp_path / "page.html")
     printed = deltamend_cli(*given)
     assert (printed.code, printed.err.count("\n")) == (1, 1)
-    assert f"the page is missing, {tmp_path / 'out'} is whole (the disk is full)" in printed.err
-    assert "16 filtered, 5 kept" in printed.out
+    assert (
+        f"the page was not written (the disk is full); the repair itself, {tmp_path / 'out'}, is complete"
+        in printed.err
+    )
+    assert "21 tensors: 16 filtered, 5 kept" in printed.out
     assert deltamend.verify(tmp_path / "out") == []
 
 

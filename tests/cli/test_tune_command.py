@@ -28,9 +28,14 @@ def test_candidates_the_report_and_the_command_are_printed(
     page = tmp_path / "page.html"
     printed = deltamend_cli(*arguments, "--methods", "task-arithmetic", "--strengths", "1,0.5,0.3,0.2", "--html", page)
     assert printed.code == 0, printed.err
-    for text in ("on the half that chooses", "reporting half", "chosen: task-arithmetic × 0.5", "--method hybrid"):
+    for text in (
+        "Candidates, scored on the half of the items that chooses",
+        "reporting half",
+        "chosen: task-arithmetic × 0.5",
+        "--method hybrid",
+    ):
         assert text in printed.out
-    assert "not tried, as the score had fallen: task-arithmetic × 0.2" in printed.out
+    assert "not tried, because the score had already fallen: task-arithmetic × 0.2" in printed.out
     assert "reporting half" in page.read_text(encoding="utf-8")
 
 
@@ -69,4 +74,4 @@ def test_a_target_that_is_not_evaluated_is_refused_before_anything_is_opened(
 
 def test_something_must_be_evaluated(deltamend_cli: Cli) -> None:
     printed = deltamend_cli("tune", "base", "finetuned", "--target", "sums")
-    assert (printed.code, printed.err) == (2, "deltamend: give --suite or --task\n")
+    assert (printed.code, printed.err) == (2, "deltamend: there is nothing to evaluate; give --suite or --task\n")

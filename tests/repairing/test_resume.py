@@ -233,7 +233,7 @@ def test_ctrl_c_twice_is_one_line_and_goes_on(wide_pair: Pair, tmp_path: Path) -
             time.sleep(moments.uniform(0, 0.05))
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 1
-        assert errors == "deltamend: interrupted; the same command with --resume goes on\n"
+        assert errors == "deltamend: interrupted; run the same command with --resume to continue\n"
         assert not (tmp_path / "out").exists()
     deltamend.repair(wide_pair.base, wide_pair.finetuned, tmp_path / "out", resume=True)
     assert without_seconds(tmp_path / "out") == without_seconds(tmp_path / "whole")

@@ -230,7 +230,7 @@ def test_the_config_and_the_files_beside_it(
 
 def test_the_size_is_said(llama_pair: Pair, tmp_path: Path, deltamend_cli: Callable[..., Printed]) -> None:
     printed = deltamend_cli("repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", "--as", "adapter")
-    assert "MB as an adapter, " in printed.out
+    assert "the adapter takes 0.027 MB, the weights of FINETUNED take 0.23 MB" in printed.out
 
 
 @pytest.mark.parametrize(

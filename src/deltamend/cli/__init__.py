@@ -1,4 +1,4 @@
-"""The command line: one file a command, no logic of its own."""
+"""The command line: one file for each command, which calls the public functions and prints their results."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ import typer
 
 from deltamend import __version__
 from deltamend.cli.calibrate_command import calibrate
-from deltamend.cli.compare_command import compare
+from deltamend.cli.compare_command import COMPARE_EXAMPLES, compare
 from deltamend.cli.demo_command import demo
-from deltamend.cli.diagnose_command import diagnose
-from deltamend.cli.diff_command import diff
+from deltamend.cli.diagnose_command import DIAGNOSE_EXAMPLES, diagnose
+from deltamend.cli.diff_command import DIFF_EXAMPLES, diff
 from deltamend.cli.evaluate_command import evaluate
 from deltamend.cli.inspect_command import inspect
 from deltamend.cli.methods_command import methods
 from deltamend.cli.options import spelled_on_command_line
 from deltamend.cli.push_command import push
-from deltamend.cli.repair_command import repair
+from deltamend.cli.repair_command import REPAIR_EXAMPLES, repair
 from deltamend.cli.score_command import score
 from deltamend.cli.study_command import study
-from deltamend.cli.tune_command import tune
+from deltamend.cli.tune_command import TUNE_EXAMPLES, tune
 from deltamend.cli.verify_command import verify
 from deltamend.errors import DeltamendError, UsageError
 
@@ -59,31 +59,31 @@ def start(
     """Repair a fine-tuned language model after the fact, from its base and fine-tuned checkpoints alone."""
 
 
-app.command()(repair)
+app.command(epilog=REPAIR_EXAMPLES)(repair)
 app.command()(verify)
 app.command()(inspect)
-app.command()(diff)
+app.command(epilog=DIFF_EXAMPLES)(diff)
 app.command()(push)
 app.add_typer(methods, name="methods")
-app.command()(compare)
-app.command()(diagnose)
+app.command(epilog=COMPARE_EXAMPLES)(compare)
+app.command(epilog=DIAGNOSE_EXAMPLES)(diagnose)
 app.add_typer(calibrate, name="calibrate")
 app.command()(evaluate)
 app.command()(score)
-app.command()(tune)
+app.command(epilog=TUNE_EXAMPLES)(tune)
 app.command()(study)
 app.command()(demo)
 
 
 _INTERRUPTED = 130
-"""The exit code typer gives to a Ctrl-C, which it catches itself."""
+"""The exit code of typer after a Ctrl-C, which typer catches itself."""
 
 
 def main() -> None:
-    """Run the command line: exit 0 when done, 1 when it failed or was interrupted, 2 on wrong usage."""
+    """Run the command line. It exits with 0 on success, 1 after a failure or an interruption, and 2 after wrong usage."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a name is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is printed escaped
     try:
         with _second_ctrl_c_ends_at_once():
             app()
@@ -96,37 +96,38 @@ def main() -> None:
 
 @contextmanager
 def _second_ctrl_c_ends_at_once() -> Iterator[None]:
-    """One line for a Ctrl-C, also when a second one comes while the first unwinds, which may be anywhere."""
+    """Print a single line after a Ctrl-C, and end at once after a second one, wherever the program is by then."""
     usual = signal.getsignal(signal.SIGINT)
-    # Elsewhere than in the main thread no handler can be set, and one that ignores Ctrl-C is somebody's wish.
-    ours = usual is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    # Only the main thread can set a handler, and a handler that somebody else has set, to ignore Ctrl-C, has to stay.
+    handled_here = usual is signal.default_int_handler and threading.current_thread() is threading.main_thread()
 
     def first(_number: int, _frame: object) -> None:
         signal.signal(signal.SIGINT, second)
         raise KeyboardInterrupt
 
     def second(_number: int, _frame: object) -> None:
-        os.write(2, f"{_interrupted()}\n".encode())  # the stream may be in the middle of a write
+        os.write(2, f"{_interrupted()}\n".encode())  # not by sys.stderr, which may be in the middle of a write
         os._exit(1)
 
-    if ours:
+    if handled_here:
         signal.signal(signal.SIGINT, first)
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as ended:
         if isinstance(ended, SystemExit) and ended.code != _INTERRUPTED:
             raise
-        if ours:
+        if handled_here:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         typer.echo(_interrupted(), err=True)
         sys.stderr.flush()
-        # Threads inside LAPACK cannot be stopped, and nobody should have to wait for them.
+        # A normal exit would wait for threads inside LAPACK, which cannot be stopped.
         os._exit(1)
     finally:
-        if ours:
+        if handled_here:
             signal.signal(signal.SIGINT, usual)
 
 
 def _interrupted() -> str:
-    hint = "; the same command with --resume goes on" if sys.argv[1:2] in (["repair"], ["evaluate"]) else ""
+    can_resume = sys.argv[1:2] in (["repair"], ["evaluate"])
+    hint = "; run the same command with --resume to continue" if can_resume else ""
     return f"deltamend: interrupted{hint}"

@@ -1,4 +1,4 @@
-"""`deltamend compare`: what each method keeps of the same update."""
+"""`deltamend compare`: compare what several methods keep of the same update."""
 
 from __future__ import annotations
 
@@ -21,38 +21,75 @@ from deltamend.methods.registry import get_method
 from deltamend.repairing.options import PairOptions
 from deltamend.report.compare_page import COLUMNS, compare_csv, method_row, render_compare_page
 
+COMPARE_EXAMPLES = """\b
+Examples:
+  deltamend compare BASE FINETUNED
+  deltamend compare BASE FINETUNED --methods dg-hard,wise-ft:alpha=0.3,ties:density=0.1:weight=0.5
+  deltamend compare BASE FINETUNED --write dg-hard,wise-ft --out REPAIRED
+"""
+
 
 @with_options(PairOptions)
 def compare(
-    base: Annotated[str, typer.Argument(help="The checkpoint that fine-tuning started from: a folder or a hub id.")],
+    base: Annotated[
+        str,
+        typer.Argument(
+            metavar="BASE",
+            help="The checkpoint that fine-tuning started from: a folder, a hub id org/name@revision, or a GGUF file.",
+        ),
+    ],
     finetuned: Annotated[
-        str, typer.Argument(help="Its fine-tuned descendant; MODEL+ADAPTER for a model with a LoRA adapter.")
+        str,
+        typer.Argument(
+            metavar="FINETUNED",
+            help="The fine-tuned checkpoint, likewise; or MODEL+ADAPTER for a model with a LoRA adapter.",
+        ),
     ],
     methods: Annotated[
         str,
-        typer.Option(help="all, or names separated by commas; parameters follow a colon, as in ties:density=0.1."),
+        typer.Option(
+            metavar="LIST",
+            help="Names of methods, separated by commas, each with its parameters after colons, as in ties:density=0.1; or all, "
+            "for every method that needs no parameter.",
+        ),
     ] = "all",
-    as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
-    csv: Annotated[Path | None, typer.Option(help="Write a CSV file with a line for each method and matrix.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write an HTML page with the tables.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")] = False,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a CSV file with a line for each method and matrix.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as an HTML page.")] = None,
     write: Annotated[
         str | None,
-        typer.Option(help="Methods whose repaired checkpoint is to be written into --out; same form as --methods."),
+        typer.Option(
+            metavar="LIST", help="Also write the checkpoints that these methods make; in the same form as --methods."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for --write; each method gets a folder of its own inside it.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The folder for --write, in which each method gets a folder of its own."),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where spectral filters are computed: cpu, or cuda.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="Where spectral filters are computed: cpu, or a GPU such as cuda.")
+    ] = "cpu",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Number of matrices worked on at a time; by default one for each core.")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            help="Number of matrices worked on at a time; by default one for each core. It does not change the result.",
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
     **chosen: Any,
 ) -> None:
-    """Compare methods on one update, in one pass over the weights, without writing checkpoints."""
+    """Compare what several methods keep of the same update. Nothing is written unless you ask for it.
+
+    The table says for each method, over all matrices: the share of the update's energy that is kept, the share of the entries
+    that differ from BASE, the mean rank, the distances of the result to BASE and to FINETUNED, and the time.
+    """
     wanted, not_written = choose_methods(_methods(write))
     if bool(wanted) != (out is not None):
-        raise UsageError("--write and --out belong together: --write dg-hard,ties --out FOLDER")
+        raise UsageError("--write and --out belong together; give both, as in --write dg-hard,ties --out FOLDER")
     selection = given_options(chosen)
     with progress_bar(quiet, "comparing") as progress:
         found = deltamend.compare(
@@ -91,7 +128,7 @@ def compare(
 
 
 def _methods(text: str | None) -> list[str | Method]:
-    """`all`, or methods with commas between, each with its parameters after colons."""
+    """Read a list of methods, separated by commas, each with its parameters after colons; `all` stays as it is."""
     chosen: list[str | Method] = []
     for entry in filter(None, (part.strip() for part in (text or "").split(","))):
         name, *settings = entry.split(":")

@@ -1,4 +1,4 @@
-"""`deltamend diagnose`: what the update looks like, before a threshold is trusted."""
+"""`deltamend diagnose`: measure an update, and judge whether a spectral threshold can be trusted on it."""
 
 from __future__ import annotations
 
@@ -21,35 +21,69 @@ from deltamend.machine.atomic import write_whole
 from deltamend.repairing.options import PairOptions
 from deltamend.report.diagnosis_page import diagnosis_csv, percent, render_diagnosis_page
 
+DIAGNOSE_EXAMPLES = """\b
+Examples:
+  deltamend diagnose BASE FINETUNED
+  deltamend diagnose BASE FINETUNED --html update.html --include mlp
+"""
+
 _BARS = "▁▂▃▄▅▆▇█"
 _FULL_KS = 0.4
+"""The KS distance that a whole bar stands for."""
 
 
 @with_options(PairOptions)
 def diagnose(
-    base: Annotated[str, typer.Argument(help="The checkpoint that fine-tuning started from: a folder or a hub id.")],
+    base: Annotated[
+        str,
+        typer.Argument(
+            metavar="BASE",
+            help="The checkpoint that fine-tuning started from: a folder, a hub id org/name@revision, or a GGUF file.",
+        ),
+    ],
     finetuned: Annotated[
-        str, typer.Argument(help="Its fine-tuned descendant; MODEL+ADAPTER for a model with a LoRA adapter.")
+        str,
+        typer.Argument(
+            metavar="FINETUNED",
+            help="The fine-tuned checkpoint, likewise; or MODEL+ADAPTER for a model with a LoRA adapter.",
+        ),
     ],
     out_dtype: Annotated[
         str | None,
         typer.Option(
-            help="Data type that a repair would write, whose rounding is predicted: bf16, fp16 or fp32; by default that of FINETUNED."
+            metavar="TYPE",
+            help="Predict the effect of rounding for a repair that writes this data type: bf16, fp16 or fp32; by default that "
+            "of FINETUNED.",
         ),
     ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML page with plots.")] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every number as JSON; - prints it.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML page with plots of every matrix.")
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write all numbers as JSON; - prints them instead of the tables."),
+    ] = None,
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a CSV file with a line for each matrix.")
     ] = None,
-    values: Annotated[bool, typer.Option("--values", help="Include every singular value in the JSON.")] = False,
+    values: Annotated[bool, typer.Option("--values", help="Include all singular values in the JSON.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Number of matrices worked on at a time; by default one for each core.")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            help="Number of matrices worked on at a time; by default one for each core. It does not change the result.",
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
     **chosen: Any,
 ) -> None:
-    """Say what the update looks like, and whether a spectral threshold can be trusted on it. Nothing is repaired."""
+    """Measure what an update looks like, and judge whether a spectral threshold can be trusted on it. Nothing is repaired.
+
+    DG-Hard assumes that the update is a signal of low rank in random noise. The tables show, by kind of module and by layer: the
+    number of matrices (n); the shares of the singular values (rank) and of the energy that DG-Hard would keep; the share of the
+    noise that rounding of the stored data type explains (round); and the distance of the noise to the law of random matrices (KS).
+    """
     with progress_bar(quiet, "diagnosing") as progress:
         found = deltamend.diagnose(
             base,
@@ -78,7 +112,7 @@ def _print(console: Console, found: Diagnosis, folders: tuple[str, str]) -> None
     if layers:
         console.print(_table("layer", layers))
         console.print(
-            f"KS, the distance to noise, from the first layer to the last: {_BARS[0]} 0, {_BARS[-1]} {_FULL_KS} or more"
+            f"KS distance to the law of noise, from the first layer to the last ({_BARS[0]} is 0, {_BARS[-1]} is {_FULL_KS} or more):"
         )
     for group, matrices in kinds:
         if trend := "".join(_level(layer.ks) for layer, _ in by_layer(matrices)):
@@ -89,7 +123,7 @@ def _print(console: Console, found: Diagnosis, folders: tuple[str, str]) -> None
     for note in found.notes:
         console.print(f"  note: {note}", soft_wrap=True)
     if found.commands:
-        console.print("next:")
+        console.print("commands to run next:")
     names = {"BASE": shlex.quote(folders[0]), "FINETUNED": shlex.quote(folders[1])}
     for command in found.commands:
         console.print(f"  {' '.join(names.get(word, word) for word in command.split())}", soft_wrap=True)
@@ -104,7 +138,7 @@ def _table(key: str, groups: Sequence[tuple[Group, list[MatrixDiagnosis]]]) -> T
         padding=(0, 1, 0, 0),
     )
     table.add_column("", no_wrap=True)
-    table.add_column("verdict of most", no_wrap=True)
+    table.add_column("verdict on most entries", no_wrap=True)
     for group, _ in groups:
         ks = "–" if group.ks is None else f"{group.ks:.3f}"
         shares = [percent(share) for share in (group.rank, group.energy, group.rounding)]

@@ -1,4 +1,4 @@
-"""`deltamend diff`: how far two checkpoints are apart."""
+"""`deltamend diff`: compare two checkpoints tensor by tensor."""
 
 from __future__ import annotations
 
@@ -13,25 +13,41 @@ from rich.console import Console
 from rich.table import Column, Table
 
 import deltamend
-from deltamend.cli.terminal import progress_bar
+from deltamend.cli.terminal import counted, progress_bar
 from deltamend.machine.atomic import write_whole
 from deltamend.matrices.difference import Difference
+
+DIFF_EXAMPLES = """\b
+Examples:
+  deltamend diff BASE FINETUNED
+  deltamend diff FINETUNED OUT --csv differences.csv
+"""
 
 _SHOWN = 20
 _FIELDS = ("norm", "distance", "relative", "largest", "differing")
 
 
 def diff(
-    a: Annotated[str, typer.Argument(help="A checkpoint: a folder or a hub id.")],
-    b: Annotated[str, typer.Argument(help="Another checkpoint.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
-    table: Annotated[Path | None, typer.Option("--csv", help="Write a CSV file with a line for each tensor.")] = None,
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="A checkpoint: a folder, a hub id org/name@revision, a GGUF file or MODEL+ADAPTER."
+        ),
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another checkpoint, likewise.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")] = False,
+    table: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write a CSV file with a line for each tensor.")
+    ] = None,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Print every tensor, not only the first 20.")
+        bool, typer.Option("-v", "--verbose", help=f"Print every tensor that differs, not only the first {_SHOWN}.")
     ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
-    """Compare two checkpoints tensor by tensor, the furthest apart first."""
+    """Compare two checkpoints tensor by tensor, and print the largest differences first.
+
+    Differences are measured by the Frobenius norm, ‖A−B‖, and relative to A, ‖A−B‖/‖A‖. Equal tensors are not listed.
+    """
     with progress_bar(quiet, "comparing") as progress:
         found = deltamend.diff(a, b, progress=progress)
     if table is not None:
@@ -47,8 +63,8 @@ def _print(console: Console, found: Difference, verbose: bool) -> None:
     for side, names in (("A", found.only_in_a), ("B", found.only_in_b)):
         for name in names:
             console.print(f"only in {side}: {name}")
-    for name, (ours, theirs) in found.other_shape.items():
-        console.print(f"other shape: {name}, {list(ours)} in A, {list(theirs)} in B")
+    for name, (in_a, in_b) in found.other_shape.items():
+        console.print(f"other shape: {name}, {list(in_a)} in A, {list(in_b)} in B")
     apart = [tensor for tensor in found.tensors if tensor.differing]
     if apart:
         table = Table(Column("tensor", overflow="fold"), "‖A−B‖/‖A‖", "‖A−B‖", "max |A−B|", "entries that differ")
@@ -59,7 +75,7 @@ def _print(console: Console, found: Difference, verbose: bool) -> None:
         if len(apart) > _SHOWN and not verbose:
             console.print(f"and {len(apart) - _SHOWN} more; -v shows them")
     console.print(
-        f"{len(apart)} of {len(found.tensors)} tensors differ, {found.relative:.3g} of ‖A‖ over all of them"
+        f"{len(apart)} of {counted(len(found.tensors), 'tensor')} differ; over all of them ‖A−B‖ is {found.relative:.3g} of ‖A‖"
         if not found.equal
         else f"all {len(found.tensors)} tensors are equal"
     )

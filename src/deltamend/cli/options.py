@@ -1,4 +1,4 @@
-"""Flags that are made from the models of options, and KEY=VALUE texts."""
+"""Make command-line flags from the models of options, and read KEY=VALUE texts."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _OTHER_FLAGS = {"metrics": "--metric", "target_files": "--target-file", "task_ma
 def with_options(
     model: type[Record], only: Iterable[str] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the flags of a model of options, which it gets as keyword arguments.
+    """Decorate a command so that it has a flag for each field of a model; their values are passed as keyword arguments.
 
-    An option that is not given on the command line is None, and a flag that is not given False, whatever the model's default, so
-    that the command can tell what was asked for.
+    An option that is not given on the command line is None, or False if it takes no value, whatever the default of the model. So
+    the command can tell which options the user gave.
 
     Args:
-        model: its fields become flags, with their descriptions as help.
-        only: names of fields; None for all that have a flag.
+        model: the model. The descriptions of its fields become the help texts.
+        only: the names of the fields to use; None for all fields that have a flag.
     """
     names = [name for name in model.model_fields if only is None or name in set(only)]
 
@@ -57,12 +57,12 @@ def with_options(
 
 
 def given_options(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options of `with_options` that were given on the command line."""
+    """Select the options of `with_options` that were given on the command line."""
     return {name: value for name, value in chosen.items() if value not in (None, False, "")}
 
 
 def spelled_on_command_line(name: str, value: str | None) -> str:
-    """An option as it is typed in a shell: `--out-dtype fp32`."""
+    """Write an option as it is typed in a shell, such as `--out-dtype fp32`."""
     field = RepairOptions.model_fields.get(name)
     flag = None if field is None else _flag_of(field)
     if flag is not None and flag.names is None:
@@ -74,10 +74,14 @@ def spelled_on_command_line(name: str, value: str | None) -> str:
 
 
 def parameters_of(settings: Iterable[str], option: str = "--set") -> dict[str, object]:
-    """The parameters that KEY=VALUE texts give; a value in [ ] or { } is read as YAML.
+    """Read parameters from KEY=VALUE texts. A value that begins with [ or { is read as YAML.
+
+    Args:
+        settings: the texts.
+        option: the flag that the texts belong to, for errors.
 
     Raises:
-        UsageError: a text is not of this form.
+        UsageError: a text does not have this form.
     """
     parameters: dict[str, object] = {}
     for setting in settings:
@@ -92,7 +96,7 @@ def parameters_of(settings: Iterable[str], option: str = "--set") -> dict[str, o
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter | None:
-    """One flag; None for a field that has none."""
+    """The flag of a field as a parameter of the command; None if the field has no flag."""
     flag = _flag_of(field) or Flag((f"--{name.replace('_', '-')}",))
     if flag.names is None:
         return None

@@ -1,4 +1,4 @@
-"""`deltamend repair`: the main job."""
+"""`deltamend repair`: repair a fine-tuned model, or show what a repair would do."""
 
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ from deltamend.repairing.run import published_manifest
 from deltamend.repairing.yaml_config import RepairConfig, options_of, read_config
 from deltamend.report.diagnosis_page import render_diagnosis_page
 
+REPAIR_EXAMPLES = """\b
+Examples:
+  deltamend repair BASE FINETUNED OUT --method auto
+      use the recommended method
+  deltamend repair BASE FINETUNED OUT --method wise-ft --set alpha=0.5
+      go half of the way from BASE to FINETUNED
+  deltamend repair BASE FINETUNED OUT --as adapter
+      write a LoRA adapter to BASE, which loses nothing by rounding
+  deltamend repair BASE FINETUNED OUT --exclude embed --dry-run
+      show what would be done, how long it would take and how much memory
+"""
 _EXAMPLE = "for example: deltamend repair ./base ./finetuned ./repaired --method auto"
 
 
@@ -35,43 +46,78 @@ _EXAMPLE = "for example: deltamend repair ./base ./finetuned ./repaired --method
 def repair(
     base: Annotated[
         str | None,
-        typer.Argument(help="The checkpoint that fine-tuning started from: a folder, or a hub id org/name@revision."),
+        typer.Argument(
+            metavar="BASE",
+            help="The checkpoint that fine-tuning started from: a folder, a hub id org/name@revision, or a GGUF file.",
+        ),
     ] = None,
     finetuned: Annotated[
-        str | None, typer.Argument(help="Its fine-tuned descendant; MODEL+ADAPTER for a model with a LoRA adapter.")
+        str | None,
+        typer.Argument(
+            metavar="FINETUNED",
+            help="The fine-tuned checkpoint, likewise; or MODEL+ADAPTER for a model with a LoRA adapter.",
+        ),
     ] = None,
-    out: Annotated[str | None, typer.Argument(help="Folder to write; it appears whole or not at all.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Argument(metavar="OUT", help="The folder to write. It appears once it is complete, or not at all."),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            help="YAML file with any of these options, and base_model, finetuned_model and out; what is given here wins."
+            metavar="FILE",
+            help="Read options from a YAML file, which may also hold base_model, finetuned_model and out. Options that are "
+            "given on the command line take precedence.",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where spectral filters are computed: cpu, or cuda.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="Where spectral filters are computed: cpu, or a GPU such as cuda.")
+    ] = "cpu",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Number of tensors worked on at a time; by default one for each core.")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            help="Number of tensors worked on at a time; by default one for each core. It does not change the result.",
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done, how long it would take and how much memory.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Write nothing; print what would be done, how long it would take and how much memory."
+        ),
     ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run with the same options.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same command.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT if it exists, once the new output is complete.")
     ] = False,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the page of `deltamend diagnose` for this update.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also diagnose the update, as `deltamend diagnose --html` does, into this file."
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print deltamend.json, or the plan of a dry run.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the content of deltamend.json, or the plan of a dry run, as JSON.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
     verbose: Annotated[
         int,
-        typer.Option("-v", "--verbose", count=True, help="Print a line for every tensor; -vv also prints tracebacks."),
+        typer.Option(
+            "-v",
+            "--verbose",
+            count=True,
+            show_default=False,
+            help="Print a line for every tensor; -vv also prints the traceback of an error.",
+        ),
     ] = 0,
     **chosen: Any,
 ) -> None:
-    """Repair FINETUNED against BASE and write the result to OUT."""
+    """Repair FINETUNED with the help of BASE, and write the result to OUT.
+
+    The update, the difference of FINETUNED and BASE, is filtered matrix by matrix; OUT is BASE plus the filtered update, with the
+    tokenizer and config of FINETUNED. OUT/deltamend.json records what was done to every tensor.
+    """
     given = RepairConfig.model_validate({}) if config is None else read_config(config)
     folders = _folders(given, [folder for folder in (base, finetuned, out) if folder is not None], config)
     console = Console(stderr=as_json, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -87,7 +133,7 @@ def repair(
             )
         if html is not None:
             _refuse_inside(html, plan.method_files)
-        _say_what_auto_is(console, plan, quiet=quiet)
+        _print_recommendation(console, plan, quiet=quiet)
         if dry_run:
             _dry_run(console, plan, workers, verbose, resume=resume, overwrite=overwrite, as_json=as_json)
             return
@@ -106,11 +152,13 @@ def repair(
                     )
                     write_whole(html, render_diagnosis_page(found))
                 except DeltamendError as error:
-                    raise OutputError(f"{html}: the page is missing, {plan.out} is whole ({error})") from error
+                    raise OutputError(
+                        f"{html}: the page was not written ({error}); the repair itself, {plan.out}, is complete"
+                    ) from error
 
 
 def _folders(given: RepairConfig, named: list[str], config: Path | None) -> tuple[str, str, str]:
-    """BASE, FINETUNED and OUT: three on the command line, or with a config OUT alone or none."""
+    """Find BASE, FINETUNED and OUT: all of them on the command line, or with a config only OUT or none of them."""
     if len(named) == 3:
         return named[0], named[1], named[2]
     if config is None or len(named) == 2:
@@ -125,7 +173,10 @@ def _folders(given: RepairConfig, named: list[str], config: Path | None) -> tupl
 
 
 def _asked(given: RepairConfig, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the config, with those of the command line in their place; a method leaves the config's parameters."""
+    """Combine the options of the config with those of the command line, which take precedence.
+
+    If the command line names a method, the parameters in the config, which belong to another method, are ignored.
+    """
     asked = options_of(given)
     flags = given_options(chosen)
     parameters = parameters_of(flags.pop("parameters", ()))
@@ -137,11 +188,12 @@ def _asked(given: RepairConfig, chosen: Mapping[str, Any]) -> dict[str, Any]:
     return {**asked, **flags}
 
 
-def _say_what_auto_is(console: Console, plan: RepairPlan, *, quiet: bool) -> None:
+def _print_recommendation(console: Console, plan: RepairPlan, *, quiet: bool) -> None:
+    """Print which method `auto` chose, and why."""
     advice = plan.recommendation
     if advice is None:
         return
-    if advice.fallback and quiet:  # another method than was asked for is no news to be quiet about
+    if advice.fallback and quiet:  # even a quiet run tells that another method than usual was used
         typer.echo(f"auto: {advice.reason}", err=True)
     console.print(f"auto: {advice.reason}")
 
@@ -167,11 +219,11 @@ def _dry_run(
 
 
 def _check_page(page: Path, out: Path, pair: OpenPair) -> None:
-    """Refuse a page that cannot be made or written, while OUT is as it was.
+    """Refuse a page that cannot be written, before the repair begins.
 
     Raises:
-        OutputError: its folder is not there or cannot be written to, or it lies in OUT or an input.
-        UsageError: the diagnosis has no matrix.
+        OutputError: the folder of the page does not exist or cannot be written to, or it lies in OUT or in an input.
+        UsageError: no matrix is selected that could be diagnosed.
     """
     folder = Path(os.path.realpath(page.parent))
     _refuse_inside(page, [out, *pair.base.folders, *pair.finetuned.folders])
@@ -184,7 +236,7 @@ def _check_page(page: Path, out: Path, pair: OpenPair) -> None:
 
 
 def _refuse_inside(page: Path, places: Iterable[Path]) -> None:
-    """Raise OutputError when the page would lie in one of the places, or take the place of one."""
+    """Raise OutputError if the page would lie in one of the places, or replace one."""
     written = Path(os.path.realpath(page.parent)) / page.name
     for place in places:
         if written.is_relative_to(os.path.realpath(place)):

@@ -1,4 +1,4 @@
-"""`deltamend tune`: the method and strength with the best combined score, chosen on one half of the items."""
+"""`deltamend tune`: search for the method and strength with the best score, chosen on one half of the items."""
 
 from __future__ import annotations
 
@@ -21,40 +21,100 @@ from deltamend.report.score_page import render_score_page
 from deltamend.report.score_tables import Table, tables_of_score, undefined_figures, weak_figures
 from deltamend.scoring.settings import make_settings
 
+TUNE_EXAMPLES = """\b
+Examples:
+  deltamend tune BASE FINETUNED --suite quick --task sums.jsonl --target sums
+  deltamend tune BASE FINETUNED --suite suite.yaml --target sums --methods dg-hard,wise-ft --strengths 1,0.7,0.4
+"""
+
 _STRENGTHS = ",".join(f"{strength:g}" for strength in tuning.STRENGTHS)
 
 
 def tune(
-    base: Annotated[Path, typer.Argument(help="Folder of the checkpoint fine-tuning started from.")],
-    finetuned: Annotated[Path, typer.Argument(help="Folder of its fine-tuned descendant.")],
-    target: Annotated[str, typer.Option(help="The task the model was fine-tuned for; one of the suite's.")],
+    base: Annotated[
+        Path, typer.Argument(metavar="BASE", help="The folder of the checkpoint that fine-tuning started from.")
+    ],
+    finetuned: Annotated[Path, typer.Argument(metavar="FINETUNED", help="The folder of the fine-tuned checkpoint.")],
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="TASK", help="The task that the model was fine-tuned for; it must be one of those evaluated."
+        ),
+    ],
     suite: Annotated[
-        list[str] | None, typer.Option(metavar="SUITE", help="As for `deltamend evaluate`; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="SUITE", help="Evaluate this suite, as `deltamend evaluate` does. May be given several times."
+        ),
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option(metavar="TASK", help="As for `deltamend evaluate`; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="TASK", help="Evaluate this task, as `deltamend evaluate` does. May be given several times."
+        ),
     ] = None,
-    methods: Annotated[str, typer.Option(help="Names with commas between.")] = ",".join(tuning.METHODS),
+    methods: Annotated[
+        str, typer.Option(metavar="LIST", help="Names of the methods to try, separated by commas.")
+    ] = ",".join(tuning.METHODS),
     strengths: Annotated[
-        str, typer.Option(help="Factors on what a method keeps, in the order to try them.")
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Strengths to try, in this order, separated by commas: factors on the update that a method keeps, above 0 and up "
+            "to 1.",
+        ),
     ] = _STRENGTHS,
-    patience: Annotated[int, typer.Option(help="Strengths without a better score after which a method is left.")] = 1,
-    limit: Annotated[int | None, typer.Option(help="Items of each benchmark.")] = None,
-    margin: Annotated[str, typer.Option(help="What counts as a change: 1se, 2se, or a distance such as 0.02.")] = "1se",
-    seed: Annotated[int, typer.Option(help="Of the evaluation and of the bootstrap.")] = 0,
-    device: Annotated[str | None, typer.Option(help="Where models are evaluated, such as cuda:0.")] = None,
-    work: Annotated[Path | None, typer.Option(help="Folder for the candidates; two models must fit.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the page of the reporting half.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every figure as JSON.")] = False,
+    patience: Annotated[
+        int,
+        typer.Option(
+            metavar="NUMBER",
+            help="Give a method up after this number of strengths in a row that did not improve its score.",
+        ),
+    ] = 1,
+    limit: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="Evaluate at most this number of items of each benchmark.")
+    ] = None,
+    margin: Annotated[
+        str,
+        typer.Option(
+            metavar="MARGIN",
+            help="The smallest change of a benchmark that counts: 1se or 2se (standard errors), or a distance such as 0.02.",
+        ),
+    ] = "1se",
+    seed: Annotated[
+        int, typer.Option(metavar="NUMBER", help="Random seed of the evaluation and of the bootstrap.")
+    ] = 0,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE", help="Where models are evaluated, such as cuda:0; chosen automatically by default."
+        ),
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for temporary models, with space for two; by default the system's temporary folder.",
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the score on the reporting half as an HTML page.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
-    """Search method and strength for the best combined score on one half of the items; report on the other half."""
+    """Search for the method and strength with the best combined score.
+
+    Each candidate is written, evaluated and deleted again. The items of every benchmark are split into halves: the scores on one
+    half choose the candidate, and the other half, which had no part in the choice, tells what it is worth. The last line printed
+    is the command that makes the chosen model.
+    """
     if not suite and not task:
-        raise UsageError("give --suite or --task")
+        raise UsageError("there is nothing to evaluate; give --suite or --task")
     try:
         factors = [float(text) for text in strengths.split(",")]
     except ValueError:
-        raise UsageError(f"--strengths {strengths!r}: give numbers with commas between, such as 1,0.8,0.6") from None
+        raise UsageError(f"--strengths {strengths!r}: give numbers separated by commas, such as 1,0.8,0.6") from None
     suites = [read_suite(reference) for reference in suite or []] + ([suite_of_tasks(task)] if task else [])
     tuning.check_target(target, [entry.name for entry, _ in tasks_with_folders(suites)])
     with progress_bar(quiet, "tuning") as progress, tempfile.TemporaryDirectory(dir=work) as records:
@@ -79,8 +139,8 @@ def tune(
     notes = (*undefined_figures(found.reporting), *weak_figures(found.reporting), *found.reporting.notes)
     print_tables(console, [_trials(found), *tables_of_score(found.reporting)], notes)
     if found.stopped:
-        console.print(f"not tried, as the score had fallen: {', '.join(found.stopped)}", markup=False)
-    console.print(f"chosen: {found.chosen}; to make it:\n{found.command}", markup=False, soft_wrap=True)
+        console.print(f"not tried, because the score had already fallen: {', '.join(found.stopped)}", markup=False)
+    console.print(f"chosen: {found.chosen}; this command makes it:\n{found.command}", markup=False, soft_wrap=True)
 
 
 def _trials(found: tuning.Tuning) -> Table:
@@ -88,7 +148,7 @@ def _trials(found: tuning.Tuning) -> Table:
         return "undefined" if value is None else f"{value:.{decimals}f}"
 
     return Table(
-        "Candidates, on the half that chooses",
+        "Candidates, scored on the half of the items that chooses",
         ("candidate", "healing", "retention", "combined", ""),
         tuple(
             (
@@ -96,7 +156,7 @@ def _trials(found: tuning.Tuning) -> Table:
                 text(trial.healing, 2),
                 text(trial.retention, 2),
                 text(trial.combined, 1),
-                "chosen" if trial.name == found.chosen else "on the front" if trial.name in found.front else "",
+                "chosen" if trial.name == found.chosen else "Pareto-optimal" if trial.name in found.front else "",
             )
             for trial in found.trials
         ),
@@ -106,8 +166,8 @@ def _trials(found: tuning.Tuning) -> Table:
 def _evaluator(
     suites: list[Suite], records: Path, *, limit: int | None, seed: int, device: str | None
 ) -> Callable[[Path], Evaluation]:
-    """What `deltamend evaluate` does, for one model after another."""
-    # Late, as the evaluator brings heavy libraries.
+    """A function that evaluates the model in a folder, as `deltamend evaluate` does."""
+    # Imported only here, because the evaluation needs libraries that take long to import.
     from deltamend.evaluation.backend import BackendOptions
     from deltamend.evaluation.one_benchmark import AskOptions
     from deltamend.evaluation.run import run_benchmarks

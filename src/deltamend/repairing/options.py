@@ -74,7 +74,7 @@ class PairOptions(Record):
 class RepairOptions(PairOptions):
     """The options that decide what a repair writes. How it is run (device, workers) is not among them."""
 
-    method: str | InstanceOf[Method] = Field(
+    method: Annotated[str | InstanceOf[Method], Flag(("--method",), "NAME")] = Field(
         default="dg-hard",
         validation_alias=AliasChoices("method", "merge_method"),
         description="Name of a method (`deltamend methods` lists them), or auto for the recommended one.",
@@ -87,24 +87,24 @@ class RepairOptions(PairOptions):
     rules: Annotated[Rules, Flag(None)] = Field(
         default=(), description="Rules that give some of the tensors another method or other parameters."
     )
-    vectors: Vectors = Field(
+    vectors: Annotated[Vectors, Flag(("--vectors",), "SIDE")] = Field(
         default="finetuned",
-        description="Where norms and biases come from: finetuned, base, or a number between, from 0 (base) to 1 (fine-tuned).",
+        description="Take norms and biases from finetuned or from base, or mix them: a number from 0 (base) to 1 (fine-tuned).",
     )
-    out_dtype: str | None = Field(
+    out_dtype: Annotated[str | None, Flag(("--out-dtype",), "TYPE")] = Field(
         default=None,
         description="Data type to write: bf16, fp16 or fp32. By default each tensor keeps its data type in FINETUNED.",
     )
-    output: Annotated[Output, Flag(("--as",))] = Field(
+    output: Annotated[Output, Flag(("--as",), "FORM")] = Field(
         default="checkpoint",
         validation_alias=AliasChoices("output", "as"),
         description="Write a whole checkpoint, or an adapter: a PEFT LoRA adapter to BASE, for methods with a low-rank result.",
     )
-    rounding: Rounding = Field(
+    rounding: Annotated[Rounding, Flag(("--rounding",), "MODE")] = Field(
         default="nearest",
         description="How repaired weights are rounded to bf16 or fp16: nearest, or stochastic with a fixed seed.",
     )
-    max_shard_size: int | str | None = Field(
+    max_shard_size: Annotated[int | str | None, Flag(("--max-shard-size",), "SIZE")] = Field(
         default=None,
         description="Maximum size of a weight file, such as 5GB. By default the files are split as in FINETUNED.",
     )
