@@ -46,8 +46,11 @@ def test_auto_is_null_space_by_what_the_base_wrote_and_says_why(
     advice = deltamend.recommend(pair.base)
     assert "read before" in advice.reason
     deltamend.repair(pair.base, pair.finetuned, tmp_path / "again", method=advice.method, parameters=advice.parameters)
+    report = deltamend.repair(pair.base, pair.finetuned, tmp_path / "python", method="auto")
+    assert report.recommendation == advice
     name = "model.safetensors"
-    assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    for folder in ("again", "python"):
+        assert (tmp_path / folder / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
 def test_a_damaged_file_is_made_again(pair: Pair) -> None:

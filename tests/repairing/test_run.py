@@ -15,6 +15,7 @@ from deltamend.checkpoint.file_names import MANIFEST_FILE
 from deltamend.matrices import buffers
 from deltamend.matrices import delta as delta_module
 from tests.conftest import RANK, Pair, llama, save_pair
+from tests.matrices.made_up import write_checkpoint
 from tests.reference import dg_hard, load
 
 
@@ -255,3 +256,12 @@ def test_inputs_are_not_modified(own_pair: Pair, tmp_path: Path) -> None:
     before = state()
     deltamend.repair(own_pair.base, own_pair.finetuned, tmp_path / "out")
     assert state() == before
+
+
+def test_a_tensor_of_many_rows_of_nothing_does_not_hang(tmp_path: Path) -> None:
+    ones = np.ones((2, 3), np.float32)
+    base, finetuned = write_checkpoint(tmp_path / "base", a=ones), write_checkpoint(tmp_path / "finetuned", a=ones)
+    header = b'{"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"F32","shape":[4611686018427387904,0],"data_offsets":[24,24]}}'
+    (finetuned / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(24))
+    report = deltamend.repair(base, finetuned, tmp_path / "out")
+    assert len(report.tensors) == 2

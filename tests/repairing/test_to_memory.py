@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import deltamend
 from tests.conftest import RANK, Pair, fine_tune, gpt2, llama
@@ -94,3 +97,78 @@ def test_tied_tensors_are_repaired_as_one_or_not_at_all() -> None:
         deltamend.UsageError, match=r"'transformer\.wte\.weight' and 'lm_head\.weight' share their memory"
     ):
         deltamend.repair_module(base, finetuned, exclude="lm_head")
+
+
+def assert_same(repaired: deltamend.RepairedStateDict, folder: Path) -> None:
+    out = load(folder)
+    assert set(repaired.tensors) == set(out)
+    assert all(torch.equal(out[name], tensor) for name, tensor in repaired.tensors.items())
+
+
+def test_renamed_tensors_are_paired_as_in_folders(own_pair: Pair, tmp_path: Path) -> None:
+    renamed_base = {name.replace("model.", "odd.", 1): tensor for name, tensor in load(own_pair.base).items()}
+    save_file(renamed_base, own_pair.base / "model.safetensors")
+    deltamend.repair(own_pair.base, own_pair.finetuned, tmp_path / "out", rename="odd.=model.")
+    finetuned = load(own_pair.finetuned)
+    repaired = deltamend.repair_state_dict(renamed_base, finetuned, rename="odd.=model.")
+    assert_same(repaired, tmp_path / "out")
+    assert len(repaired.records) == 16
+    assert repaired.only_in_base == ()
+    found = deltamend.repair_state_dict(renamed_base, finetuned)  # the prefixes are detected
+    assert found.records.keys() == repaired.records.keys()
+
+
+def test_two_names_may_not_become_one() -> None:
+    base = {"a.w": torch.zeros(3, 4), "b.w": torch.ones(3, 4)}
+    with pytest.raises(
+        deltamend.PairingError, match=r"two tensors of BASE would be called 'b\.w'; give another rename="
+    ):
+        deltamend.repair_state_dict(base, {"b.w": torch.ones(3, 4)}, rename="a.=b.")
+
+
+def test_fused_weights_are_split_as_in_folders(gpt2_pair: Pair, tmp_path: Path) -> None:
+    deltamend.repair(gpt2_pair.base, gpt2_pair.finetuned, tmp_path / "out", split_fused=True)
+    deltamend.repair(gpt2_pair.base, gpt2_pair.finetuned, tmp_path / "whole")
+    config = json.loads((gpt2_pair.base / "config.json").read_text())
+    repaired = deltamend.repair_state_dict(
+        load(gpt2_pair.base), load(gpt2_pair.finetuned), configs=(config, config), split_fused=True
+    )
+    assert_same(repaired, tmp_path / "out")
+    name = "transformer.h.0.attn.c_attn.weight"
+    assert not torch.equal(repaired.tensors[name], load(tmp_path / "whole")[name])
+    assert repaired.records[name].reason == "3 filtered"
+
+
+def test_stochastic_rounding_draws_the_same_bits_as_in_folders(llama_pair: Pair, tmp_path: Path) -> None:
+    half = {"method": "wise-ft", "parameters": {"alpha": 0.5}, "vectors": 0.5}
+    base, finetuned = load(llama_pair.base), load(llama_pair.finetuned)
+    deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "out", rounding="stochastic", **half)
+    for workers in (1, 3):
+        repaired = deltamend.repair_state_dict(base, finetuned, rounding="stochastic", workers=workers, **half)
+        assert_same(repaired, tmp_path / "out")
+    nearest = deltamend.repair_state_dict(base, finetuned, **half)
+    assert not all(torch.equal(nearest.tensors[name], tensor) for name, tensor in repaired.tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"output": "adapter"}, "^output: tensors in memory are not written to files; leave this option out$"),
+        ({"max_shard_size": "1GB"}, "^max_shard_size: tensors in memory are not written to files"),
+        (
+            {"method": "auto"},
+            r'^method="auto": to recommend a method the base must be run, .*deltamend\.recommend\(FOLDER\)',
+        ),
+        ({"method": "tise"}, "did you mean 'ties'"),
+        ({"densty": 1}, "^densty: this option does not exist"),
+        (
+            {"device": "nonsense"},
+            "^device: 'nonsense' cannot be used on this machine .*leave this option out to use the CPU",
+        ),
+        ({"workers": 0}, "^workers: 0 is too few; give 1 or more$"),
+    ],
+)
+def test_options_that_mean_nothing_in_memory_are_refused(options: dict[str, Any], says: str) -> None:
+    tensors = {"a": torch.zeros(4, 5)}
+    with pytest.raises(deltamend.UsageError, match=says):
+        deltamend.repair_state_dict(tensors, tensors, **options)

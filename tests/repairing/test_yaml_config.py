@@ -6,17 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
-import deltamend
-from deltamend.checkpoint.architecture import kind_of, layer_of
-from deltamend.methods.pages import all_pages
-from deltamend.methods.registry import all_methods
 from deltamend.repairing.rules import MethodChoice
 from deltamend.repairing.yaml_config import read_config
 from tests.conftest import Pair, Printed
-from tests.reference import load
 
 Cli = Callable[..., Printed]
 DOCS = Path(__file__).parents[2] / "docs" / "methods"
@@ -25,92 +19,6 @@ DOCS = Path(__file__).parents[2] / "docs" / "methods"
 def write(path: Path, content: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(content))
     return path
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "layer"),
-    [
-        ("model.embed_tokens.weight", "embedding", None),
-        ("model.layers.12.self_attn.q_proj.weight", "attention", 12),
-        ("model.layers.3.self_attn.q_norm.weight", "norm", 3),
-        ("model.layers.3.mlp.gate_proj.weight", "mlp", 3),
-        ("model.layers.3.post_attention_layernorm.weight", "norm", 3),
-        ("model.layers.3.block_sparse_moe.experts.7.w1.weight", "mlp", 3),
-        ("lm_head.weight", "head", None),
-        ("transformer.h.0.attn.c_attn.weight", "attention", 0),
-        ("transformer.h.1.ln_1.weight", "norm", 1),
-        ("transformer.wpe.weight", "embedding", None),
-        ("gpt_neox.layers.4.attention.query_key_value.weight", "attention", 4),
-        ("something.else", "other", None),
-    ],
-)
-def test_kind_and_layer_are_read_from_the_name(name: str, kind: str, layer: int | None) -> None:
-    assert (kind_of(name), layer_of(name)) == (kind, layer)
-
-
-def test_rules_choose_method_and_parameters_by_tensor(llama_pair: Pair, tmp_path: Path) -> None:
-    rules: list[dict[str, Any]] = [
-        {"kind": "embedding", "method": "none"},
-        {"layers": "1", "kind": "mlp", "method": "wise-ft", "parameters": {"alpha": 0.25}},
-        {"filter": r"k_proj|v_proj", "method": "revert"},
-        {"layers": 1, "parameters": {"density": 0.5}},
-    ]
-    report = deltamend.repair(
-        llama_pair.base,
-        llama_pair.finetuned,
-        tmp_path / "out",
-        method="magnitude",
-        parameters={"density": 0.1, "weight": 0.5},
-        rules=rules,
-    )
-    methods = {tensor.name: tensor.method for tensor in report.tensors}
-    assert methods["model.embed_tokens.weight"] == "none"
-    assert methods["model.layers.1.mlp.up_proj.weight"] == "wise-ft alpha=0.25"
-    assert methods["model.layers.1.self_attn.v_proj.weight"] == "revert"
-    assert methods["model.layers.1.self_attn.q_proj.weight"] == "magnitude weight=0.5 density=0.5"
-    assert methods["model.layers.0.mlp.up_proj.weight"] == "magnitude weight=0.5 density=0.1"
-    assert methods["model.norm.weight"] is None
-    base, finetuned, out = load(llama_pair.base), load(llama_pair.finetuned), load(tmp_path / "out")
-    assert torch.equal(out["model.embed_tokens.weight"], finetuned["model.embed_tokens.weight"])
-    assert torch.equal(out["model.layers.0.self_attn.k_proj.weight"], base["model.layers.0.self_attn.k_proj.weight"])
-    assert json.loads((tmp_path / "out" / "deltamend.json").read_text())["options"]["rules"] == json.dumps(
-        [*rules[:3], {"layers": "1", "parameters": {"density": 0.5}}]
-    )
-    in_memory = deltamend.repair_state_dict(
-        base, finetuned, method="magnitude", parameters={"density": 0.1, "weight": 0.5}, rules=rules
-    )
-    assert all(torch.equal(in_memory.tensors[name], tensor) for name, tensor in out.items())
-
-
-@pytest.mark.parametrize("vectors", ["finetuned", "base", 0.25, "1", 0])
-def test_what_is_no_matrix_follows_whom_it_is_told(vectors: str | float, float_pair: Pair, tmp_path: Path) -> None:
-    report = deltamend.repair(
-        float_pair.base, float_pair.finetuned, tmp_path / "out", method="none", vectors=vectors, workers=2
-    )
-    base, finetuned, out = load(float_pair.base), load(float_pair.finetuned), load(tmp_path / "out")
-    assert {tensor.action for tensor in report.tensors if len(tensor.shape) == 1} == (
-        {"keep"} if vectors == "finetuned" else {"filter"}
-    )
-    share = {"finetuned": 1.0, "base": 0.0}.get(str(vectors))
-    share = float(vectors) if share is None else share
-    in_memory = deltamend.repair_state_dict(base, finetuned, method="none", vectors=vectors).tensors
-    for name, tensor in out.items():
-        assert torch.equal(in_memory[name], tensor)
-        if tensor.ndim == 2 or share == 1.0:
-            assert torch.equal(tensor, finetuned[name])
-        elif share == 0.0:
-            assert torch.equal(tensor, base[name])
-        else:
-            torch.testing.assert_close(tensor, base[name] + share * (finetuned[name] - base[name]))
-
-
-def test_a_rule_for_norms_is_for_norms_alone(float_pair: Pair, tmp_path: Path) -> None:
-    rules: list[dict[str, Any]] = [{"kind": "norm", "layers": "0", "method": "revert"}]
-    deltamend.repair(float_pair.base, float_pair.finetuned, tmp_path / "out", method="none", rules=rules)
-    base, finetuned, out = load(float_pair.base), load(float_pair.finetuned), load(tmp_path / "out")
-    for name, tensor in out.items():
-        reverted = kind_of(name) == "norm" and layer_of(name) == 0
-        assert torch.equal(tensor, (base if reverted else finetuned)[name])
 
 
 def test_a_config_gives_the_bytes_the_command_line_gives(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
@@ -219,23 +127,6 @@ def test_values_of_set_in_brackets_are_yaml(llama_pair: Pair, tmp_path: Path, de
     folders = [llama_pair.base, llama_pair.finetuned, tmp_path / "out"]
     printed = deltamend_cli("repair", *folders, "--method", "hybrid", "--set", steps)
     assert printed.code == 0, printed.err
-
-
-def test_methods_are_listed_and_shown(deltamend_cli: Cli) -> None:
-    listed = deltamend_cli("methods").out
-    assert all(name in listed for name in all_methods())
-    assert [row["name"] for row in json.loads(deltamend_cli("methods", "--json").out)] == list(all_methods())
-    shown = deltamend_cli("methods", "show", "task_arithmetic").out
-    assert "arXiv 2212.04089" in shown
-    assert "weight" in shown
-    schema = json.loads(deltamend_cli("methods", "show", "dare", "--json").out)
-    assert schema["properties"]["density"]["maximum"] == 1.0
-    assert deltamend_cli("methods", "show", "dair").code == 2
-
-
-def test_the_pages_of_the_documentation_are_up_to_date() -> None:
-    for file, text in all_pages().items():
-        assert (DOCS / file).read_text(encoding="utf-8") == text, "run python -m deltamend.methods.pages docs/methods"
 
 
 def test_the_configs_of_the_documentation_are_valid(tmp_path: Path) -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 import deltamend
 from deltamend.checkpoint import publishing
-from tests.conftest import Pair, Printed
+from tests.conftest import Pair
 from tests.repairing.test_run import without_seconds
 
 PARTIAL = ".out.deltamend-partial"
@@ -142,85 +139,3 @@ def test_out_may_be_named_from_inside(llama_pair: Pair, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path / "out")
     deltamend.repair(llama_pair.base, llama_pair.finetuned, ".")
     assert deltamend.verify(tmp_path / "out") == []
-
-
-def write(folder: Path, config: str = "{}", **tensors: torch.Tensor) -> Path:
-    folder.mkdir()
-    (folder / "config.json").write_text(config)
-    save_file(tensors, folder / "model.safetensors")
-    return folder
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_overflow_of_the_difference_is_refused(tmp_path: Path, dtype: torch.dtype) -> None:
-    largest = torch.finfo(dtype).max
-    base = write(tmp_path / "base", a=torch.full((3, 4), -largest, dtype=dtype))
-    finetuned = write(tmp_path / "finetuned", a=torch.full((3, 4), largest, dtype=dtype))
-    for method in ("wise-ft", "dg-hard"):
-        with pytest.raises(deltamend.FilterError, match="tensor 'a'"):
-            deltamend.repair(base, finetuned, tmp_path / "out", method=method)
-    assert {path.name for path in tmp_path.iterdir()} == {"base", "finetuned"}
-
-
-def test_a_cast_of_equal_weights_is_measured(tmp_path: Path) -> None:
-    weights = torch.linspace(-1, 1, 300).view(15, 20)
-    base, finetuned = write(tmp_path / "base", a=weights), write(tmp_path / "finetuned", a=weights)
-    (record,) = deltamend.repair(base, finetuned, tmp_path / "out", out_dtype="bf16").tensors
-    lost = weights.bfloat16().float() - weights
-    assert record.realised_norm == pytest.approx(float(lost.norm()), rel=1e-5)
-    assert record.unmoved == pytest.approx(float((lost == 0).float().mean()))
-
-
-def test_a_tensor_of_many_rows_of_nothing_does_not_hang(tmp_path: Path) -> None:
-    base, finetuned = write(tmp_path / "base", a=torch.ones(2, 3)), write(tmp_path / "finetuned", a=torch.ones(2, 3))
-    header = b'{"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"F32","shape":[4611686018427387904,0],"data_offsets":[24,24]}}'
-    (finetuned / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(24))
-    report = deltamend.repair(base, finetuned, tmp_path / "out")
-    assert len(report.tensors) == 2
-
-
-CARDS = {"date": "---\ndate: 2024-02-30\n---\n", "nested": "---\na: " + "[" * 3000 + "\n---\n"}
-
-
-@pytest.mark.parametrize("card", CARDS)
-def test_a_card_that_is_no_yaml_is_no_failure(own_pair: Pair, tmp_path: Path, card: str) -> None:
-    (own_pair.finetuned / "README.md").write_text(CARDS[card])
-    deltamend.repair(own_pair.base, own_pair.finetuned, tmp_path / "out")
-    assert (tmp_path / "out" / "README.finetuned.md").read_text() == CARDS[card]
-
-
-def test_names_that_are_no_utf_8_are_left_out_and_said(own_pair: Pair, tmp_path: Path) -> None:
-    (own_pair.finetuned / os.fsdecode(b"caf\xe9.txt")).write_text("")
-    odd = own_pair.finetuned.rename(tmp_path / os.fsdecode(b"fin\xe9"))
-    report = deltamend.repair(own_pair.base, odd, tmp_path / "out")
-    assert [file.name for file in report.manifest.left_out] == ["'caf\\udce9.txt'"]
-    assert deltamend.verify(tmp_path / "out") == []
-
-
-def test_half_a_surrogate_in_the_config_can_be_written(tmp_path: Path) -> None:
-    base = write(tmp_path / "base", a=torch.ones(2, 3))
-    finetuned = write(tmp_path / "finetuned", config='{"x": "\\ud800"}', a=torch.zeros(2, 3))
-    deltamend.repair(base, finetuned, tmp_path / "out", out_dtype="bf16")
-    assert '"\\ud800"' in (tmp_path / "out" / "config.json").read_text()
-
-
-def test_shard_names_that_cannot_be_printed_are_refused(
-    own_pair: Pair, tmp_path: Path, deltamend_cli: Callable[..., Printed]
-) -> None:
-    index = own_pair.finetuned / "model.safetensors.index.json"
-    shard = min(own_pair.finetuned.glob("model-*.safetensors"))
-    shard.rename(own_pair.finetuned / "m\x1b[31m\n.safetensors")
-    index.write_text(index.read_text().replace(shard.name, "m\\u001b[31m\\n.safetensors"))
-    printed = deltamend_cli("repair", own_pair.base, own_pair.finetuned, tmp_path / "out")
-    assert printed.code == 1
-    assert len(printed.err.splitlines()) == 1
-    assert "\x1b" not in printed.err
-
-
-def test_a_sidecar_that_goes_away_is_named(own_pair: Pair, tmp_path: Path) -> None:
-    def remove(_name: str, _share: float) -> None:
-        (own_pair.finetuned / "tokenizer.json").unlink(missing_ok=True)
-
-    with pytest.raises(deltamend.CheckpointError, match=r"finetuned/tokenizer.json: cannot be read"):
-        deltamend.repair(own_pair.base, own_pair.finetuned, tmp_path / "out", progress=remove)
-    assert {path.name for path in tmp_path.iterdir()} == {"base", "finetuned"}
