@@ -80,7 +80,11 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
 
 
 def _included(files: Iterable[File]) -> set[str]:
-    return {file.src_uri for file in files if not file.inclusion.is_excluded()}
+    return {
+        file.src_uri
+        for file in files
+        if not file.inclusion.is_excluded()  # type: ignore[no-untyped-call]
+    }
 
 
 def _links(page: Path) -> Iterator[Path]:

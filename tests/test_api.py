@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import deltamend
+from deltamend.checkpoint import checkpoint_folder
 from deltamend.checkpoint.checkpoint_folder import Checkpoint
 from deltamend.errors import CheckpointError, MethodError, UsageError
 from deltamend.inputs import open_models
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("few_draws")
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders that were opened, one after another."""
     folders: list[Path] = []
-    really_open: Callable[[Path], Checkpoint] = open_models.open_folder
+    really_open = checkpoint_folder.open_folder
 
     def counting(path: Path) -> Checkpoint:
         folders.append(path)
@@ -92,18 +93,26 @@ def test_folders_of_a_plan_that_fails_are_closed(
 ) -> None:
     closed: list[object] = []
     close = deltamend.OpenPair.close
-    monkeypatch.setattr(deltamend.OpenPair, "close", lambda pair: (closed.append(pair), close(pair)))
-    with pytest.raises(MethodError):
-        deltamend.plan_repair(llama_pair.base, llama_pair.finetuned, tmp_path / "out", method="tise")
+
+    def closing(pair: deltamend.OpenPair) -> None:
+        closed.append(pair)
+        close(pair)
+
+    monkeypatch.setattr(deltamend.OpenPair, "close", closing)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(deltamend.OutputError):
+        deltamend.plan_repair(llama_pair.base, llama_pair.finetuned, tmp_path / "out")
     assert len(closed) == 1
 
 
 def test_arguments_that_a_plan_or_pair_already_has_are_refused(llama_pair: Pair, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with deltamend.plan_repair(llama_pair.base, llama_pair.finetuned, out) as plan:
-        for given in ({"out": out}, {"finetuned": llama_pair.finetuned}, {"method": "ties"}):
+        refused: tuple[dict[str, Any], ...] = ({"out": out}, {"finetuned": llama_pair.finetuned}, {"method": "ties"})
+        for given in refused:
             with pytest.raises(UsageError, match="a plan already has its FINETUNED, OUT and options; leave these"):
-                deltamend.repair(plan, **given)  # type: ignore[arg-type]
+                deltamend.repair(plan, **given)
         with pytest.raises(UsageError, match="an open pair already has its FINETUNED and its selection"):
             deltamend.compare(plan.pair, include="mlp")
     with pytest.raises(
@@ -150,11 +159,11 @@ def test_auto_asks_for_the_method_and_keeps_vectors_that_were_given(
     ],
 )
 def test_auto_refuses_in_the_words_of_python(
-    llama_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], says: str
+    llama_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], says: str
 ) -> None:
     monkeypatch.setattr(deltamend._api, "recommend", lambda *_, **__: pytest.fail("the base was run"))
     with pytest.raises(UsageError, match=says):
-        deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "o", method="auto", **options)  # type: ignore[arg-type]
+        deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "o", method="auto", **options)
 
 
 def test_inputs_that_change_between_plan_and_run_are_noticed(own_pair: Pair, tmp_path: Path) -> None:

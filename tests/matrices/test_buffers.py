@@ -16,7 +16,7 @@ def test_a_buffer_is_reused_and_begins_on_a_cache_line() -> None:
         again = buffers.get("rows", shape, np.dtype(dtype))
         assert again.ctypes.data == first.ctypes.data
         assert again.ctypes.data % 64 == 0
-        assert (again.shape, again.dtype) == (shape, dtype)
+        assert (again.shape, again.dtype) == (shape, np.dtype(dtype))
 
 
 def test_a_buffer_grows_and_another_name_is_other_memory() -> None:

@@ -18,7 +18,7 @@ def test_the_norms_are_those_of_the_products(dtype: type, pieces: int) -> None:
     short, long = drawn.standard_normal((30, 3)), drawn.standard_normal((3, 70))
     product = RoundedProduct(short, np.dtype(dtype), "w")
     stored = np.concatenate([product.add(part) for part in np.array_split(long, pieces, axis=1)], axis=1)
-    assert (product.short.dtype, stored.dtype) == (dtype, dtype)
+    assert {product.short.dtype, stored.dtype} == {np.dtype(dtype)}
     norms = Norms()
     product.measure(norms)
     exact, written = short @ long, product.short.astype(np.float64) @ stored.astype(np.float64)

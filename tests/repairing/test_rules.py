@@ -63,7 +63,7 @@ def test_a_rule_without_a_method_changes_parameters_of_the_default_one() -> None
         ("magnitude", {"density": 0.1, "weight": 0.5}),
         (get_method("magnitude", {"density": 0.1, "weight": 0.5}), None),
     ):
-        choice = MethodChoice(*default, rules)
+        choice = MethodChoice(default[0], default[1], rules)
         assert described(choice, MLP) == "magnitude weight=0.5 density=0.5"
         assert described(choice, "lm_head.weight") == "magnitude weight=0.5 density=0.1"
     made = get_method("magnitude", {"density": 0.1})

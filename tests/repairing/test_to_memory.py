@@ -140,7 +140,7 @@ def test_fused_weights_are_split_as_in_folders(gpt2_pair: Pair, tmp_path: Path) 
 
 
 def test_stochastic_rounding_draws_the_same_bits_as_in_folders(llama_pair: Pair, tmp_path: Path) -> None:
-    half = {"method": "wise-ft", "parameters": {"alpha": 0.5}, "vectors": 0.5}
+    half: dict[str, Any] = {"method": "wise-ft", "parameters": {"alpha": 0.5}, "vectors": 0.5}
     base, finetuned = load(llama_pair.base), load(llama_pair.finetuned)
     deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "out", rounding="stochastic", **half)
     for workers in (1, 3):

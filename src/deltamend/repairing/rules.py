@@ -30,11 +30,13 @@ class Rule(Record):
     A rule applies to matrices. Only a rule of the kind "norm" applies to the one-dimensional parameters of norms.
     """
 
-    filter: str | None = Field(None, description="Regular expression that must match the tensor's name anywhere.")
-    layers: str | None = Field(None, description='Numbers of layers, such as "0-3,7".')
-    kind: Kind | None = Field(None, description="Kind of module that the tensor's name belongs to.")
+    filter: str | None = Field(
+        default=None, description="Regular expression that must match the tensor's name anywhere."
+    )
+    layers: str | None = Field(default=None, description='Numbers of layers, such as "0-3,7".')
+    kind: Kind | None = Field(default=None, description="Kind of module that the tensor's name belongs to.")
     method: str | None = Field(
-        None, description="Name of the method; without it the default method is used, with its parameters."
+        default=None, description="Name of the method; without it the default method is used, with its parameters."
     )
     parameters: dict[str, Any] = Field(default_factory=dict, description="Parameters of the method.")
 
