@@ -38,7 +38,7 @@ def is_open(checkpoint: Checkpoint) -> bool:
     tensor = next(iter(checkpoint.tensors.values()))
     try:
         checkpoint.read_into(tensor, 0, memoryview(bytearray(2)))
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):
         return False
     return True
 

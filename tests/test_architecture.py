@@ -28,6 +28,7 @@ COMMANDS = "a command, whose length is that of its table of options"
 LONG_FUNCTIONS = {
     "cli/repair_command.py:repair": COMMANDS,
     "cli/compare_command.py:compare": COMMANDS,
+    "cli/diagnose_command.py:diagnose": COMMANDS,
     "cli/evaluate_command.py:evaluate": COMMANDS,
     "cli/score_command.py:score": COMMANDS,
     "cli/tune_command.py:tune": COMMANDS,

@@ -17,15 +17,15 @@ from deltamend.repairing.options import PairKeywords, PairOptions, RepairKeyword
 
 FUNCTIONS = (
     "compare", "diagnose", "diff", "evaluate", "get_method", "open_checkpoint", "open_pair", "plan_repair", "recommend", "repair",
-    "repair_module", "repair_state_dict", "score", "tune", "verify",
+    "repair_module", "repair_state_dict", "score", "score_many", "tune", "verify",
 )  # fmt: skip
 ERRORS = (
     "CheckpointError", "DeltamendError", "EvaluationError", "FilterError", "MethodError", "OutputError", "PairingError", "UsageError",
 )  # fmt: skip
 DATA = (
-    "Checkpoint", "Comparison", "Diagnosis", "Difference", "Evaluation", "Manifest", "MatrixDiagnosis", "MatrixRepair", "Method",
+    "CellsScore", "Checkpoint", "Comparison", "Diagnosis", "Difference", "Evaluation", "Manifest", "MatrixDiagnosis", "MatrixRepair", "Method",
     "OpenPair", "Recommendation", "RepairOptions", "RepairPlan", "RepairReport", "RepairedModule", "RepairedStateDict", "Score",
-    "SpectrumRecord", "TensorRecord", "Tuning",
+    "SpectrumRecord", "Suite", "TensorRecord", "Tuning",
 )  # fmt: skip
 RAISES_NOTHING = frozenset[str]()
 """Functions that raise no error of ours."""

@@ -43,7 +43,7 @@ def test_quantised_weights_are_listed_with_the_reason(tmp_path: Path, deltamend_
     printed = deltamend_cli("inspect", tmp_path)
     assert printed.code == 0
     assert "I32: 12 parameters in 1 tensors" in printed.out
-    assert "would refuse it" in printed.out
+    assert "would refuse this checkpoint" in printed.out
     assert "quantised" in printed.out
 
 

@@ -105,7 +105,7 @@ def is_open(pair: Any) -> bool:
     tensor = next(iter(checkpoint.tensors.values()))
     try:
         checkpoint.read_into(tensor, 0, memoryview(bytearray(2)))
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):
         return False
     return True
 

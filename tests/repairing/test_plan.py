@@ -105,7 +105,7 @@ def test_auto_asks_once_and_last(own_pair: Pair, tmp_path: Path) -> None:
     auto = make_options(RepairOptions, {"method": "auto"})
     with open_pair(own_pair.base, own_pair.finetuned) as pair:
         plan = plan_repair(pair, tmp_path / "out", auto, recommend=recommend)
-        assert (plan.method.described(), plan.options.vectors) == ("wise-ft alpha=0.5", 0.5)
+        assert (plan.method.described(), plan.options.vectors) == ("wise-ft", 0.5)
         assert plan.recommendation is not None
         with pytest.raises(
             UsageError, match='method="auto": no method can be recommended in this place; name a method'

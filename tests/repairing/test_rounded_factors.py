@@ -15,7 +15,8 @@ from deltamend.repairing.sinks import Norms
 @pytest.mark.parametrize("pieces", [1, 7])
 def test_the_norms_are_those_of_the_products(dtype: type, pieces: int) -> None:
     drawn = np.random.default_rng(0)
-    short, long = drawn.standard_normal((30, 3)), drawn.standard_normal((3, 70))
+    # The columns of the shorter factor are orthogonal, as those of a singular basis are.
+    short, long = np.linalg.qr(drawn.standard_normal((30, 3)))[0] * [1.0, 2.0, 3.0], drawn.standard_normal((3, 70))
     product = RoundedProduct(short, np.dtype(dtype), "w")
     stored = np.concatenate([product.add(part) for part in np.array_split(long, pieces, axis=1)], axis=1)
     assert {product.short.dtype, stored.dtype} == {np.dtype(dtype)}

@@ -51,6 +51,8 @@ def test_each_part_is_filtered_by_itself_and_the_rest_is_as_fine_tuned() -> None
         assert rank == 1
         expected[place] = base[place] + kept
         norms.append(np.linalg.norm(kept))
+    # The parts of a real tensor cover all columns of their rows; what these leave of them is not written.
+    expected[np.ix_([*range(40, 60), *range(30, 35)], range(3))] = np.nan
     np.testing.assert_allclose(written, expected, atol=2e-6)
     untouched = np.ix_([*range(35, 40), *range(60, 70)], range(20))
     np.testing.assert_array_equal(written[untouched], finetuned[untouched])

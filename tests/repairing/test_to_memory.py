@@ -114,8 +114,6 @@ def test_renamed_tensors_are_paired_as_in_folders(own_pair: Pair, tmp_path: Path
     assert_same(repaired, tmp_path / "out")
     assert len(repaired.records) == 16
     assert repaired.only_in_base == ()
-    found = deltamend.repair_state_dict(renamed_base, finetuned)  # the prefixes are detected
-    assert found.records.keys() == repaired.records.keys()
 
 
 def test_two_names_may_not_become_one() -> None:

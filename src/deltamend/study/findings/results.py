@@ -15,6 +15,7 @@ from deltamend.scoring.metric import Group, partition
 from deltamend.scoring.paired_cell import NONE_AND_REVERT
 from deltamend.scoring.settings import Settings, make_settings
 from deltamend.study.config import Study
+from deltamend.study.findings.alpha_curve import wise_ft_curve
 from deltamend.study.findings.answers import answer_questions
 from deltamend.study.findings.candidate_comparisons import best_strengths, comparisons
 from deltamend.study.findings.dg_hard_by_diagnosis import dg_hard_outcome
@@ -24,7 +25,6 @@ from deltamend.study.findings.result_types import CHOOSING, CONFIRMATION, CellOu
 from deltamend.study.findings.retention_rankings import rankings
 from deltamend.study.findings.safety import safety_outcomes
 from deltamend.study.findings.scored_cells import ReadCell, ScoresOfRepairs, read_study_cells, scores_of_repairs
-from deltamend.study.findings.wise_ft_curve import wise_ft_curve
 from deltamend.study.findings.written_dtypes import written, written_differences
 from deltamend.study.records import ModelRecord
 
