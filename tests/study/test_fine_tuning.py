@@ -244,7 +244,7 @@ def test_the_head_runs_where_there_is_a_loss_and_nowhere_else(base: Path, tmp_pa
 def test_nothing_is_printed(base: Path, tmp_path: Path) -> None:
     """In a process of its own: warnings and loggers of third parties may speak once only."""
     program = (
-        "from pathlib import Path; from deltamend.study.finetune import finetune\n"
+        "from pathlib import Path; from deltamend.study.fine_tuning import finetune\n"
         "from deltamend.study.config import Regime; from deltamend.study.questions import Question\n"
         f"finetune(Path({str(base)!r}), [Question('1', '1+1', '2', '2')], Regime(name='r', lr=1e-3, steps=2, lora_rank=2),"
         f" Path({str(tmp_path / 'out')!r}), seed=0, advance=lambda: None)"
