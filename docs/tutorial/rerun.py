@@ -36,9 +36,8 @@ def rerun(work: Path) -> str:
         for command in re.findall(r"^\$ (.*)$", block[0], re.MULTILINE):
             print(f"$ {command}", flush=True)
             ran = subprocess.run(  # noqa: S602 - commands of our own page, with its globs
-                command, shell=True, cwd=work, env=environment, check=True, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+                command, shell=True, cwd=work, env=environment, check=True, text=True, stdout=subprocess.PIPE
+            )
             printed = [line.rstrip() for line in ran.stdout.replace(str(Path.home()), "~").splitlines()]
             lines += [f"$ {command}", *printed]
         return "\n".join(lines) + "\n"
