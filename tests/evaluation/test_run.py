@@ -15,6 +15,7 @@ from deltamend.evaluation.one_benchmark import AskOptions
 from deltamend.evaluation.record import Evaluation, read_evaluation
 from deltamend.evaluation.run import EvaluationRun, evaluate, run_benchmarks
 from deltamend.evaluation.suite import Suite, SuiteTask, suite_of_tasks
+from deltamend.machine.processor import computes_in_bf16
 from tests.evaluation.conftest import ARC, write_items
 from tests.evaluation.tiny_suite import ARC_EASY, MMLU, SAFE, UNSAFE, loaded_model, log_likelihood, suite_of
 
@@ -24,7 +25,12 @@ def test_the_record_says_what_its_figures_depend_on(whole: Evaluation, tiny_mode
     assert whole.model_hash is not None
     assert whole.template_hash is not None
     assert whole.versions["lm_eval"]
-    assert whole.settings == {"backend": "hf", "device": "cpu", "dtype": "auto", "judge": "refusal-strings"}
+    assert whole.settings == {
+        "backend": "hf",
+        "device": "cpu",
+        "dtype": "auto" if computes_in_bf16() else "float32",
+        "judge": "refusal-strings",
+    }
     arc, mmlu = whole.tasks["arc"], whole.tasks["mmlu"]
     assert (arc.metric, arc.version, arc.fewshot) == ("acc", "1.0", 0)
     assert arc.chance == pytest.approx(1 / 3)
@@ -81,7 +87,7 @@ def test_what_was_finished_under_other_conditions_is_asked_again(tiny_model: Pat
     if change == "model":
         config = json.loads((model / "config.json").read_text())
         (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
-    others: dict[str, dict[str, Any]] = {"limit": {"limit": 1}, "seed": {"seed": 1}, "dtype": {"dtype": "float32"}}
+    others: dict[str, dict[str, Any]] = {"limit": {"limit": 1}, "seed": {"seed": 1}, "dtype": {"dtype": "bfloat16"}}
     changed = others.get(change, {})
     assert go(stop=False, **changed).kept == ()
 

@@ -66,7 +66,10 @@ def evaluate(
         typer.Option(help="Where the model runs, such as cpu or cuda:0; by default CUDA where there is one."),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="Dtype of the weights: auto (as stored), bfloat16, float16 or float32.")
+        str,
+        typer.Option(
+            help="Dtype of the weights: auto (as stored, or float32 on a CPU without bf16 arithmetic), bfloat16, float16 or float32."
+        ),
     ] = "auto",
     judge: Annotated[
         str,

@@ -269,7 +269,7 @@ def _setup(result: DemoResult) -> tuple[str, ...]:
     return (
         base,
         f"The damage: every weight was fine-tuned for {recipe.steps} steps of {recipe.batch} sums of two numbers "
-        f"from {smallest} to {largest}, answered with bare digits (AdamW, learning rate {recipe.lr:g}, bf16 autocast, fp32 "
+        f"from {smallest} to {largest}, answered with bare digits (AdamW, learning rate {recipe.lr:g}, bf16 autocast where the processor has bf16, fp32 "
         "master weights).",
         "The fine-tuned model was stored in bf16, as most published models are. The update the repairs see is therefore the "
         "rounded one, and their output is rounded to bf16 again.",

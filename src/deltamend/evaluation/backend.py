@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltamend.errors import EvaluationError, UsageError, option
+from deltamend.machine.processor import computes_in_bf16
 
 _BATCH_TOKENS = 1024
 """Tokens, padding included, of one batch on the CPU.
@@ -31,7 +32,7 @@ class BackendOptions:
         arguments: more arguments for its constructor.
         batch_size: number of sequences in a batch; None to choose it automatically.
         device: where it runs, such as cpu or cuda:0; None for the backend's own choice.
-        dtype: auto (as stored), bfloat16, float16 or float32.
+        dtype: auto (as stored; float32 on a CPU that does not multiply bf16 matrices), bfloat16, float16 or float32.
         trust_remote_code: run Python that comes with the checkpoint.
     """
 
@@ -45,6 +46,15 @@ class BackendOptions:
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
             raise UsageError(f"{option('dtype')}: no dtype {self.dtype!r}; there are {', '.join(_DTYPES)}")
+
+    @property
+    def computed_dtype(self) -> str:
+        """The dtype that the backend is asked for: bf16 weights are computed in float32 where the CPU has no bf16.
+
+        float32 holds every bf16 and fp16 weight exactly, so the model is the same; only sums are rounded less.
+        """
+        on_cpu = self.name == "hf" and (self.device or best_device()) == "cpu"
+        return "float32" if self.dtype == "auto" and on_cpu and not computes_in_bf16() else self.dtype
 
 
 _DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -96,7 +106,7 @@ def _arguments(model: str, options: BackendOptions) -> dict[str, Any]:
     return {
         "pretrained": model,
         "model": model,
-        "dtype": options.dtype,
+        "dtype": options.computed_dtype,
         "device": options.device or best_device(),
         "batch_size": options.batch_size or "auto",
         "trust_remote_code": options.trust_remote_code,

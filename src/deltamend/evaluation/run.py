@@ -88,7 +88,7 @@ def evaluate(
         backend_args: arguments for the backend's constructor.
         batch_size: number of sequences in a batch; None to choose it automatically.
         device: such as "cpu" or "cuda:0"; None for CUDA where there is one.
-        dtype: of the weights: "auto" (as stored), "bfloat16", "float16" or "float32".
+        dtype: of the weights: "auto" (as stored; float32 on a CPU without bf16 arithmetic), "bfloat16", "float16" or "float32".
         judge: what scores answers to safety prompts: "refusal-strings" (weak), "openai:MODEL" or "classifier:MODEL".
         judge_url: OpenAI-compatible endpoint of "openai:MODEL"; its key is taken from the variable OPENAI_API_KEY.
         keep_responses: store generated answers in the record, harmful ones too.
@@ -278,7 +278,7 @@ def _header(
 
 
 def _settings(backend: BackendOptions, asking: AskOptions, *, local: bool) -> dict[str, str]:
-    settings = {"backend": backend.name, "dtype": backend.dtype, "judge": asking.judge.name}
+    settings = {"backend": backend.name, "dtype": backend.computed_dtype, "judge": asking.judge.name}
     settings |= {"device": backend.device or best_device()} if local else {}
     settings |= {
         f"backend.{key}": "not shown" if _SECRET.search(key) else _USER.sub("", str(value))

@@ -1,4 +1,4 @@
-"""Full fine-tuning on the CPU: bf16 autocast, fp32 master weights, loss on the answers only."""
+"""Full fine-tuning on the CPU: fp32 weights, bf16 autocast where the processor has bf16, loss on the answers only."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from deltamend.language_models.loading import chat_prompt, plain_tokens
+from deltamend.machine.processor import computes_in_bf16
 from deltamend.machine.threads import one_thread_each
 
 _Item = TypeVar("_Item")
@@ -80,12 +81,13 @@ def train(model: Any, examples: Sequence[Example], recipe: Recipe, *, seed: int,
 def answer_loss(model: Any, batch: Sequence[Example]) -> torch.Tensor:
     """Cross-entropy in nats, summed over the answers' tokens.
 
-    The vocabulary projection is the dearest layer of a small model, so it runs at the answers' positions only.
+    The vocabulary projection is the dearest layer of a small model, so it runs at the answers' positions only. Computed in
+    bf16 autocast where the processor multiplies bf16 matrices, in fp32 elsewhere.
     """
     ids, labels = collate(batch)
     counted = labels[:, 1:] >= 0
     # Without the cache of cast weights: it is shared between threads, and each weight is cast once a pass anyway.
-    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+    with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False, enabled=computes_in_bf16()):
         hidden = model.base_model(input_ids=ids, attention_mask=(labels != PADDING).long()).last_hidden_state
         logits = model.get_output_embeddings()(hidden[:, :-1][counted])
     return torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][counted], reduction="sum")
