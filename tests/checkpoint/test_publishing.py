@@ -80,6 +80,32 @@ def test_the_next_run_puts_back_what_a_killed_publication_moved(
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("killed", [False, True], ids=["fails", "killed"])
+def test_a_publication_that_comes_to_nothing_leaves_its_work_to_be_resumed(
+    llama_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    out = tmp_path / "out"
+    deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "whole")
+    fill(out)
+
+    def nothing_happens(_staged: Path, _out: Path, _aside: Path) -> None:
+        raise KeyboardInterrupt if killed else OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "_exchange", nothing_happens)
+        with pytest.raises(KeyboardInterrupt if killed else deltamend.OutputError):
+            deltamend.repair(llama_pair.base, llama_pair.finetuned, out, overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+
+    filtered: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing.WorkFolder, "record", lambda _work, record: filtered.append(record.name))
+        deltamend.repair(llama_pair.base, llama_pair.finetuned, out, resume=True, overwrite=True)
+    assert filtered == []
+    assert without_seconds(out) == without_seconds(tmp_path / "whole")
+    assert not (tmp_path / PARTIAL).exists()
+
+
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two-renames"])
 def test_a_kill_after_the_rename_leaves_nothing_that_is_taken_for_output(
     llama_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool

@@ -3,6 +3,7 @@
 .NAME.deltamend-partial/     beside OUT, so that publishing is a rename on one file system; locked while a run uses it
     journal.jsonl            first line: what identifies the plan; then one line for each finished tensor
     inputs                   a hash of the content of all inputs
+    exchanging               while out/ is exchanged with an older OUT: the inode number of the new output
     out/                     becomes OUT
     parts/                   for an adapter: its factors of each tensor, until the adapter's file can be laid out
 
@@ -32,7 +33,7 @@ from deltamend.checkpoint.manifest import TensorRecord
 from deltamend.checkpoint.output_checks import output_errors, work_folder_of
 from deltamend.errors import CheckpointError, OutputError, option
 
-_RENAME_EXCHANGE = 2  # renameat2(2), Linux 3.15
+_RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # of renameat2(2), Linux 3.15
 
 
 class WorkFolder:
@@ -53,6 +54,7 @@ class WorkFolder:
         self.staged = self.folder / "out"
         self.parts = self.folder / "parts"
         self._replaced = self.folder / "replaced"
+        self._exchanging = self.folder / "exchanging"
         self._journal_path = self.folder / "journal.jsonl"
         self._journal_lock = threading.Lock()
         parent = self.folder.parent
@@ -77,7 +79,7 @@ class WorkFolder:
             raise
 
     def _put_back(self) -> None:
-        """Undo a publication that was killed between its two renames; remove the old OUT of one that was completed."""
+        """Put the old OUT back if a kill came between the two renames; delete it if the new output is in place."""
         if self._replaced.exists():
             if self.out.exists():
                 shutil.rmtree(self._replaced)
@@ -86,7 +88,7 @@ class WorkFolder:
 
     def _take_up(self, key: str) -> dict[str, TensorRecord]:
         """The records of the tensors that an interrupted run of the same plan finished, by name."""
-        if not self.staged.is_dir():
+        if not self.staged.is_dir() or self._holds_the_old_out():
             return {}
         try:
             first, *lines = self._journal_path.read_text(encoding="utf-8").splitlines()
@@ -109,12 +111,22 @@ class WorkFolder:
                     path.unlink()  # written again, from the sources as they are now
         return finished
 
+    def _holds_the_old_out(self) -> bool:
+        """Whether what lies in `staged` is the older OUT, since a publication was killed after the exchange."""
+        try:
+            return int(self._exchanging.read_text(encoding="utf-8")) != self.staged.stat().st_ino
+        except FileNotFoundError:
+            return False
+        except ValueError:  # killed while it was written, and so before the exchange
+            return False
+
     def _start(self, key: str) -> None:
         with output_errors(self.out):
             for folder in (self.staged, self.parts):
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
-            (self.folder / "inputs").unlink(missing_ok=True)
+            for name in ("inputs", "exchanging"):
+                (self.folder / name).unlink(missing_ok=True)
             self._journal_path.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
 
     def keep_to_inputs(self, digest: str) -> None:
@@ -179,8 +191,9 @@ class WorkFolder:
         try:
             with output_errors(self.out):
                 if overwrite and self.out.exists():
-                    # What is exchanged lands where the staged output was: without a journal nobody takes it for that.
-                    self._journal_path.unlink(missing_ok=True)
+                    # The older OUT lands where the staged output was. The next run must not continue from that.
+                    self._exchanging.write_text(str(self.staged.stat().st_ino), encoding="utf-8")
+                    _sync_path(self._exchanging)
                     _sync_path(self.folder)
                     _exchange(self.staged, self.out, self._replaced)
                 else:
@@ -208,7 +221,7 @@ class WorkFolder:
         self._remove_parents()
 
     def _remove_parents(self) -> None:
-        with suppress(OSError):  # one that is not empty, nor then are those above it
+        with suppress(OSError):  # if one is not empty, the folders above it are not empty either
             for place in self._made_parents:
                 place.rmdir()
 
@@ -255,7 +268,10 @@ def _exchange(staged: Path, out: Path, aside: Path) -> None:
     """Put `staged` in the place of the existing folder `out`, which takes the place of `staged`, or goes to `aside`."""
     library = ctypes.CDLL(None, use_errno=True)
     names = (os.fsencode(staged), os.fsencode(out))
-    if hasattr(library, "renameat2") and library.renameat2(-100, names[0], -100, names[1], _RENAME_EXCHANGE) == 0:
+    if (
+        hasattr(library, "renameat2")
+        and library.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
+    ):
         return
     # A file system without the exchange: two renames, the first taken back when the second fails, or by the next run.
     out.rename(aside)

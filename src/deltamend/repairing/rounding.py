@@ -28,11 +28,11 @@ def rounding_bits(rounding: Rounding, name: str, shape: tuple[int, int]) -> Rand
 def round_for(
     values: Array, dtype: np.dtype[Any], bits: RandomBits | None = None, at: tuple[int, int] = (0, 0)
 ) -> Array:
-    """Round values so that a cast to `dtype` no longer changes them, or changes them to the nearest value.
+    """Prepare values for a cast to `dtype`, which then gives the value that the chosen rounding asks for.
 
     Stochastic rounding moves a value that lies between two neighbouring values of `dtype` up or down at random, with
-    probabilities that leave its mean unchanged (Croci et al. 2022, mode 1). The random bits depend on the seed, the name of the
-    tensor and the position in it, so the result depends neither on the size of blocks nor on the number of workers. Rounding to
+    probabilities that leave its mean unchanged (Croci et al. 2022, mode 1). The random bits depend on the name of the tensor
+    and the position in it, so the result depends neither on the size of blocks nor on the number of workers. Rounding to
     nearest is left to the cast itself, except from fp64 to bf16, where the cast would round twice, by way of fp32.
 
     Args:

@@ -1,8 +1,9 @@
 """Paired bootstrap over items: every draw takes the same items for every model, and for every cell that has these items.
 
 A draw is a row of counts, how often each item was taken; mean scores are then one matrix product for all models and all
-draws of a chunk. Intervals are percentile intervals: the metric clips and partitions, and there BC and BCa intervals,
-which take every bias for a shift, cover far less (docs/score.md has the figures).
+draws of a chunk. `paired_items` brings the items of all models into one order first, and `cell_means` joins models and
+cells. Intervals are percentile intervals. BC and BCa intervals would take the bias that the metric's clipping and
+partitions cause for a shift of the whole distribution, and cover far less (docs/score.md has the figures).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from deltamend.scoring.metric import FloatArray
 
 _CHUNK = 1 << 18
-"""Counts held at a time: 2 MiB, which stay in the cache; ever larger ones take longer."""
+"""Counts held at a time: 2 MiB, which fit into the processor's cache. Larger chunks are slower."""
 
 _DECIMALS = 12
 """Means are rounded to so many decimals: models with the same scores get the same mean, whatever BLAS does."""
@@ -39,13 +40,13 @@ def mean_scores(scores: FloatArray) -> FloatArray:
 def resampled_means(scores: FloatArray, *, draws: int, seed: int, key: str) -> FloatArray:
     """Mean of each column in every draw of n rows with replacement.
 
-    The draws depend on `seed`, `key` and n alone, so models and cells with the same items are resampled together, and
-    another model more or fewer changes nothing for the others.
+    The draws depend only on `seed`, `key` and n. So models and cells with the same items are resampled together, and
+    adding or removing a model does not change the draws of the others.
 
     Args:
         scores: (n, M).
-        draws: how many.
-        seed: not negative.
+        draws: number of bootstrap resamples.
+        seed: random seed, not negative.
         key: name of the task.
 
     Returns:
@@ -80,10 +81,10 @@ def percentile_interval(draws: FloatArray, confidence: float) -> Interval:
 
 
 def resample_clusters(values: FloatArray, clusters: Sequence[str], *, seed: int) -> FloatArray:
-    """Mean over clusters, drawn anew with replacement in every draw: what other cells like these could have given.
+    """Mean over clusters that are drawn with replacement, anew for every row: how the mean varies over cells like these.
 
     Args:
-        values: (D, cells), one draw over items a row; NaN where undefined, which is left out of its cluster's mean.
+        values: (D, cells); each row is one bootstrap draw over items. NaN where undefined; it is left out of its cluster's mean.
         clusters: (cells,) names; cells of one cluster, such as seeds, are averaged and drawn as one.
         seed: not negative.
 
@@ -100,7 +101,10 @@ def resample_clusters(values: FloatArray, clusters: Sequence[str], *, seed: int)
 
 
 def weighted_mean(values: FloatArray, weights: FloatArray) -> FloatArray:
-    """Means of (D, N) by columns of (N, M) weights, (D, M), over what is not NaN; NaN where all of it is."""
+    """Weighted means of each row of (D, N), one for each column of (N, M) weights: (D, M).
+
+    NaN entries are left out. A mean of nothing but NaN is NaN.
+    """
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         means: FloatArray = (np.where(defined, values, 0) @ weights) / (defined @ weights)

@@ -35,7 +35,7 @@ class ThresholdRule(Protocol):
 
 
 def optimal_coefficient(beta: float) -> float:
-    """λ(β): the optimal hard threshold in units of s√n, for known noise.
+    """λ(β): the optimal hard threshold in units of s√n, for known noise of standard deviation s and longer side n.
 
     λ(β) = √(2(β + 1) + 8β/((β + 1) + √(β² + 14β + 1))), Gavish & Donoho, arXiv 1305.5870, eq. 11. λ(1) = 4/√3.
 
@@ -78,7 +78,7 @@ class GavishDonoho:
     noise: NoiseEstimator = field(default_factory=MedianNoise)
 
     def threshold(self, spectrum: Spectrum) -> Threshold:
-        """The threshold and the noise; both 0 where the noise is."""
+        """The threshold and the standard deviation of the noise. Both are 0 where there is no noise."""
         noise = self.noise.noise(spectrum)
         beta = aspect_ratio(spectrum.shape)
         return Threshold(optimal_coefficient(beta) * math.sqrt(max(spectrum.shape)) * noise, noise)
@@ -156,7 +156,7 @@ class MarchenkoPasturEdge:
     noise: NoiseEstimator = field(default_factory=MedianNoise)
 
     def threshold(self, spectrum: Spectrum) -> Threshold:
-        """The threshold and the noise; both 0 where the noise is."""
+        """The threshold and the standard deviation of the noise. Both are 0 where there is no noise."""
         noise = self.noise.noise(spectrum)
         m, n = spectrum.shape
         return Threshold(noise * (math.sqrt(m) + math.sqrt(n)), noise)
@@ -183,7 +183,7 @@ class TracyWidomEdge:
         quantile(self.level)
 
     def threshold(self, spectrum: Spectrum) -> Threshold:
-        """The threshold and the noise; both 0 where the noise is."""
+        """The threshold and the standard deviation of the noise. Both are 0 where there is no noise."""
         noise = self.noise.noise(spectrum)
         return Threshold(largest_singular_value(spectrum.shape, noise, self.level), noise)
 
@@ -208,7 +208,7 @@ class ScreeNOT:
             _check_rank(self.max_rank)
 
     def threshold(self, spectrum: Spectrum) -> Threshold:
-        """The threshold, 0 where the noise is; no single number is its noise."""
+        """The threshold, which is 0 where there is no noise. `noise` is None, as correlated noise has no single level."""
         values = spectrum.values()
         bound = values.size // 4 if self.max_rank is None else self.max_rank
         rank = min(bound, (values.size - 1) // 2)
@@ -220,8 +220,8 @@ class FixedRank:
     """Keeps the `rank` largest singular values (truncated SVD).
 
     The threshold lies half way between the smallest value kept and the largest dropped, so that rounding cannot move
-    either across it; at twice σ₁ where none is kept. Equal values stand or fall together: if σ_rank = σ_{rank+1}, all
-    that equal them are dropped, so the result has at most `rank` and never more.
+    either across it; it is twice σ₁ where none is kept. Equal values are kept or dropped together: if σ_rank = σ_{rank+1},
+    all values equal to them are dropped, so that the result has rank `rank` or less.
 
     Args:
         rank: at least 0; a rank of min(m, n) or more keeps everything that is not 0.
@@ -253,7 +253,8 @@ class FixedRank:
 class EnergyFraction:
     """Keeps the fewest singular values whose squares sum to at least `fraction` of ‖Δ‖_F².
 
-    The threshold is that of `FixedRank`; equal singular values are kept together, so it never keeps less.
+    The threshold is that of `FixedRank`. Equal singular values are kept together, so the share that is kept may lie above
+    `fraction`, and never lies below it.
 
     Args:
         fraction: in [0, 1]; 0 keeps nothing, 1 everything that is not 0.
