@@ -30,16 +30,19 @@ demo: $(VENV)/.demo-ready
 	$(BIN)/deltamend demo
 endif
 
+# One process of tests for each core; `PYTEST=-n0` runs them in one.
+PYTEST ?= -n auto
+
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST)
 
 test-fast: $(VENV)/.ready
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest $(PYTEST) -m 'not slow'
 
 # The fast tests again, with the lowest version of every package that pyproject.toml allows, in an environment of its own.
 # Outside of CI this needs about 7 GB, since PyPI's old builds of torch bring their CUDA libraries.
 test-lowest: $(LOWEST)/.ready
-	$(LOWEST)/bin/python -m pytest -m 'not slow'
+	$(LOWEST)/bin/python -m pytest $(PYTEST) -m 'not slow'
 
 $(LOWEST)/.ready: pyproject.toml .ci/lowest.py
 	$(PYTHON) -m venv --clear $(LOWEST)

@@ -393,6 +393,7 @@ def test_a_method_that_fails_names_the_tensor(
     assert {path.name for path in tmp_path.iterdir()} == {"base", "finetuned"}
 
 
+@pytest.mark.slow
 def test_mutated_headers_indexes_and_configs_are_refused_or_repaired() -> None:
     """In a process of its own, whose memory is limited; `benchmarks/faults/every_fault.py` tries 10,000."""
     root = Path(__file__).parents[1]

@@ -35,6 +35,7 @@ def test_the_public_names_are_these() -> None:
     assert sorted(deltamend.__all__) == sorted([*FUNCTIONS, *ERRORS, *DATA, "__version__"])
 
 
+@pytest.mark.slow
 def test_nothing_else_is_importable_by_accident() -> None:
     program = "import deltamend, types; print([n for n in dir(deltamend) if not n.startswith('_')])"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
@@ -79,6 +80,7 @@ def test_keyword_arguments_are_the_fields_of_the_options(keywords: type, model: 
     assert all(field.description for field in model.model_fields.values())
 
 
+@pytest.mark.slow
 def test_the_version_is_that_of_the_package() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", deltamend.__version__)
     shown = subprocess.run([sys.executable, "-m", "deltamend", "--version"], capture_output=True, text=True, check=True)

@@ -31,6 +31,7 @@ def test_with_given_labels_it_is_the_mean_squared_gradient_of_each_text(task: Ta
         torch.testing.assert_close(found[name].double(), value, rtol=1e-3, atol=1e-4 * float(value.max()))
 
 
+@pytest.mark.slow
 def test_with_sampled_labels_it_tends_to_the_fisher_information(task: Task) -> None:
     loaded = load(task.base)
     examples = as_examples(read_texts(task.texts), loaded.tokenizer, chat=False, max_tokens=64)[:1]

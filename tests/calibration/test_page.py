@@ -13,6 +13,7 @@ from tests.calibration.conftest import Task
 PAGE = Path(__file__).parents[2] / "docs" / "calibration.md"
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run_in_order(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "texts.jsonl").write_bytes(task.texts.read_bytes())

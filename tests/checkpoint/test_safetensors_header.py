@@ -31,6 +31,7 @@ def write(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]], metadata:
     return header
 
 
+@pytest.mark.slow
 @in_one_folder
 @given(tensors=TENSORS, metadata=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2))
 def test_what_is_written_is_read(
@@ -70,6 +71,7 @@ def assert_read_or_refused(path: Path) -> None:
         assert len(refusal.splitlines()) == 1
 
 
+@pytest.mark.slow
 @settings(in_one_folder, max_examples=1500)
 @given(
     flips=st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255)), min_size=1, max_size=4), cut=st.integers(0, 400)
@@ -91,6 +93,7 @@ JSON_VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(in_one_folder, max_examples=1000)
 @given(
     entry=st.fixed_dictionaries(

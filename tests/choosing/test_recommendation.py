@@ -53,6 +53,7 @@ def test_auto_is_null_space_by_what_the_base_wrote_and_says_why(
         assert (tmp_path / folder / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_made_again(pair: Pair) -> None:
     file = Path(str(deltamend.recommend(pair.base).parameters["activations"]))
     whole = file.read_bytes()
@@ -103,6 +104,7 @@ class Evil(PretrainedConfig):
 """
 
 
+@pytest.mark.slow
 def test_code_of_the_base_does_not_run_even_if_somebody_says_yes(pair: Pair, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(pair.base, base)
@@ -134,6 +136,7 @@ def test_a_file_that_another_run_wrote_meanwhile_stays(pair: Pair, monkeypatch: 
     assert list(file.parent.iterdir()) == [file]
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_full_is_an_error_and_no_reason_for_another_method(pair: Pair, tmp_path: Path) -> None:
     limited = (
         "import resource, sys, deltamend\n"

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Printed
 from tests.evaluation.conftest import ARC, items, tiny_model, write_items
 
@@ -12,6 +14,7 @@ __all__ = ["items", "tiny_model"]  # fixtures
 Cli = Callable[..., Printed]
 
 
+@pytest.mark.slow
 def test_a_suite_over_local_items_is_asked_and_printed(
     deltamend_cli: Cli, tiny_model: Path, items: Path, tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ def test_a_setting_that_means_nothing_is_refused_before_the_run(
     assert not runs
 
 
+@pytest.mark.slow
 def test_results_are_written_also_where_a_cell_failed(
     config: Path, tmp_path: Path, runs: list[Path], deltamend_cli: Cli
 ) -> None:

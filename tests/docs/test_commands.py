@@ -160,6 +160,7 @@ def run_in_order(page: str, cli: Cli, change: Callable[[str], str] = lambda comm
         assert printed.code == 0, f"{page}: {command}: {printed.err}"
 
 
+@pytest.mark.slow
 def test_the_steps_of_evaluating_and_scoring_run_in_order(world: World, deltamend_cli: Cli) -> None:
     page = "docs/how-to/evaluate-and-score.md"
     folder = world(page)
@@ -175,6 +176,7 @@ def test_the_steps_of_resuming_run_in_order(world: World, deltamend_cli: Cli) ->
     run_in_order(page, deltamend_cli)
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_in_order(world: World, deltamend_cli: Cli) -> None:
     page = "docs/tutorial/index.md"
     folder = world(page)

@@ -123,6 +123,7 @@ with threadpool_limits(2):
 """
 
 
+@pytest.mark.slow
 def test_repairs_side_by_side_share_one_limit_of_threads() -> None:
     # in a process of its own: this one is limited to one thread from beginning to end
     subprocess.run([sys.executable, "-c", SIDE_BY_SIDE], check=True)

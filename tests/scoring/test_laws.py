@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -65,6 +66,7 @@ def test_the_best_of_base_and_finetuned_on_each_task_gets_100(scores: FloatArray
     assert combined is None or abs(combined - 100) < 1e-9
 
 
+@pytest.mark.slow
 @few
 @given(scores=answers, seed=st.integers(0, 1000))
 def test_order_and_names_do_not_matter(scores: FloatArray, seed: int) -> None:

@@ -58,6 +58,7 @@ def test_estimators_find_the_noise_of_white_noise(estimator: NoiseEstimator, sha
     assert estimator.noise(spectrum) == pytest.approx(0.02, rel=0.03)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.floats(1e-9, 1e9), st.integers(0, 2**32 - 1))
 def test_estimators_scale_with_the_matrix(scale: float, seed: int) -> None:

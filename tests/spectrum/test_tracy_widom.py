@@ -40,6 +40,7 @@ def test_published_moments() -> None:
     assert second - mean**2 == pytest.approx(1.607781034581, abs=1e-7)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(st.floats(1e-6, 1 - 1e-6))
 def test_quantile_inverts_the_cdf(level: float) -> None:

@@ -39,6 +39,7 @@ def sat(monkeypatch: pytest.MonkeyPatch) -> Asked:
     return names
 
 
+@pytest.mark.slow
 def test_a_cell_asks_every_model_and_a_second_run_asks_none(
     study: Study, tmp_path: Path, data: Path, sat: Asked
 ) -> None:
@@ -61,6 +62,7 @@ def test_a_cell_asks_every_model_and_a_second_run_asks_none(
     assert scores(run(study, tmp_path / "again", data)) == scores(record)
 
 
+@pytest.mark.slow
 def test_a_cell_goes_on_where_it_stopped_and_asks_only_what_is_new(
     study: Study, tmp_path: Path, data: Path, sat: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +90,7 @@ def test_a_cell_goes_on_where_it_stopped_and_asks_only_what_is_new(
     )
 
 
+@pytest.mark.slow
 def test_a_finetuned_model_goes_with_its_cell_and_is_made_again_where_its_facts_are_cut_off(
     study: Study, tmp_path: Path, data: Path, sat: Asked
 ) -> None:
@@ -105,6 +108,7 @@ def test_a_finetuned_model_goes_with_its_cell_and_is_made_again_where_its_facts_
     assert not any((tmp_path / "models").glob("*tiny__*"))
 
 
+@pytest.mark.slow
 def test_another_way_to_fine_tune_is_another_cell(study: Study, tmp_path: Path, data: Path, sat: Asked) -> None:
     first = run(study, tmp_path, data)
     regime = study.regimes[0].model_copy(update={"lr": 0.02})

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from deltamend.study.config import Study
 from deltamend.study.findings.result_types import StudyResults
 from deltamend.study.findings.results import study_results
@@ -9,6 +11,7 @@ from tests.study.findings.results_of_made_up import DRAWS
 from tests.study.made_up import ALPHAS, made_up_study, write_made_up
 
 
+@pytest.mark.slow
 def test_the_curve_is_found_by_its_alphas_whatever_the_vectors_follow(
     study: Study, results: StudyResults, tmp_path: Path
 ) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from deltamend.scoring.settings import make_settings
 from deltamend.study.config import Repair, Study
 from deltamend.study.findings.result_types import CHOOSING, CONFIRMATION, StudyResults
@@ -11,6 +13,7 @@ from tests.study.findings.results_of_made_up import DRAWS, said
 from tests.study.made_up import ALPHAS, write_made_up
 
 
+@pytest.mark.slow
 def test_candidates_are_set_against_published_methods_in_any_dtype_that_is_written_in_every_cell(
     study: Study, tmp_path: Path
 ) -> None:
@@ -66,6 +69,7 @@ def test_strengths_tried_in_the_choosing_cells_only_are_chosen_and_reported_on_h
     assert "In the choosing cells, with every family at the strength" in said(results, "best")
 
 
+@pytest.mark.slow
 def test_a_family_is_set_against_candidates_in_its_own_role(study: Study, tmp_path: Path) -> None:
     control = Repair.model_validate({"name": "shrunk", "method": "shrink", "role": "control"})
     study = study.model_copy(update={"repairs": (*study.repairs, control)})

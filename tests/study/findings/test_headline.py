@@ -2,12 +2,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from deltamend.study.config import Study
 from deltamend.study.findings.headline import headline_of
 from deltamend.study.findings.result_types import StudyResults
 from tests.study.findings.results_of_made_up import half_done, said
 
 
+@pytest.mark.slow
 def test_a_published_method_that_was_not_compared_is_not_said_to_be_beaten(study: Study, tmp_path: Path) -> None:
     cells = {cell.name for cell in study.cells() if not study.chooses(cell)}
     results = half_done(study, tmp_path, cells, {key: {"ties"} for key in cells})
@@ -16,6 +19,7 @@ def test_a_published_method_that_was_not_compared_is_not_said_to_be_beaten(study
     assert "2 more are not done in any cell yet." in said(results, "best")
 
 
+@pytest.mark.slow
 def test_a_candidate_that_is_missing_in_cells_is_not_the_headline(study: Study, tmp_path: Path) -> None:
     cells = [cell.name for cell in study.cells() if not study.chooses(cell)]
     results = half_done(study, tmp_path, set(cells), {cells[0]: {"ours"}})

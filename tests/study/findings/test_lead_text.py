@@ -60,6 +60,7 @@ def test_a_mean_is_told_with_both_intervals() -> None:
     )
 
 
+@pytest.mark.slow
 def test_one_study_is_told_from_all_cells_to_what_the_lead_hangs_on(scored: ScoredStudy) -> None:
     lines = list(lead_lines(QUESTION, scored))
     assert headings(lines)[:6] == [

@@ -27,6 +27,7 @@ def test_the_better_method_comes_out_above(results: StudyResults) -> None:
     assert reversed_.these_cells.high < 0
 
 
+@pytest.mark.slow
 def test_repairs_that_are_the_same_differ_by_exactly_nothing(study: Study, tmp_path: Path) -> None:
     write_made_up(study, tmp_path, alike=True)
     results = study_results(study, tmp_path, draws=DRAWS)
@@ -53,6 +54,7 @@ def test_every_repair_is_set_against_the_best_published_one_and_that_one_against
             assert of.minus_best_published[CONFIRMATION].these_cells.value == pytest.approx(ours - theirs)
 
 
+@pytest.mark.slow
 def test_a_published_repair_that_is_missing_in_cells_is_not_taken_for_the_best(study: Study, tmp_path: Path) -> None:
     cells = [cell.name for cell in study.cells() if not study.chooses(cell)]
     results = half_done(study, tmp_path, set(cells), {cells[0]: {"wise-ft-0.5"}})

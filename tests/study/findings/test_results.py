@@ -66,6 +66,7 @@ def test_a_number_of_draws_that_means_nothing_is_refused(study: Study, records: 
         study_results(study, records, draws=0)
 
 
+@pytest.mark.slow
 def test_repairs_that_are_left_out_of_cells_are_no_missing_ones(study: Study, tmp_path: Path) -> None:
     cell = next(cell for cell in study.cells() if not study.chooses(cell))
     repairs = tuple(
@@ -79,12 +80,14 @@ def test_repairs_that_are_left_out_of_cells_are_no_missing_ones(study: Study, tm
     assert "Not ranked, with figures in fewer cells: ours" in said(results, "best")
 
 
+@pytest.mark.slow
 def test_cells_in_which_next_to_nothing_was_learnt_are_named(study: Study, tmp_path: Path) -> None:
     write_made_up(study, tmp_path, items={"target": 6})
     notes = study_results(study, tmp_path, draws=DRAWS).notes
     assert any(note.startswith("fine-tuning taught fewer than 5 right answers in ") for note in notes)
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_results(study: Study, records: Path, results: StudyResults) -> None:
     assert study_results(study, records, draws=DRAWS) == results
     assert study_results(study, records, draws=DRAWS, seed=1) != results

@@ -39,6 +39,7 @@ def _on_gpu(record: Asked) -> Asked:
     return record.model_copy(update={"evaluation": record.evaluation.model_copy(update={"settings": settings})})
 
 
+@pytest.mark.slow
 def test_a_cell_is_held_against_the_base_of_its_device(study: Study, tmp_path: Path) -> None:
     write_made_up(study, tmp_path)
     cell = study.cells()[0]
