@@ -12,7 +12,7 @@ Where BASE or FINETUNED are not those the table was made with, the rows of the d
 that is no failure. To compare two versions of the program on such a machine, write the table with the first version and
 check the second. --cache is a folder that keeps what `deltamend calibrate` computes of the demo's pair. Files that are there
 already are used again, so give an empty folder to check `deltamend calibrate`, too. The third command writes the table,
-benchmarks/results/faults/same_bytes.json, from the program as it is.
+benchmarks/results/faults/same_bytes.json, from the program as it is; with --pairs or --only it replaces these rows alone.
 
 The exit code is 1 if a row differs, and the rows that differ are named with the files that do.
 
@@ -302,20 +302,37 @@ def encoded(table: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "}", ""])
 
 
-def write_table(inputs: Mapping[str, Mapping[str, str]], rows: Mapping[str, Row]) -> None:
+def write_table(inputs: Mapping[str, Mapping[str, str]], rows: Mapping[str, Row], *, whole: bool) -> None:
     """Write the table, and say so.
 
+    Args:
+        inputs: hashes of the files of each pair.
+        rows: what came of the runs.
+        whole: whether these are all the rows; otherwise the others stay as they are.
+
     Raises:
-        RuntimeError: a run crashed, or the program has changes that are not committed.
+        RuntimeError: a run crashed, the program has changes that are not committed, or the rows that stay were written by
+            another commit, on another machine or from other inputs.
     """
     for key, row in rows.items():
         if "crashed" in row:
             raise RuntimeError(f"{key}: {row['crashed']}")
     commit = commit_of_the_program()
-    about = f"What deltamend at {commit} writes; made by `python -m benchmarks.faults.same_bytes --write`, which says what is in it."
-    table = {"about": about, "commit": commit, "machine": machine(), "inputs": inputs, "rows": rows}
+    about = (
+        f"What deltamend at {commit} writes, as `python -m benchmarks.faults.same_bytes --write` found it. Its --help says "
+        "what the rows hold, and how FINETUNED of the demo's pair was made."
+    )
+    table: dict[str, Any] = {"about": about, "commit": commit, "machine": machine(), "inputs": inputs, "rows": rows}
+    if not whole:
+        known = json.loads(TABLE.read_text(encoding="utf-8"))
+        others = {name: known["inputs"].get(name) for name in inputs if name in known["inputs"]}
+        if (known["commit"], known["machine"]) != (commit, table["machine"]) or any(
+            inputs[name] != found for name, found in others.items()
+        ):
+            raise RuntimeError(f"{TABLE} is of another commit, machine or other inputs; leave out --pairs and --only")
+        table |= {"inputs": {**known["inputs"], **inputs}, "rows": {**known["rows"], **rows}}
     TABLE.write_text(encoded(table), encoding="utf-8")
-    print(f"wrote {len(rows)} rows to {TABLE}")
+    print(f"wrote {len(rows)} of {len(table['rows'])} rows to {TABLE}")
 
 
 def report(table: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]], compared: Compared) -> int:
@@ -356,8 +373,6 @@ def main() -> None:
     for folder in () if given.pairs == "tiny" else (given.base, given.finetuned):
         if not folder.is_dir():
             parser.error(f"there is no folder {folder}")
-    if given.write and (given.pairs != "all" or given.only):
-        parser.error("--write makes the whole table; leave out --pairs and --only")
     if given.write:
         commit_of_the_program()
     known = {} if given.write else json.loads(TABLE.read_text(encoding="utf-8"))
@@ -373,7 +388,7 @@ def main() -> None:
                 pairs[DEMO], rows = demo_pair(given.base, given.finetuned, given.cache, scratch / DEMO)
         rows |= rows_of({name: _with_configs(pair) for name, pair in pairs.items()}, scratch, given.jobs, given.only)
     if given.write:
-        write_table(inputs, rows)
+        write_table(inputs, rows, whole=given.pairs == "all" and not given.only)
     else:
         sys.exit(report(known, inputs, compare(known, inputs, rows, given.only)))
 

@@ -66,7 +66,15 @@ OPTIONS = (
 ADAPTER_OPTIONS = ("dg-hard --out-dtype fp32", "dg-hard --vectors 0.5", "dg-hard --workers 2", "--config @spectral")
 
 CHECKPOINTS_OF: Mapping[str, tuple[str, ...]] = {
-    DEMO: (*METHODS, "auto", *LOW_RANK_PARAMETERS, *PARAMETERS, *OPTIONS, "--config @mergekit"),
+    DEMO: (
+        *METHODS,
+        "auto",
+        "dg-hard rule=tracy-widom scale=0.8",
+        "fisher fisher=@fisher base_fisher=@base_fisher alpha=0.3",
+        "graft mask=@mask",
+        *OPTIONS,
+        "--config @mergekit",
+    ),
     "llama": (
         *METHODS,
         *LOW_RANK_PARAMETERS,
@@ -90,7 +98,7 @@ CHECKPOINTS_OF: Mapping[str, tuple[str, ...]] = {
 }
 """The runs of each pair that write a checkpoint."""
 ADAPTERS_OF: Mapping[str, tuple[str, ...]] = {
-    DEMO: (*METHODS, *LOW_RANK_PARAMETERS, *ADAPTER_OPTIONS),
+    DEMO: (*METHODS, *ADAPTER_OPTIONS),
     "llama": (*METHODS, *LOW_RANK_PARAMETERS, *ADAPTER_OPTIONS),
     "mixtral": METHODS,
     "gpt2": (*METHODS, *ADAPTER_OPTIONS, "dg-hard --split-fused"),
