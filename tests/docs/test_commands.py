@@ -22,6 +22,7 @@ from tests.docs.conftest import add_gguf, add_records
 from tests.docs.printed import ROOT, blocks_of, commands_of, inline_commands, printed_commands
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("few_draws"),
     # PEFT asks transformers 5 for a property by its old name.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
@@ -160,7 +161,6 @@ def run_in_order(page: str, cli: Cli, change: Callable[[str], str] = lambda comm
         assert printed.code == 0, f"{page}: {command}: {printed.err}"
 
 
-@pytest.mark.slow
 def test_the_steps_of_evaluating_and_scoring_run_in_order(world: World, deltamend_cli: Cli) -> None:
     page = "docs/how-to/evaluate-and-score.md"
     folder = world(page)
@@ -176,7 +176,6 @@ def test_the_steps_of_resuming_run_in_order(world: World, deltamend_cli: Cli) ->
     run_in_order(page, deltamend_cli)
 
 
-@pytest.mark.slow
 def test_the_tutorial_runs_in_order(world: World, deltamend_cli: Cli) -> None:
     page = "docs/tutorial/index.md"
     folder = world(page)
@@ -188,7 +187,6 @@ def test_the_tutorial_runs_in_order(world: World, deltamend_cli: Cli) -> None:
         assert (folder / file).exists()
 
 
-@pytest.mark.slow
 def test_the_small_study_runs_in_order(world: World, deltamend_cli: Cli) -> None:
     page = "docs/how-to/run-a-study.md"
     folder = world(page)
@@ -210,7 +208,6 @@ def test_the_small_study_runs_in_order(world: World, deltamend_cli: Cli) -> None
     assert (folder / "OUT" / "results" / "index.html").is_file()
 
 
-@pytest.mark.slow
 def test_the_report_of_the_fresh_study_is_written_again(
     tmp_path: Path, deltamend_cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,7 @@ def test_there_is_code_in_python() -> None:
 
 
 # PEFT asks transformers 5 for a property by its old name.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.usefixtures("few_draws")
 @pytest.mark.parametrize("page", python_pages())

@@ -110,6 +110,7 @@ def test_peft_gives_the_logits_of_the_fp32_checkpoint(any_pair: Pair, tmp_path: 
     assert report.realised_error < 1e-6
 
 
+@pytest.mark.slow
 def test_vectors_that_go_half_way_are_saved_whole(any_pair: Pair, tmp_path: Path) -> None:
     sides = (any_pair.base, any_pair.finetuned)
     deltamend.repair(*sides, tmp_path / "checkpoint", out_dtype="fp32", vectors=0.5)
@@ -117,6 +118,7 @@ def test_vectors_that_go_half_way_are_saved_whole(any_pair: Pair, tmp_path: Path
     assert_same_model(tmp_path / "adapter", any_pair.base, tmp_path / "checkpoint")
 
 
+@pytest.mark.slow
 def test_vectors_that_follow_the_base_are_left_out(any_pair: Pair, tmp_path: Path) -> None:
     sides = (any_pair.base, any_pair.finetuned)
     deltamend.repair(*sides, tmp_path / "checkpoint", out_dtype="fp32", vectors="base")
@@ -126,6 +128,7 @@ def test_vectors_that_follow_the_base_are_left_out(any_pair: Pair, tmp_path: Pat
     assert (config["modules_to_save"], config["bias"]) == (None, "none")
 
 
+@pytest.mark.slow
 def test_matrices_that_are_left_alone_are_saved_whole(any_pair: Pair, tmp_path: Path) -> None:
     sides, only = (any_pair.base, any_pair.finetuned), r"(mlp|feed).*(up_proj|c_fc)"
     deltamend.repair(*sides, tmp_path / "checkpoint", out_dtype="fp32", include=only)
@@ -177,6 +180,7 @@ def test_blocks_give_the_same_factors(llama_pair: Pair, tmp_path: Path, monkeypa
             assert float((products[0] - products[1]).norm()) < 1e-5 * float(products[0].norm())
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_writes_the_same_adapter(any_pair: Pair, tmp_path: Path) -> None:
     for workers in (1, 3):
         deltamend.repair(
@@ -185,6 +189,7 @@ def test_any_number_of_workers_writes_the_same_adapter(any_pair: Pair, tmp_path:
     assert without_seconds(tmp_path / "out1") == without_seconds(tmp_path / "out3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 9, 20])
 def test_an_interrupted_adapter_goes_on(llama_pair: Pair, tmp_path: Path, count: int) -> None:
     sides = (llama_pair.base, llama_pair.finetuned)

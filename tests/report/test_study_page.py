@@ -21,6 +21,8 @@ from deltamend.study.findings.result_types import CHOOSING, CONFIRMATION, StudyR
 from deltamend.study.findings.results import study_results
 from tests.study.made_up import made_up_study, write_made_up
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = """<script>document.title='ran'</script><img src=x onerror="document.title='ran'">"""
 TABLES = {
     "above_wise_ft.csv",
@@ -71,7 +73,6 @@ def hostile(results: StudyResults) -> StudyResults:
     return StudyResults.model_validate_json(text)
 
 
-@pytest.mark.slow
 def test_all_files_are_written(written: Path) -> None:
     found = {str(path.relative_to(written)) for path in written.rglob("*") if path.is_file()}
     plots, tables = {f"plots/{name}" for name in ALT}, {f"tables/{name}" for name in TABLES}
@@ -130,7 +131,6 @@ def test_the_csv_holds_every_figure_of_every_repair(results: StudyResults) -> No
     assert [float(row[end]) for end in ("value", "low", "high")] == [ours.value, ours.low, ours.high]
 
 
-@pytest.mark.slow
 def test_without_a_confirmation_cell_the_page_says_loudly_that_picks_are_optimistic(
     only_choosing: StudyResults, tmp_path: Path
 ) -> None:
@@ -163,7 +163,6 @@ def test_results_with_next_to_nothing_in_them_still_give_a_page(tmp_path: Path) 
     )
 
 
-@pytest.mark.slow
 def test_the_same_results_give_the_same_bytes(results: StudyResults) -> None:
     first, second = plots_of_study(results), plots_of_study(results)
     assert first == second
@@ -171,7 +170,6 @@ def test_the_same_results_give_the_same_bytes(results: StudyResults) -> None:
     assert all(b"<dc:date" not in drawn for drawn in first.values())
 
 
-@pytest.mark.slow
 def test_the_page_needs_nothing_from_outside(hostile: StudyResults) -> None:
     page = results_html(hostile, plots_of_study(hostile))
     assert not re.search(r"https?://|<link|@import|url\(|<script|<img src=x", page)
@@ -183,7 +181,6 @@ def test_hostile_names_stay_text_in_markdown(hostile: StudyResults) -> None:
     assert not re.search(r"(?<!\\)<(script|img)", text)
 
 
-@pytest.mark.slow
 def test_a_write_that_fails_leaves_what_was_there(
     results: StudyResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,7 +215,6 @@ def test_a_folder_that_holds_something_else_stays_as_it_is(results: StudyResults
         write_results(results, folder)
 
 
-@pytest.mark.slow
 def test_a_write_that_fails_leaves_nothing_where_nothing_was(results: StudyResults, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder", encoding="utf-8")
     with pytest.raises(OutputError, match="file"):
@@ -226,7 +222,6 @@ def test_a_write_that_fails_leaves_nothing_where_nothing_was(results: StudyResul
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.slow
 def test_a_browser_runs_nothing_and_fetches_nothing(browser: Any, hostile: StudyResults, tmp_path: Path) -> None:
     write_results(hostile, tmp_path / "results")
     for scheme, background in (("light", "rgb(251, 250, 247)"), ("dark", "rgb(20, 23, 26)")):
@@ -247,7 +242,6 @@ def test_a_browser_runs_nothing_and_fetches_nothing(browser: Any, hostile: Study
         page.close()
 
 
-@pytest.mark.slow
 def test_a_narrow_screen_does_not_scroll_sideways(browser: Any, written: Path) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 800})
     page.goto((written / "index.html").as_uri())

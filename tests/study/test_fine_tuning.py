@@ -24,6 +24,8 @@ from deltamend.study.records import FinetuneFacts
 from tests.conftest import llama
 from tests.evaluation.conftest import save_tokenizer
 
+pytestmark = pytest.mark.slow
+
 SUMS = [Question(f"{a}+{b}", f"{a}+{b}", f"{a + b}", f"{a + b}") for a in range(5) for b in range(5)]
 
 
@@ -240,7 +242,6 @@ def test_the_head_runs_where_there_is_a_loss_and_nowhere_else(base: Path, tmp_pa
     assert ours.first_loss == pytest.approx(theirs.first_loss, rel=1e-3)
 
 
-@pytest.mark.slow
 def test_nothing_is_printed(base: Path, tmp_path: Path) -> None:
     """In a process of its own: warnings and loggers of third parties may speak once only."""
     program = (

@@ -24,6 +24,8 @@ from tests.evaluation.conftest import ARC, write_items
 from tests.reference import dg_hard, load
 from tests.study.standins import STAND_INS, stand_in_pair
 
+pytestmark = pytest.mark.slow
+
 STUDY = read_study(Path(__file__).parents[2] / "studies" / "paper.yaml")
 DG_HARD = next(repair for repair in STUDY.repairs if repair.name == "dg-hard")
 ROWS: dict[str, list[dict[str, Any]]] = {
