@@ -50,6 +50,7 @@ def test_a_script_says_what_it_does_and_how_it_is_run(
     assert str(module.__doc__).strip() in shown
 
 
+@pytest.mark.slow
 def test_a_script_runs_from_the_root_of_the_repository() -> None:
     command = [sys.executable, "-m", "benchmarks.study.two_runs", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)

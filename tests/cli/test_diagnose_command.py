@@ -23,6 +23,7 @@ def test_the_verdict_its_numbers_and_the_next_command_are_printed(float_pair: Pa
     assert f"  deltamend repair {float_pair.base} {float_pair.finetuned} OUT" in printed.out
 
 
+@pytest.mark.slow
 def test_every_format_has_every_matrix(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
     files = {name: tmp_path / f"d.{name}" for name in ("html", "json", "csv")}
     options = [word for name, file in files.items() for word in (f"--{name}", file)]

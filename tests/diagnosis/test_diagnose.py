@@ -36,6 +36,7 @@ def test_the_rank_two_signal_over_noise_of_a_test_pair_is_seen(found: deltamend.
     assert found.commands == ("deltamend repair BASE FINETUNED OUT",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out_dtype", [None, "bf16", "fp16"])
 def test_what_is_predicted_is_what_a_repair_writes(float_pair: Pair, tmp_path: Path, out_dtype: str | None) -> None:
     predicted = deltamend.diagnose(float_pair.base, float_pair.finetuned, out_dtype=out_dtype)
@@ -52,6 +53,7 @@ def test_what_is_predicted_is_what_a_repair_writes(float_pair: Pair, tmp_path: P
         assert matrix.rounding.unmoved == pytest.approx(written.unmoved, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_workers_and_block_sizes_do_not_matter(llama_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     one = deltamend.diagnose(llama_pair.base, llama_pair.finetuned, workers=1)
     four = deltamend.diagnose(llama_pair.base, llama_pair.finetuned, workers=4)

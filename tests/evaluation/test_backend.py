@@ -19,6 +19,7 @@ from tests.evaluation.conftest import ARC, write_items
 from tests.evaluation.tiny_suite import ARC_EASY, MMLU, loaded_model, log_likelihood
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_batches_change_no_score(
     run: Callable[..., EvaluationRun], whole: Evaluation, batch_size: int, monkeypatch: pytest.MonkeyPatch

@@ -52,6 +52,7 @@ def quantised(folder: Path, scheme: str) -> dict[str, torch.Tensor]:
     return means
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["block", "row", "tensor"])
 @pytest.mark.parametrize("side", ["base", "finetuned"])
 def test_fp8_weights_are_read_with_their_scales(scheme: str, side: str, tmp_path: Path) -> None:

@@ -236,6 +236,7 @@ def _weights_and_manifest(folder: Path) -> tuple[dict[str, bytes], list[dict[str
     return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}, tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", TABLE)
 def test_any_number_of_workers_gives_the_same_bytes(method: str, llama_pair: Pair, tmp_path: Path) -> None:
     fisher = tmp_path / FISHER

@@ -100,6 +100,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_peft_gives_the_logits_of_the_fp32_checkpoint(any_pair: Pair, tmp_path: Path, method: str) -> None:
     options = {"method": method, **METHODS[method]}

@@ -24,6 +24,7 @@ def write(folder: Path, config: str = "{}", **tensors: torch.Tensor) -> Path:
 CARDS = {"date": "---\ndate: 2024-02-30\n---\n", "nested": "---\na: " + "[" * 3000 + "\n---\n"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("card", CARDS)
 def test_a_card_that_is_no_yaml_is_no_failure(own_pair: Pair, tmp_path: Path, card: str) -> None:
     (own_pair.finetuned / "README.md").write_text(CARDS[card])

@@ -17,6 +17,7 @@ from deltamend.spectrum.fortran_calls import LapackError
 from tests.spectrum.matrices import DTYPES, gram_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("route", [Tridiagonal, Band])
 def test_values_counts_and_vectors_match_an_svd(

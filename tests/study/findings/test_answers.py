@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import pytest
+
 from deltamend.study.findings.answers import answer_questions
 from deltamend.study.findings.result_types import CONFIRMATION, Answer, StudyResults
 from tests.study.findings.results_of_made_up import said
+
+pytestmark = pytest.mark.slow
 
 
 def test_only_what_stands_above_the_curve_is_said_to(results: StudyResults) -> None:

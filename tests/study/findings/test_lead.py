@@ -28,6 +28,8 @@ from deltamend.study.findings.lead import (
 )
 from tests.study.made_up import Truth, made_up_study, on_the_curve, truth, write_made_up
 
+pytestmark = pytest.mark.slow
+
 DRAWS = 200
 
 
@@ -58,7 +60,6 @@ def combined_of(does: Truth) -> float:
     return 4 / (1 / does.healing + 1 / does.retention + 1 / 1.0 + 1 / does.retention) * 100
 
 
-@pytest.mark.slow
 def test_the_cells_are_parted_as_the_study_says(study: Study, scored: ScoredStudy) -> None:
     assert [of.cell.name for of in choosing_cells(scored).cells] == ["tiny/sums/fp32/0", "tiny/sums/bf16/0"]
     assert len(confirmation_cells(scored).rows) == len(study.cells()) - 2
@@ -147,7 +148,6 @@ def test_as_stored_takes_what_was_written_in_bf16_where_there_is_such_a_cell(sco
     )
 
 
-@pytest.mark.slow
 def test_retention_is_measured_in_one_way_on_every_target(scored: ScoredStudy, tmp_path: Path) -> None:
     targets = made_up_study().model_dump(mode="json")["targets"]
     mixed = made_up_study(targets=[targets[0], targets[1] | {"retention": "likelihood"}])

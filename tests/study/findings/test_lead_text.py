@@ -17,6 +17,8 @@ from deltamend.study.findings.lead import ScoredStudy, confirmation_cells, in_re
 from deltamend.study.findings.lead_text import LeadQuestion, lead_lines, mean_in_words
 from tests.study.made_up import made_up_study, write_made_up
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 RECORDS = ROOT / "benchmarks" / "results" / "study"
 QUESTION = LeadQuestion(
@@ -60,7 +62,6 @@ def test_a_mean_is_told_with_both_intervals() -> None:
     )
 
 
-@pytest.mark.slow
 def test_one_study_is_told_from_all_cells_to_what_the_lead_hangs_on(scored: ScoredStudy) -> None:
     lines = list(lead_lines(QUESTION, scored))
     assert headings(lines)[:6] == [
@@ -154,7 +155,6 @@ def test_without_choosing_cells_the_alphas_are_those_of_the_earlier_study(scored
     assert sum("(0.5 in fp32, 0.5 in bf16)" in line for line in both) == 1
 
 
-@pytest.mark.slow
 def test_the_records_that_readme_rests_on_are_what_is_told_today(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
