@@ -17,6 +17,10 @@ class FiniteRecord(Record):
     model_config = ConfigDict(allow_inf_nan=False)
 
 
+_PLAINLY = {"extra_forbidden": "there is no such field", "missing": "is missing"}
+"""Our words for problems that pydantic names in terms of Python, by its type of the problem."""
+
+
 def first_problem(error: ValidationError) -> tuple[str, str]:
     """The first problem that pydantic found.
 
@@ -25,6 +29,8 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
     """
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] in _PLAINLY:
+        message = _PLAINLY[first["type"]]
     if first["type"] == "literal_error":
         message = f"{first['input']!r} is not valid; expected {first['ctx']['expected']}"
     return ".".join(str(part) for part in first["loc"]), message

@@ -118,7 +118,7 @@ def test_a_method_is_compared_with_its_parameters(llama_pair: Pair, tmp_path: Pa
         (["--methods", "ties,ties"], "'ties' is given twice"),
         (["--methods", "ties:density"], "--methods: 'density' is not KEY=VALUE"),
         (["--methods", "ties:density=2"], "parameter 'density'"),
-        (["--methods", "fisher"], "parameter 'fisher': Field required"),
+        (["--methods", "fisher"], "parameter 'fisher': is missing"),
         (["--write", "ties"], "--write and --out belong together"),
         (
             ["--include", "zzz"],

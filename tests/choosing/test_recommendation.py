@@ -115,7 +115,7 @@ def test_code_of_the_base_does_not_run_even_if_somebody_says_yes(pair: Pair, tmp
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf")}
     command = [sys.executable, "-c", f"import deltamend; print(deltamend.recommend({str(base)!r}).reason)"]
     printed = subprocess.run(command, input="y\n" * 9, text=True, capture_output=True, env=environment, check=True)
-    assert "wise-ft at 0.5 in place of null-space, as the base cannot be read" in printed.stdout
+    assert "wise-ft at 0.5 in place of null-space, as the base cannot be run" in printed.stdout
     assert "[y/N]" not in printed.stdout + printed.stderr
     assert not list(tmp_path.rglob("ran"))
 
@@ -165,7 +165,7 @@ def test_a_base_with_an_adapter_is_repaired_with_wise_ft_and_quiet_does_not_hide
     printed = deltamend_cli("repair", tmp_path / "base", pair.finetuned, tmp_path / "out", "--method", "auto", "-q")
     assert printed.code == 0
     assert printed.out == ""
-    assert printed.err.startswith("auto: wise-ft at 0.5 in place of null-space, as the base cannot be read")
+    assert printed.err.startswith("warning: auto: wise-ft at 0.5 in place of null-space, as the base cannot be run")
 
 
 def test_what_a_config_says_of_vectors_holds_with_auto(

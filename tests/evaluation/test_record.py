@@ -35,7 +35,7 @@ def test_the_mean_is_over_items() -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"{}", "Field required"),
+        (b"{}", "is missing"),
         (b'{"model": "m"', "Invalid JSON"),
         (gzip.compress(b"x" * 1000, mtime=0)[:-12], "breaks off"),
         (b"\x1f\x8bnot gzip", "damaged"),

@@ -50,11 +50,11 @@ def test_the_files_of_a_suite_may_be_beside_it_or_in_a_folder_named_after_it(tmp
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD.replace("metric: acc", "metrc: acc"), "tasks.0.metrc: Extra inputs are not permitted"),
+        (GOOD.replace("metric: acc", "metrc: acc"), "tasks.0.metrc: there is no such field"),
         (GOOD.replace("task: arc_easy, file: arc_easy.jsonl, ", ""), "give task (a name lm-eval knows) or file"),
         (GOOD.replace("metric: acc", "prompt: x"), "prompt goes with a file without task"),
         (GOOD + "  - {name: arc, task: arc_easy}\n", "two tasks are called 'arc'"),
-        (GOOD.replace('version: "2"\n', ""), "version: Field required"),
+        (GOOD.replace('version: "2"\n', ""), "version: is missing"),
         ("[1, 2", "is not YAML"),
         ("just words", "is not a suite"),
         (GOOD + "folders: [x]\n", "folders: is not a field of a suite file"),

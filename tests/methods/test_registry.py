@@ -95,7 +95,7 @@ def test_names_may_be_written_as_mergekit_does() -> None:
         ("dg-hard", {"noise": "known"}, "noise=known needs noise_level, and noise_level needs noise=known"),
         ("dg-hard", {"noise": "screenot", "rule": "edge"}, "is a threshold of its own"),
         ("graft", {"mask": "absent"}, "parameter 'mask': Path does not point to a file"),
-        ("fisher", {}, "'fisher', parameter 'fisher': Field required"),
+        ("fisher", {}, "'fisher', parameter 'fisher': is missing"),
         ("task-arithmetic", {"weight": "nan"}, "parameter 'weight'"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -78,3 +79,13 @@ def test_the_versions_are_those_that_figures_depend_on() -> None:
     found = library_versions()
     assert set(found) == {"python", "deltamend", "ml_dtypes", "numpy", "scipy"}
     assert found["deltamend"] == deltamend.__version__
+
+
+@pytest.mark.parametrize("output", ["checkpoint", "adapter"])
+def test_a_pair_without_an_update_is_a_warning(
+    llama_pair: Pair, tmp_path: Path, output: Literal["checkpoint", "adapter"]
+) -> None:
+    report = deltamend.repair(llama_pair.base, llama_pair.base, tmp_path / "out", output=output)
+
+    assert report.warning is not None
+    assert "there was nothing to repair; check that FINETUNED is the fine-tuned model" in report.warning

@@ -111,7 +111,7 @@ def test_rules_are_read_from_plain_data() -> None:
             [{"layers": "3-"}],
             r"rules.0.layers: '3-' is not a list of layers; write it like \"0-3,7\"; a rule has filter,",
         ),
-        ([{}, {"filtre": "a"}], "rules.1.filtre: Extra inputs are not permitted; a rule has filter, layers,"),
+        ([{}, {"filtre": "a"}], "rules.1.filtre: there is no such field; a rule has filter, layers,"),
         ([3], "rules.0: Input should be"),
     ):
         with pytest.raises(UsageError, match=says):

@@ -72,7 +72,7 @@ def test_a_config_of_mergekit_is_understood(llama_pair: Pair, tmp_path: Path, de
     [
         ("a: [", "cannot be read as YAML"),
         ("- a", "expected lines of the form `key: value`"),
-        ("densty: 1", "densty: Extra inputs are not permitted; the keys are base_model,"),
+        ("densty: 1", "densty: there is no such field; the keys are base_model,"),
         ("method: tise", "no method 'tise'; did you mean 'ties'?"),
         ("rules: [{kind: atention}]", "rules.0.kind: 'atention' is not valid; expected 'attention'"),
         ("rules: [{layers: 3-}]", 'write it like "0-3,7"'),

@@ -28,14 +28,13 @@ def check_output(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
         raise OutputError(
             f"{out}: is the root or a mount point, which a rename cannot replace; give a folder inside it"
         )
-    for place in (Path(os.path.realpath(out)), Path(os.path.realpath(work_folder_of(out)))):
+    places = {"OUT": out, "the folder that OUT is made in": work_folder_of(out)}
+    for what, place in ((what, Path(os.path.realpath(place))) for what, place in places.items()):
         for source in inputs:
             other = Path(os.path.realpath(source))
             if place.is_relative_to(other) or other.is_relative_to(place):
-                raise OutputError(
-                    f"{out}: OUT or its work folder {place.name} is, contains or lies inside the input {source}; "
-                    "give a folder outside the inputs"
-                )
+                how = "is" if place == other else "lies inside" if place.is_relative_to(other) else "contains"
+                raise OutputError(f"{out}: {what} {how} the input {source}; give a folder outside the inputs")
     with output_errors(out):
         if out.is_symlink() or (out.exists() and not out.is_dir()):
             raise OutputError(f"{out}: exists and is not a folder; give another OUT")

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from deltamend.progress import Progress
 from deltamend.repairing.options import AUTO, Recommendation, RepairOptions
 
 _SAMPLES, _TOKENS, _SEED = 48, 96, 0
+_LONGEST_REASON = 240
+"""Characters of another library's error that are shown; its messages can fill a screen."""
 _FALLBACK = ("wise-ft", {"alpha": 0.5}, 0.5)
 
 
@@ -95,7 +98,10 @@ def recommend(
         # Anything may be raised by a model that transformers does not know or that does not fit into memory, or by its chat
         # template.
         except Exception as error:
-            return _instead(f"the base cannot be read ({' '.join(str(error).split())[:200] or type(error).__name__})")
+            reason = textwrap.shorten(str(error), _LONGEST_REASON, placeholder=" …") or type(error).__name__
+            return _instead(
+                f"the base cannot be run ({reason}); null-space needs a base that transformers loads and runs"
+            )
     read = "read before" if known else f"read in {_SAMPLES} texts that it wrote itself"
     return Recommendation(
         "null-space",

@@ -193,9 +193,10 @@ def _print_recommendation(console: Console, plan: RepairPlan, *, quiet: bool) ->
     advice = plan.recommendation
     if advice is None:
         return
+    line = f"warning: auto: {advice.reason}" if advice.fallback else f"auto: {advice.reason}"
     if advice.fallback and quiet:  # even a quiet run tells that another method than usual was used
-        typer.echo(f"auto: {advice.reason}", err=True)
-    console.print(f"auto: {advice.reason}")
+        typer.echo(line, err=True)
+    console.print(line)
 
 
 def _dry_run(

@@ -13,7 +13,7 @@ from deltamend.cli.options import spelled_on_command_line
 from deltamend.cli.terminal import counted
 from deltamend.errors import spell
 from deltamend.repairing.plan import RepairPlan
-from deltamend.repairing.repair_report import RepairReport, rounding_warning
+from deltamend.repairing.repair_report import RepairReport, nothing_changed_warning, rounding_warning
 
 
 def print_plan(console: Console, plan: RepairPlan, workers: int, verbose: int) -> None:
@@ -75,7 +75,7 @@ def print_report(console: Console, report: RepairReport, verbose: int) -> None:
         f"the method kept {_percent(report.kept_energy)} of the update's energy (‖Δ*‖²/‖Δ‖²); rounding changed the kept update "
         f"by {_percent(report.realised_error)}"
     )
-    if (warning := rounding_warning(manifest)) is not None:
+    if (warning := nothing_changed_warning(manifest) or rounding_warning(manifest)) is not None:
         console.print(f"warning: {spell(warning, spelled_on_command_line)}")
     if manifest.is_adapter:
         size = sum(file.size for file in manifest.files if file.name == ADAPTER_FILE)

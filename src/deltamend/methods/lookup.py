@@ -13,7 +13,7 @@ from deltamend.records import first_problem
 
 
 def find_method(name: str, methods: Mapping[str, type[Method]]) -> type[Method]:
-    """The class of a method among `methods`, by its name or an alias; "_" is read as "-".
+    """The class of a method among `methods`, by its name or an alias; case does not matter, and "_" is read as "-".
 
     Args:
         name: such as "dg-hard".
@@ -46,9 +46,14 @@ def make_method(chosen: type[Method], name: str, parameters: Mapping[str, object
         return chosen.model_validate(dict(parameters))
     except ValidationError as error:
         field, message = first_problem(error)
-        known = ", ".join(chosen.model_fields) or "none"
         where = f"method {name!r}, parameter {field!r}" if field else f"method {name!r}"
-        raise MethodError(f"{where}: {message}; its parameters are: {known}") from error
+        known = ", ".join(chosen.model_fields) or "none"
+        advice = f"its parameters are: {known}"
+        if field in chosen.model_fields and field not in parameters:
+            advice = f"it is: {chosen.model_fields[field].description}"
+        elif field not in chosen.model_fields and (close := difflib.get_close_matches(field, chosen.model_fields, n=1)):
+            advice = f"did you mean {close[0]!r}? ({advice})"
+        raise MethodError(f"{where}: {message}; {advice}") from error
 
 
 def by_any_name(methods: Iterable[type[Method]]) -> dict[str, type[Method]]:
@@ -69,12 +74,12 @@ def by_any_name(methods: Iterable[type[Method]]) -> dict[str, type[Method]]:
 
 
 def same_name(first: str, second: str) -> bool:
-    """Whether two names are the same where "_" and "-" are."""
+    """Whether two names are the same, where case does not matter and "_" is "-"."""
     return _normal(first) == _normal(second)
 
 
 def _normal(name: str) -> str:
-    return name.replace("_", "-")
+    return name.replace("_", "-").lower()
 
 
 def _place(method: type[Method]) -> str:

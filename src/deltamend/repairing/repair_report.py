@@ -57,9 +57,20 @@ class RepairReport:
 
     @property
     def warning(self) -> str | None:
-        """A warning if rounding to the stored dtype undoes a good part of the repair, with what to do; else None."""
-        text = rounding_warning(self.manifest)
+        """A warning if there was nothing to repair, or if rounding undoes a good part of the repair; else None."""
+        text = nothing_changed_warning(self.manifest) or rounding_warning(self.manifest)
         return None if text is None else spell(text, spelled_in_python)
+
+
+def nothing_changed_warning(manifest: Manifest) -> str | None:
+    """A warning if the two models hold the same values wherever something was to be repaired."""
+    repaired = [tensor for tensor in manifest.tensors if tensor.action == "filter"]
+    if repaired and all(tensor.outcome == "zero" for tensor in repaired):
+        return (
+            "BASE and FINETUNED hold the same values in every matrix that was to be repaired, so there was nothing to "
+            "repair; check that FINETUNED is the fine-tuned model"
+        )
+    return None
 
 
 def rounding_warning(manifest: Manifest) -> str | None:
