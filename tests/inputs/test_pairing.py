@@ -77,7 +77,7 @@ def test_a_depthwise_kernel_is_no_matrix_and_stays_as_fine_tuned(tmp_path: Path)
         save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
     report = deltamend.repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out")
     reasons = {tensor.name: tensor.reason for tensor in report.tensors if tensor.action == "keep"}
-    assert reasons == {"conv1d.weight": "not a matrix"}
+    assert reasons == {"conv1d.weight": "not a matrix: the kernel of a depthwise convolution"}
     assert torch.equal(load(tmp_path / "out")["conv1d.weight"], finetuned["conv1d.weight"])
 
 

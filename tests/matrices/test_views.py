@@ -22,7 +22,12 @@ EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
 def checkpoint(tmp_path: Path) -> Iterator[Checkpoint]:
     folder = write_checkpoint(
         tmp_path / "model",
-        **{"matrix": VALUES, "vector": VALUES[0], "kernel": VALUES.reshape(3, 7, 2), EXPERTS: VALUES.reshape(2, 3, 7)},
+        **{
+            "matrix": VALUES,
+            "vector": VALUES[0],
+            "conv.weight": VALUES.reshape(3, 7, 2),
+            EXPERTS: VALUES.reshape(2, 3, 7),
+        },
     )
     with open_checkpoint(folder) as opened:
         yield opened
@@ -53,7 +58,7 @@ def test_a_stored_matrix_is_read_in_parts(checkpoint: Checkpoint) -> None:
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("vector", (7, 1)), ("kernel", (3, 14)), (EXPERTS, (6, 7))],
+    [("vector", (7, 1)), ("conv.weight", (3, 14)), (EXPERTS, (6, 7))],
     ids=["vector", "kernel", "experts"],
 )
 def test_other_tensors_are_read_as_matrices(checkpoint: Checkpoint, name: str, shape: tuple[int, int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -42,6 +42,7 @@ class StoredTensor:
         stop: the byte after its last.
         written_dtype: the dtype it is written in, where that is another than `dtype`.
         origin: its name in its own checkpoint, where it is shown under another.
+        view: the (rows, columns) that its entries are read as; None where nothing was decided about it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class StoredTensor:
     stop: int
     written_dtype: str | None = None
     origin: str | None = None
+    view: tuple[int, int] | None = field(default=None, compare=False)
 
     @property
     def own_name(self) -> str:

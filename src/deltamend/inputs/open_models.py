@@ -17,6 +17,7 @@ from deltamend.inputs.alignment import align_base
 from deltamend.inputs.fp8_weights import present_dequantised
 from deltamend.inputs.hub import fetch, is_hub_id
 from deltamend.inputs.lora import add_adapter
+from deltamend.inputs.model_layout import layout_of
 from deltamend.inputs.pairing import Pairing, pair_tensors
 from deltamend.inputs.vocabulary import shared_rows
 
@@ -130,6 +131,7 @@ def open_pair(
         ours = opened.enter_context(open_checkpoint(base))
         theirs = opened.enter_context(open_checkpoint(finetuned))
         align_base(ours, theirs, rename=rename)
+        shapes = {name: tensor.shape for name, tensor in theirs.tensors.items()}
         pairing = pair_tensors(
             ours.tensors,
             theirs.tensors,
@@ -138,6 +140,7 @@ def open_pair(
             exclude=exclude,
             shared_rows=shared_rows(ours.folders[::-1], theirs.folders[::-1]),
             split_fused=split_fused,
+            layout=layout_of(theirs.config, shapes),
         )
         if theirs.adapter is not None and ours.adapter is None and ours.folder.samefile(theirs.folder):
             ranks = {name: theirs.update_ranks.get(name) for name in theirs.tensors}

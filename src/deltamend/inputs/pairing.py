@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from deltamend.checkpoint.architecture import INPUT_EMBEDDING, OUTPUT_EMBEDDING, is_expert
+from deltamend.checkpoint.architecture import INPUT_EMBEDDING, OUTPUT_EMBEDDING
 from deltamend.checkpoint.checkpoint_folder import StoredTensor
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
 from deltamend.errors import PairingError, UsageError, option
 from deltamend.inputs.fused_weights import matrices_of_fused
+from deltamend.inputs.model_layout import Parameter, Parameters, Role, matrix_view, parameter_by_name
 from deltamend.inputs.vocabulary import SharedRows
 
 Span = tuple[int, int]
+
+_NO_MATRIX: dict[Role, str] = {
+    "bias": "not a matrix: a bias for each of several maps",
+    "norm": "not a matrix: the scales of a norm",
+    "depthwise": "not a matrix: the kernel of a depthwise convolution",
+}
+"""Why a tensor of several dimensions is no matrix, by its role."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class Submatrix:
 
     Attributes:
         label: such as "[3]" for an expert or "[q]" for the query; "" for the rows of shared tokens.
-        finetuned_rows: its rows in FINETUNED, as spans of rows of the tensor's `matrix_view`, one after another.
+        finetuned_rows: its rows in FINETUNED, as spans of rows of the tensor's view, one after another.
         base_rows: its rows in BASE, likewise; as many.
         columns: its columns, the same on both sides; None for all.
     """
@@ -56,6 +63,7 @@ class TensorPair:
         submatrices: where there are any, each of them is repaired by itself, and rows in none of them are kept.
         update_rank: the rank of the adapter, where the difference of the two sides is exactly the update of an adapter.
         inputs_of: as in `TensorContext`.
+        parameter: what the tensor is to its model; None for what its name and shape say.
     """
 
     finetuned: StoredTensor
@@ -66,11 +74,18 @@ class TensorPair:
     submatrices: tuple[Submatrix, ...] = ()
     update_rank: int | None = None
     inputs_of: str | None = None
+    parameter: Parameter | None = None
+
+    @property
+    def view(self) -> tuple[int, int] | None:
+        """The (rows, columns) it is read as where it is a matrix, or holds some; otherwise None."""
+        shape = self.finetuned.shape
+        return matrix_view(self.parameter or parameter_by_name(self.name, shape), shape)
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """(rows, columns) of every matrix that is repaired in it; one column for what is no matrix."""
-        rows, columns = matrix_view(self.name, self.finetuned.shape) or (self.finetuned.elements, 1)
+        rows, columns = self.view or (self.finetuned.elements, 1)
         if not self.submatrices:
             return ((self.rows if columns > 1 else rows, columns),)
         return tuple(
@@ -81,7 +96,7 @@ class TensorPair:
     @property
     def is_matrix(self) -> bool:
         """Whether the tensor is a matrix, or holds some."""
-        return matrix_view(self.name, self.finetuned.shape) is not None
+        return self.view is not None
 
     @property
     def name(self) -> str:
@@ -97,24 +112,6 @@ class Pairing:
     only_in_base: tuple[str, ...]
 
 
-def matrix_view(name: str, shape: Sequence[int]) -> tuple[int, int] | None:
-    """(rows, columns) a tensor is read as, or None where it is no matrix.
-
-    Three-dimensional tensors of experts are their matrices on top of each other; the kernel of a convolution is a matrix
-    over its output channels. What would have a single row or column is no matrix, unless it is stored as one. Nor is a
-    kernel of one input channel, (out, 1, width): in language models it is depthwise, each row for a channel of its own.
-    """
-    if len(shape) == 2:
-        return shape[0], shape[1]
-    if len(shape) == 3 and is_expert(name):
-        view = shape[0] * shape[1], shape[2]
-    elif len(shape) > 2 and shape[1] > 1:
-        view = shape[0], math.prod(shape[1:])
-    else:
-        return None
-    return view if min(view) > 1 else None
-
-
 def pair_tensors(
     base: Mapping[str, StoredTensor],
     finetuned: Mapping[str, StoredTensor],
@@ -124,6 +121,7 @@ def pair_tensors(
     exclude: str | None = None,
     shared_rows: tuple[SharedRows, ...] | None = None,
     split_fused: bool = False,
+    layout: Parameters | None = None,
 ) -> Pairing:
     """Pair the tensors of two models by name.
 
@@ -136,6 +134,7 @@ def pair_tensors(
         shared_rows: the rows of the vocabularies that hold the same tokens; None where a token has the same row in both.
         split_fused: whether the query, key and value, or the gate and up projection, are repaired one by one where they are
             stored as one weight.
+        layout: what each tensor of FINETUNED is to its model; None for what their names and shapes say.
 
     Raises:
         PairingError: other architecture, shapes that differ by more than a resized vocabulary, or no matrix in common.
@@ -149,7 +148,13 @@ def pair_tensors(
             )
     vocabularies = (_vocabulary(configs[0]), _vocabulary(configs[1]))
     fused = configs[1] if split_fused else None
-    how = _How(vocabularies, _Selection(_pattern(include, "include"), _pattern(exclude, "exclude")), shared_rows, fused)
+    how = _How(
+        vocabularies,
+        _Selection(_pattern(include, "include"), _pattern(exclude, "exclude")),
+        shared_rows,
+        fused,
+        layout or {},
+    )
     pairs = tuple(_pair(tensor, base.get(name), how) for name, tensor in finetuned.items())
     if not any(pair.base is not None and pair.is_matrix for pair in pairs):
         raise PairingError(
@@ -193,6 +198,7 @@ class _How:
     selection: _Selection
     shared_rows: tuple[SharedRows, ...] | None
     fused_config: Mapping[str, Any] | None
+    layout: Parameters
 
 
 def _pattern(text: str | None, name: str) -> re.Pattern[str] | None:
@@ -222,50 +228,63 @@ def _vocabulary(config: Mapping[str, Any]) -> int | None:
 
 
 def _pair(finetuned: StoredTensor, base: StoredTensor | None, how: _How) -> TensorPair:
+    parameter = how.layout.get(finetuned.name) or parameter_by_name(finetuned.name, finetuned.shape)
+    view = matrix_view(parameter, finetuned.shape)
     rows = finetuned.shape[0] if finetuned.shape else 1
+    finetuned = replace(finetuned, view=view or (finetuned.elements, 1))
+    if base is not None:
+        base = replace(base, view=matrix_view(parameter, base.shape) or (base.elements, 1))
 
-    def keep(reason: str) -> TensorPair:
-        return TensorPair(finetuned, base, "keep", reason, rows)
+    def pair(
+        action: Literal["filter", "keep"], reason: str, count: int, parts: tuple[Submatrix, ...] = ()
+    ) -> TensorPair:
+        return TensorPair(finetuned, base, action, reason, count, parts, parameter=parameter)
 
     if base is None:
-        return keep("only in FINETUNED")
+        return pair("keep", "only in FINETUNED", rows)
     by_token = _rows_by_token(finetuned, base, how)
     if finetuned.shape != base.shape and not by_token:
         rows = _shared_rows(finetuned, base, how.vocabularies)
-    view = matrix_view(finetuned.name, finetuned.shape)
+    if refusal := _why_kept(finetuned, base, view, parameter, how) or ("" if rows else "empty"):
+        return pair("keep", refusal, rows)
     if view is None:
-        return keep("not a matrix")
-    if finetuned.elements == 0 or rows == 0:
-        return keep("empty")
-    if finetuned.dtype not in FLOAT_NAMES or base.dtype not in FLOAT_NAMES:
-        return keep("not floating point")
-    if refusal := how.selection.refusal(finetuned.name):
-        return keep(refusal)
+        raise AssertionError(f"{finetuned.name} is no matrix")
     if by_token:
         reason = f"the tokenizers differ; {by_token[0].rows} of {view[0]} rows have a token that BASE has too, and are repaired"
-        return TensorPair(finetuned, base, "filter", reason, by_token[0].rows, by_token)
+        return pair("filter", reason, by_token[0].rows, by_token)
     if finetuned.shape != base.shape:
         reason = f"vocabulary resized from {base.shape[0]} to {finetuned.shape[0]} rows; the first {rows} are repaired"
-        return TensorPair(finetuned, base, "filter", reason, rows)
-    parts = _experts(finetuned)
+        return pair("filter", reason, rows)
+    parts = _stacked(parameter, view)
     if how.fused_config is not None:
         parts = tuple(cut for part in parts or (_whole(view),) for cut in _cut(part, finetuned, how.fused_config))
         parts = () if parts == (_whole(view),) else parts
-    return TensorPair(
-        finetuned, base, "filter", f"{len(parts)} matrices in one tensor" if parts else "", view[0], parts
-    )
+    return pair("filter", f"{len(parts)} matrices in one tensor" if parts else "", view[0], parts)
+
+
+def _why_kept(
+    finetuned: StoredTensor, base: StoredTensor, view: tuple[int, int] | None, parameter: Parameter, how: _How
+) -> str:
+    """Why a tensor that both sides hold keeps FINETUNED's bytes; nothing where it is repaired."""
+    if view is None:
+        return _NO_MATRIX.get(parameter.role, "not a matrix") if len(finetuned.shape) > 1 else "not a matrix"
+    if finetuned.elements == 0:
+        return "empty"
+    if finetuned.dtype not in FLOAT_NAMES or base.dtype not in FLOAT_NAMES:
+        return "not floating point"
+    return how.selection.refusal(finetuned.name)
 
 
 def _whole(view: tuple[int, int]) -> Submatrix:
     return Submatrix("", ((0, view[0]),), ((0, view[0]),))
 
 
-def _experts(tensor: StoredTensor) -> tuple[Submatrix, ...]:
-    """A submatrix for each expert of a three-dimensional tensor."""
-    if len(tensor.shape) != 3 or not is_expert(tensor.name):
+def _stacked(parameter: Parameter, view: tuple[int, int]) -> tuple[Submatrix, ...]:
+    """A submatrix for each of the matrices that lie on top of each other in a tensor, such as one for each expert."""
+    rows, rest = divmod(view[0], parameter.count)
+    if parameter.count < 2 or rest:
         return ()
-    count, rows, _ = tensor.shape
-    spans = [((number * rows, (number + 1) * rows),) for number in range(count)]
+    spans = [((number * rows, (number + 1) * rows),) for number in range(parameter.count)]
     return tuple(Submatrix(f"[{number}]", span, span) for number, span in enumerate(spans))
 
 

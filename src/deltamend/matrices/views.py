@@ -8,7 +8,7 @@ import numpy as np
 
 from deltamend.checkpoint.checkpoint_folder import Checkpoint, StoredTensor
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
-from deltamend.inputs.pairing import matrix_view
+from deltamend.inputs.model_layout import matrix_view, parameter_by_name
 from deltamend.inputs.row_spans import RowSpans
 from deltamend.matrices.buffers import Array, Buffers, bytes_of
 
@@ -54,8 +54,10 @@ class StoredMatrix:
 
     @staticmethod
     def view_shape(tensor: StoredTensor) -> tuple[int, int]:
-        """The (rows, columns) that a stored tensor is read as: those of `matrix_view`, or one column if it is no matrix."""
-        return matrix_view(tensor.name, tensor.shape) or (tensor.elements, 1)
+        """The (rows, columns) that a stored tensor is read as: its `view`, or what its name and shape say; one column if it is no matrix."""
+        if tensor.view is not None:
+            return tensor.view
+        return matrix_view(parameter_by_name(tensor.name, tensor.shape), tensor.shape) or (tensor.elements, 1)
 
     def rows(self, start: int, stop: int) -> Array:
         """See `Matrix.rows`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import numpy as np
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.checkpoint.safetensors_header import Header, HeaderEntry, read_header
 from deltamend.errors import CheckpointError, FilterError, MethodError
-from deltamend.inputs.pairing import matrix_view
 from deltamend.inputs.row_spans import RowSpans
 from deltamend.methods.method import Place, TensorContext
 
@@ -33,9 +33,13 @@ class EntryTensor:
     def __init__(self, path: Path, context: TensorContext, shape: tuple[int, int], dtypes: frozenset[str]) -> None:
         place = context.place or Place(context.name, ((0, shape[0]),), None)
         entry = _entry(path, place.tensor)
-        stored = matrix_view(place.tensor, entry.shape) or (int(np.prod(entry.shape)), 1)
-        first, last = place.columns or (0, stored[1])
-        fits = max(stop for _, stop in place.rows) <= stored[0] and last <= stored[1] and last - first == shape[1]
+        # Some axes of the tensor, the last ones, are its columns as a matrix: all, none or in between, as the delta is wide.
+        columns = shape[1] if place.columns is None else entry.shape[-1]
+        widths = {math.prod(entry.shape[axis:]) for axis in range(len(entry.shape) + 1)}
+        stored = (math.prod(entry.shape) // max(columns, 1), columns)
+        first, last = place.columns or (0, columns)
+        fits = columns in widths and max(stop for _, stop in place.rows) <= stored[0] and last - first == shape[1]
+        fits = fits and last <= columns
         if entry.dtype not in dtypes or not fits:
             raise FilterError(f"{path.name} holds it as {entry.dtype} {list(entry.shape)}; compute it for this model")
         self.file = path.name

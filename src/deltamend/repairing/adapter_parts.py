@@ -21,6 +21,7 @@ from deltamend.errors import OutputError, option
 from deltamend.inputs.pairing import TensorPair
 from deltamend.matrices.buffers import Array, bytes_of, norm_squared, row_chunks
 from deltamend.matrices.delta import DeltaBlocks
+from deltamend.matrices.views import StoredMatrix
 from deltamend.methods.method import KeptDelta
 from deltamend.repairing.adapter_layout import PREFIX, AdapterPlan
 from deltamend.repairing.rounded_factors import RoundedProduct, slices_of_block
@@ -151,7 +152,8 @@ class PartSink:
             (tensor,) = self._open([(self._pair.name, self._whole_dtype, self._pair.finetuned.shape)])
             if self._writer is None:
                 raise AssertionError("the part's file was just opened")
-            self._whole = FileSink(self._writer, tensor, self._parts.stopped)
+            columns = StoredMatrix.view_shape(self._pair.finetuned)[1]
+            self._whole = FileSink(self._writer, tensor, columns, self._parts.stopped)
         return self._whole
 
     def _write_factors(self, delta: DeltaBlocks, found: SpectralFilter) -> Norms:

@@ -55,7 +55,8 @@ class CheckpointOutput:
     def write(self, pair: TensorPair, repairer: TensorRepairer) -> WrittenTensor:
         """See `TensorOutput.write`."""
         target = self._targets[pair.name]
-        sink = FileSink(self._writers[target.file], target, self._stopped)
+        columns = StoredMatrix.view_shape(pair.finetuned)[1]
+        sink = FileSink(self._writers[target.file], target, columns, self._stopped)
         done, parts = repairer.repair(pair, sink)
         return WrittenTensor(done, parts, target.dtype, target.file, sink.xxh3())
 
@@ -86,12 +87,19 @@ class CheckpointOutput:
 
 
 class FileSink:
-    """Writes one tensor to its place in a file, and hashes what it writes; an implementation of `Sink`."""
+    """Writes one tensor to its place in a file, and hashes what it writes; an implementation of `Sink`.
 
-    def __init__(self, writer: ShardWriter, tensor: StoredTensor, stopped: threading.Event) -> None:
+    Args:
+        writer: of the file.
+        tensor: in it.
+        columns: of the tensor as it is read.
+        stopped: an event that tells the writers to end early.
+    """
+
+    def __init__(self, writer: ShardWriter, tensor: StoredTensor, columns: int, stopped: threading.Event) -> None:
         self.dtype = NUMPY_DTYPES[tensor.dtype]
         self._writer, self._tensor, self._stopped = writer, tensor, stopped
-        self._columns = StoredMatrix.view_shape(tensor)[1]
+        self._columns = columns
         self._hash = xxhash.xxh3_128()
         self._in_order, self._next_row = True, 0
 

@@ -14,6 +14,7 @@ from deltamend.checkpoint.dtypes import NUMPY_DTYPES, all_finite
 from deltamend.checkpoint.manifest import MatrixRepair, kept_energy_of, realised_error_of, undone_by_rounding_of
 from deltamend.checkpoint.quantised import refuse_quantised
 from deltamend.errors import FilterError, PairingError, UsageError, option
+from deltamend.inputs.model_layout import Parameters, layout_of, layout_of_module
 from deltamend.inputs.pairing import Pairing, TensorPair, pair_tensors
 from deltamend.inputs.renaming import prefix_rule, renamed, rule_note
 from deltamend.machine.threads import Workers
@@ -114,8 +115,9 @@ def repair_state_dict(
             explains a difference.
         device: where spectral filters run, "cpu" or a torch device such as "cuda".
         workers: number of tensors worked on at a time; None for one per core. It does not change the result.
-        configs: the configs of the base and the fine-tuned model. Their `vocab_size` explains a resized vocabulary, and
-            `split_fused` finds the number of attention heads there.
+        configs: the configs of the base and the fine-tuned model. Their `vocab_size` explains a resized vocabulary,
+            `split_fused` finds the number of attention heads there, and with `model_type` they say what tensors are whose names
+            and shapes do not.
         progress: callback for the name of each finished tensor and the share of the tensors that are done.
         options: the options of `deltamend.repair`, except for `output` and `max_shard_size`, which concern files, and
             `method="auto"`, which loads the base from its folder.
@@ -132,6 +134,20 @@ def repair_state_dict(
 
     Source: as for `deltamend.repair`.
     """
+    return _repaired(base, finetuned, None, device, workers, configs, progress, options)
+
+
+def _repaired(
+    base: Mapping[str, torch.Tensor],
+    finetuned: Mapping[str, torch.Tensor],
+    layout: Parameters | None,
+    device: str,
+    workers: int | None,
+    configs: tuple[Mapping[str, Any], Mapping[str, Any]],
+    progress: Progress | None,
+    options: RepairKeywords,
+) -> RepairedStateDict:
+    """See `repair_state_dict`; `layout` says what each tensor is to its model, or None where the configs have to."""
     wanted = _options_in_memory(options)
     check_device(device)
     choice = MethodChoice(wanted.method, wanted.parameters, wanted.rules, wanted.vectors)
@@ -143,7 +159,13 @@ def repair_state_dict(
     notes = () if rule is None else (rule_note(*described, rule),)
     shown = described[0] if rule is None else _renamed_by(rule, described[0])
     pairing = pair_tensors(
-        shown, described[1], configs, include=wanted.include, exclude=wanted.exclude, split_fused=wanted.split_fused
+        shown,
+        described[1],
+        configs,
+        include=wanted.include,
+        exclude=wanted.exclude,
+        split_fused=wanted.split_fused,
+        layout=layout or layout_of(configs[1], {name: tensor.shape for name, tensor in described[1].items()}),
     )
     pairing, methods = assign_methods(pairing, choice)
     _refuse_split_ties(ties, methods)
@@ -201,14 +223,15 @@ def repair_module(
 
     Source: as for `deltamend.repair`.
     """
-    repaired = repair_state_dict(
+    repaired = _repaired(
         base.state_dict(),
         finetuned.state_dict(),
-        device=device,
-        workers=workers,
-        configs=(_config(base), _config(finetuned)),
-        progress=progress,
-        **options,
+        layout_of_module(finetuned),
+        device,
+        workers,
+        (_config(base), _config(finetuned)),
+        progress,
+        options,
     )
     result = copy.deepcopy(finetuned)
     result.load_state_dict(repaired.tensors)

@@ -1,0 +1,277 @@
+"""What each tensor of a checkpoint is to its model: which module owns it, under which name, and whether it is a matrix.
+
+Names and shapes settle most tensors: `weight` of two dimensions is the matrix of a linear map or an embedding, and what has one
+dimension is no matrix. Where they do not, such as with three dimensions, the model is built by transformers without weights, and
+the module that owns the tensor decides. Where transformers does not know the model, the rules of `role_by_name` do.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from deltamend.checkpoint.architecture import INPUT_EMBEDDING, is_expert, leaf_of, module_of
+from deltamend.checkpoint.json_file import read_json
+from deltamend.errors import DeltamendError
+from deltamend.machine.atomic import whole_file
+from deltamend.machine.cache import default_cache_dir
+from deltamend.machine.digests import json_sha256
+
+if TYPE_CHECKING:
+    import torch
+
+Role = Literal["matrix", "stack", "convolution", "depthwise", "embedding", "bias", "norm", "other"]
+"""What a parameter is.
+
+"matrix" is that of a linear map, and "stack" holds several of them, such as one for each expert. "depthwise" is the kernel of a
+convolution whose channels do not mix, so that each row is a filter of its own.
+"""
+
+Shapes = Mapping[str, tuple[int, ...]]
+_MATRICES: frozenset[Role] = frozenset({"matrix", "stack", "convolution", "embedding"})
+_VERSION = 1
+"""Of the files in the cache."""
+_STATE = frozenset({"A_log", "A", "D", "dt_bias", "time_decay", "time_first", "time_faaaa"})
+"""Parameters of state-space and linear-attention layers that act entry by entry."""
+_BIAS = re.compile(r"(^|_)bias(es)?(_|$)")
+_NORM = re.compile(r"norm|^ln(_|\d|$)", re.IGNORECASE)
+_CONVOLUTION = re.compile(r"conv|patch_emb", re.IGNORECASE)
+_CAUSAL_CONVOLUTION = re.compile(r"conv_?1d")
+"""What state-space and linear-attention layers call their convolution over time, which is depthwise."""
+_TABLE = re.compile(r"embed|position|token|latents|^w[tp]e$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What one stored tensor is to its model.
+
+    Attributes:
+        role: see `Role`.
+        module_name: its name in memory, as transformers and PEFT know it.
+        owner: the class of the module that it belongs to; "" where only its name was looked at.
+        transposed: whether its matrices are stored as (inputs, outputs).
+        count: how many matrices of equally many rows lie on top of each other in it, such as one for each expert.
+        converted: whether loading stacks, cuts or permutes it, so that it is no parameter of the model by itself.
+    """
+
+    role: Role
+    module_name: str
+    owner: str = ""
+    transposed: bool = False
+    count: int = 1
+    converted: bool = False
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is a matrix or holds some."""
+        return self.role in _MATRICES
+
+
+Parameters = Mapping[str, Parameter]
+"""What each tensor of a checkpoint is, by its stored name."""
+
+
+def matrix_view(parameter: Parameter, shape: Sequence[int]) -> tuple[int, int] | None:
+    """(rows, columns) a tensor is read as, or None where it is no matrix.
+
+    Stacked matrices lie on top of each other. The kernel of a convolution is a matrix over its output channels. What would have
+    a single row or column is no matrix, unless it is stored as one.
+    """
+    if not parameter.is_matrix or len(shape) < 2:
+        return None
+    if len(shape) == 2:
+        return shape[0], shape[1]
+    if parameter.role == "stack":
+        view = math.prod(shape[:-1]), shape[-1]
+        return view if view[1] > 1 and view[0] > parameter.count else None
+    view = shape[0], math.prod(shape[1:])
+    return view if min(view) > 1 else None
+
+
+def layout_by_names(shapes: Shapes) -> dict[str, Parameter]:
+    """What every tensor is by its name and shape alone; see `role_by_name`. The names in memory are taken to be the same."""
+    return {name: parameter_by_name(name, shape) for name, shape in shapes.items()}
+
+
+def parameter_by_name(name: str, shape: Sequence[int]) -> Parameter:
+    """What a tensor is by its name and shape alone."""
+    role = role_by_name(name, shape)
+    return Parameter(role, name, count=math.prod(shape[:-2]) if role == "stack" else 1)
+
+
+def role_by_name(name: str, shape: Sequence[int]) -> Role:
+    """What a tensor is by its name and shape alone. The first rule that fits decides.
+
+    1. A name that ends in a bias, or a module called a norm: "bias" or "norm", of however many dimensions.
+    2. Fewer than two dimensions, or the state of a state-space layer (`A_log`, `D`, …): "other".
+    3. Two dimensions: "embedding" by its module's name, otherwise "matrix".
+    4. A kernel of one input channel, (out, 1, …): "depthwise". A single (1, …): "other", such as a table of positions.
+    5. More than three dimensions, or a module called a convolution: "convolution".
+    6. Three dimensions: "stack".
+    """
+    leaf, module = leaf_of(name), leaf_of(module_of(name))
+    if _BIAS.search(leaf):
+        return "bias"
+    if _NORM.search(module):
+        return "norm"
+    if len(shape) < 2 or leaf in _STATE:
+        return "other"
+    if len(shape) == 2:
+        return "embedding" if INPUT_EMBEDDING.search(name) or _TABLE.search(module) else "matrix"
+    if shape[0] == 1:
+        return "other"
+    if len(shape) > 3 or _CONVOLUTION.search(module) or _CONVOLUTION.search(leaf):
+        return "depthwise" if shape[1] == 1 else "convolution"
+    return "depthwise" if shape[1] == 1 and not is_expert(name) else "stack"
+
+
+def needs_the_model(name: str, shape: Sequence[int]) -> bool:
+    """Whether only the module that owns a tensor tells what it is, as its name and shape do not."""
+    role = role_by_name(name, shape)
+    if len(shape) < 2 or role in {"bias", "norm"} or leaf_of(name) in _STATE:
+        return False
+    if len(shape) == 2:
+        return leaf_of(name) != "weight"
+    if role == "depthwise":
+        return not _CAUSAL_CONVOLUTION.search(leaf_of(module_of(name)))
+    return not (role == "convolution" or (role == "stack" and is_expert(name)))
+
+
+def layout_of(config: Mapping[str, Any], shapes: Shapes, *, names_in_memory: bool = False) -> dict[str, Parameter]:
+    """What each tensor of a checkpoint is to its model.
+
+    transformers is asked only where names and shapes do not settle it, and its answer is kept in the user's cache by the digest
+    of config.json, the names and shapes, and the version of transformers.
+
+    Args:
+        config: the content of config.json.
+        shapes: of the tensors, by their stored names.
+        names_in_memory: whether `module_name` is needed, so that transformers is asked in any case.
+
+    Returns:
+        By the stored name. Tensors that belong to no parameter of the model, and all of them where transformers does not know
+        the model or is not installed, are what their names say.
+    """
+    plain = layout_by_names(shapes)
+    asked = names_in_memory or any(needs_the_model(name, shape) for name, shape in shapes.items())
+    if not asked or not isinstance(config.get("model_type"), str) or importlib.util.find_spec("transformers") is None:
+        return plain
+    file = _cache_file(config, shapes)
+    found = _read_cache(file)
+    if found is None:
+        found = _ask_transformers(config, shapes)
+        _write_cache(file, found)
+    return plain | {name: parameter for name, parameter in found.items() if name in shapes}
+
+
+def layout_of_module(model: torch.nn.Module, shapes: Shapes | None = None) -> dict[str, Parameter]:
+    """What each tensor is to a model that is there.
+
+    Args:
+        model: any module of torch; its weights are not read.
+        shapes: of tensors by the names that a checkpoint of it has; None for the model's own state dict.
+
+    Returns:
+        By the name in `shapes`; without those that belong to nothing in the model.
+    """
+    from deltamend.language_models.empty_model import NameInMemory, names_in_memory
+
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    owners = dict(model.named_modules(remove_duplicate=False))
+    if shapes is None:
+        shapes, names = own, {name: NameInMemory(name, converted=False) for name in own}
+    else:
+        names = names_in_memory(model, shapes)
+    return {
+        stored: _parameter_of(owners[module_of(name)], name, own[name], shapes[stored], converted)
+        for stored, (name, converted) in names.items()
+        if module_of(name) in owners
+    }
+
+
+def _parameter_of(
+    owner: torch.nn.Module, name: str, own: tuple[int, ...], stored: tuple[int, ...], converted: bool
+) -> Parameter:
+    role, transposed = _role_in(owner, leaf_of(name), own)
+    groups = getattr(owner, "groups", 1) if role == "convolution" else 1
+    if converted and role == "stack" and len(stored) == 2:  # one of the matrices that are stacked on loading
+        role = "matrix"
+    count = math.prod(stored[:-2]) if role == "stack" else groups
+    return Parameter(role, name, type(owner).__name__, transposed and not converted, count, converted)
+
+
+def _role_in(owner: torch.nn.Module, leaf: str, shape: tuple[int, ...]) -> tuple[Role, bool]:
+    """The role of a parameter of a module, and whether its matrices are stored as (inputs, outputs)."""
+    import torch
+
+    from deltamend.language_models.parameter_use import use_of
+
+    kind = type(owner)
+    by_name = role_by_name(f"{kind.__name__}.{leaf}" if leaf != "weight" else f"module.{leaf}", shape)
+    if len(shape) < 2 or by_name == "bias":
+        return ("norm" if _NORM.search(kind.__name__) and by_name != "bias" else by_name), False
+    if isinstance(owner, torch.nn.Embedding):
+        return "embedding", False
+    if isinstance(owner, torch.nn.modules.conv._ConvNd):
+        return ("depthwise" if owner.groups > 1 and shape[1] == 1 else "convolution"), False
+    if isinstance(owner, torch.nn.Linear):
+        return "matrix", False
+    if _NORM.search(kind.__name__):
+        return "norm", False
+    if kind.__name__ == "Conv1D":  # transformers' linear map of GPT-2
+        return "matrix", True
+    use = use_of(kind, leaf)
+    if use is None:
+        return by_name, False
+    if use.kind == "product":
+        return ("matrix" if len(shape) == 2 else "stack"), use.transposed
+    if use.kind == "convolution":
+        return ("depthwise" if shape[1] == 1 else "convolution"), False
+    if use.kind == "table" or (len(shape) == 2 and _TABLE.search(leaf)):
+        return "embedding", False
+    return "other", False
+
+
+def _ask_transformers(config: Mapping[str, Any], shapes: Shapes) -> dict[str, Parameter]:
+    """The layout by transformers; empty where it cannot tell."""
+    from deltamend.language_models.empty_model import build_empty
+
+    try:
+        return layout_of_module(build_empty(config), shapes)
+    except DeltamendError:
+        return {}
+
+
+def _cache_file(config: Mapping[str, Any], shapes: Shapes) -> Path:
+    key = {
+        "version": _VERSION,
+        "transformers": version("transformers"),
+        "config": dict(config),
+        "shapes": {name: list(shape) for name, shape in shapes.items()},
+    }
+    return default_cache_dir() / "layouts" / f"{json_sha256(key)[:32]}.json"
+
+
+def _read_cache(file: Path) -> dict[str, Parameter] | None:
+    """What an earlier run found; None where there is nothing that can be read."""
+    try:
+        return {name: Parameter(**fields) for name, fields in read_json(file).items()}
+    except (DeltamendError, TypeError):
+        return None
+
+
+def _write_cache(file: Path, found: Mapping[str, Parameter]) -> None:
+    """Keep what was found; a cache that cannot be written only costs time."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(file) as temporary:
+            temporary.write_text(json.dumps({name: asdict(parameter) for name, parameter in found.items()}))
+    except (OSError, DeltamendError):
+        return
