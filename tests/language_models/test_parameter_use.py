@@ -10,6 +10,17 @@ from deltamend.language_models.parameter_use import Use, use_of
 class Mixed(torch.nn.Module):
     """Uses a parameter in every way that is told apart; it only serves to be read."""
 
+    plain: torch.Tensor
+    inputs_first: torch.Tensor
+    added: torch.Tensor
+    turned: torch.Tensor
+    halves: torch.Tensor
+    product: torch.Tensor
+    offset: torch.Tensor
+    decay: torch.Tensor
+    kernel: torch.Tensor
+    given_away: torch.Tensor
+
     def forward(self, x: torch.Tensor, index: int) -> torch.Tensor:
         x = torch.nn.functional.linear(x, self.plain[index].to(x.dtype))
         x = x @ self.inputs_first[index] + self.added[index]

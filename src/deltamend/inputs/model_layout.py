@@ -34,9 +34,10 @@ Role = Literal["matrix", "stack", "convolution", "depthwise", "embedding", "bias
 convolution whose channels do not mix, so that each row is a filter of its own.
 """
 
+Layer = Literal["linear", "conv1d", "embedding", ""]
 Shapes = Mapping[str, tuple[int, ...]]
 _MATRICES: frozenset[Role] = frozenset({"matrix", "stack", "convolution", "embedding"})
-_VERSION = 1
+_VERSION = 2
 """Of the files in the cache."""
 _STATE = frozenset({"A_log", "A", "D", "dt_bias", "time_decay", "time_first", "time_faaaa"})
 """Parameters of state-space and linear-attention layers that act entry by entry."""
@@ -59,6 +60,8 @@ class Parameter:
         transposed: whether its matrices are stored as (inputs, outputs).
         count: how many matrices of equally many rows lie on top of each other in it, such as one for each expert.
         converted: whether loading stacks, cuts or permutes it, so that it is no parameter of the model by itself.
+        layer: the kind of layer that the module is, where PEFT knows it: "linear", "conv1d" (transformers' linear map of
+            GPT-2) or "embedding"; otherwise "".
     """
 
     role: Role
@@ -67,6 +70,7 @@ class Parameter:
     transposed: bool = False
     count: int = 1
     converted: bool = False
+    layer: Layer = ""
 
     @property
     def is_matrix(self) -> bool:
@@ -189,22 +193,42 @@ def layout_of_module(model: torch.nn.Module, shapes: Shapes | None = None) -> di
         shapes, names = own, {name: NameInMemory(name, converted=False) for name in own}
     else:
         names = names_in_memory(model, shapes)
+    layers = _layers(owners)
     return {
-        stored: _parameter_of(owners[module_of(name)], name, own[name], shapes[stored], converted)
+        stored: _parameter_of(owners[module], layers[module], name, own[name], shapes[stored], converted)
         for stored, (name, converted) in names.items()
-        if module_of(name) in owners
+        if (module := module_of(name)) in owners
     }
 
 
+def _layers(modules: Mapping[str, torch.nn.Module]) -> dict[str, Layer]:
+    """The kind of layer that each module is to PEFT, by its name."""
+    import torch
+
+    found: dict[str, Layer] = {}
+    for name, module in modules.items():
+        found[name] = ""
+        if isinstance(module, torch.nn.Embedding):
+            found[name] = "embedding"
+        elif isinstance(modules.get(module_of(name)), torch.nn.MultiheadAttention):
+            pass  # it reads the weight of its layer itself, past anything that was added to the layer
+        elif isinstance(module, torch.nn.Linear):
+            found[name] = "linear"
+        elif type(module).__name__ == "Conv1D":
+            found[name] = "conv1d"
+    return found
+
+
 def _parameter_of(
-    owner: torch.nn.Module, name: str, own: tuple[int, ...], stored: tuple[int, ...], converted: bool
+    owner: torch.nn.Module, layer: Layer, name: str, own: tuple[int, ...], stored: tuple[int, ...], converted: bool
 ) -> Parameter:
     role, transposed = _role_in(owner, leaf_of(name), own)
     groups = getattr(owner, "groups", 1) if role == "convolution" else 1
     if converted and role == "stack" and len(stored) == 2:  # one of the matrices that are stacked on loading
         role = "matrix"
     count = math.prod(stored[:-2]) if role == "stack" else groups
-    return Parameter(role, name, type(owner).__name__, transposed and not converted, count, converted)
+    kind: Layer = layer if leaf_of(name) == "weight" and not converted else ""
+    return Parameter(role, name, type(owner).__name__, transposed and not converted, count, converted, kind)
 
 
 def _role_in(owner: torch.nn.Module, leaf: str, shape: tuple[int, ...]) -> tuple[Role, bool]:
@@ -213,7 +237,7 @@ def _role_in(owner: torch.nn.Module, leaf: str, shape: tuple[int, ...]) -> tuple
 
     from deltamend.language_models.parameter_use import use_of
 
-    kind = type(owner)
+    kind: type = type(owner)
     by_name = role_by_name(f"{kind.__name__}.{leaf}" if leaf != "weight" else f"module.{leaf}", shape)
     if len(shape) < 2 or by_name == "bias":
         return ("norm" if _NORM.search(kind.__name__) and by_name != "bias" else by_name), False
