@@ -269,12 +269,23 @@ def test_a_resized_vocabulary_is_refused(tmp_path: Path) -> None:
         deltamend.repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", output="adapter")
 
 
-def test_a_body_without_its_head_is_refused(tmp_path: Path) -> None:
+def test_a_body_saved_without_its_head_has_the_names_of_the_whole_model(tmp_path: Path) -> None:
     model = gpt2()
     for side in ("base", "finetuned"):
         model.transformer.save_pretrained(tmp_path / side)
         shutil.copy(_config_with_head(model, tmp_path), tmp_path / side / "config.json")
         fine_tune(model)
+    sides = (tmp_path / "base", tmp_path / "finetuned")
+    deltamend.repair(*sides, tmp_path / "checkpoint", out_dtype="fp32")
+    deltamend.repair(*sides, tmp_path / "adapter", output="adapter")
+    assert_same_model(tmp_path / "adapter", tmp_path / "base", tmp_path / "checkpoint")
+
+
+def test_a_body_without_its_head_of_an_unknown_model_is_refused(tmp_path: Path) -> None:
+    for side in ("base", "finetuned"):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "config.json").write_text('{"architectures": ["NewForCausalLM"]}')
+        save_file({"layers.0.mlp.weight": torch.ones(6, 4)}, tmp_path / side / "model.safetensors")
     with pytest.raises(deltamend.UsageError, match="saved without its head"):
         deltamend.repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", output="adapter")
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Kind = Literal["attention", "mlp", "embedding", "head", "norm", "other"]
 
-TOKEN_EMBEDDINGS = frozenset({"embed_tokens", "wte", "embed_in", "word_embeddings"})
+TOKEN_EMBEDDINGS = frozenset({"embed_tokens", "wte", "embed_in", "word_embeddings", "embeddings"})
 """Last parts of the names of token embeddings in transformers' decoder models."""
 
 INPUT_EMBEDDING = re.compile(rf"(^|\.)({'|'.join(sorted(TOKEN_EMBEDDINGS))})\.weight$")

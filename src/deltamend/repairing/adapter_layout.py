@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from deltamend.checkpoint.architecture import (
+    OUTPUT_EMBEDDING,
     TOKEN_EMBEDDINGS,
     has_head,
     is_conv1d,
@@ -23,10 +24,11 @@ from deltamend.checkpoint.architecture import (
     module_of,
     tied_head,
 )
-from deltamend.checkpoint.checkpoint_folder import Checkpoint
+from deltamend.checkpoint.checkpoint_folder import Checkpoint, StoredTensor
 from deltamend.checkpoint.dtypes import itemsize
 from deltamend.checkpoint.manifest import TensorRecord
 from deltamend.errors import OutputError, UsageError, option
+from deltamend.inputs.model_layout import Parameter, layout_of
 from deltamend.inputs.pairing import Pairing, TensorPair
 from deltamend.methods.method import Method
 from deltamend.methods.registry import all_methods
@@ -39,6 +41,8 @@ _ADAPTER, _CHECKPOINT = option("output", "adapter"), option("output", "checkpoin
 _EMBEDDINGS = TOKEN_EMBEDDINGS | {"wpe"}
 _BODIES = _EMBEDDINGS | {"h", "layers"}
 """If the names of tensors begin with one of these, the model was saved without its language-model head."""
+_READ_PAST_THE_LAYER = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+"""Models whose kernels read the weight of out_proj past its layer, so that peft refuses factors there."""
 _DUMMY_TARGET = "dummy-target-modules"  # peft refuses an empty list of modules, and has this name for "no module"
 
 
@@ -66,16 +70,28 @@ class AdapterPlan:
         task_type: peft's name for the task of the model, or None.
         kinds: how peft treats the module of each matrix, by the name of the tensor.
         tied: the name of the embedding matrix that the head shares, and the head's module; None if no head is tied.
+        names: the name that each tensor has in the loaded BASE, by its name in FINETUNED's files.
+        outside: the tensors that are no parameters of the loaded BASE, such as experts that are stacked on loading.
     """
 
     base_name: str
     task_type: str | None
     kinds: Mapping[str, Kind]
     tied: tuple[str, str] | None
+    names: Mapping[str, str]
+    outside: frozenset[str] = frozenset()
+
+    def module(self, name: str) -> str:
+        """The module that a tensor belongs to in the loaded BASE."""
+        return module_of(self.names[name])
+
+    def key(self, name: str) -> str:
+        """The key of a tensor that is stored whole."""
+        return PREFIX + self.names[name]
 
     def factor_places(self, name: str) -> tuple[FactorPlace, ...]:
         """The places of the factors of a matrix. An embedding that the head shares has two pairs of places."""
-        module = PREFIX + module_of(name)
+        module = PREFIX + self.module(name)
         match self.kinds.get(name, "other"):
             case "linear":
                 return _linear(module)
@@ -107,31 +123,56 @@ def plan_adapter(base: Checkpoint, base_name: str, pairing: Pairing, methods: Ma
     Raises:
         UsageError: a method does not give a low-rank Δ*, or the modules of the model do not have the names of its tensors.
     """
+    known = _in_memory(base, pairing)
+    outside = frozenset(
+        name for name, found in known.items() if found.converted or (not found.owner and is_expert(name))
+    )
     for pair in pairing.pairs:
-        _refuse(pair, methods.get(pair.name))
+        _refuse(pair, methods.get(pair.name), outside)
     if base.config.get("is_encoder_decoder"):
         raise UsageError(f"{_ADAPTER}: encoder-decoder models share their embedding; use {_CHECKPOINT}")
     if base.adapter is not None:
         raise UsageError(f"{_ADAPTER}: BASE already has an adapter, and peft loads only one; use {_CHECKPOINT}")
     first = next(iter(base.tensors), "")
-    if has_head(base.config) and first.partition(".")[0] in _BODIES:
+    if (
+        has_head(base.config)
+        and first.partition(".")[0] in _BODIES
+        and not any(found.owner for found in known.values())
+    ):
         raise UsageError(
             f"{_ADAPTER}: BASE was saved without its head (its first tensor is {first!r}), so that an adapter would not "
             f"find its modules; save the whole model with save_pretrained, or use {_CHECKPOINT}"
         )
-    matrices = [pair for pair in pairing.pairs if len(pair.finetuned.shape) == 2]
-    kinds: dict[str, Kind] = {pair.name: _kind(pair.name, base.config) for pair in matrices}
+    matrices = [pair.name for pair in pairing.pairs if len(pair.finetuned.shape) == 2]
+    kinds: dict[str, Kind] = {name: _kind(known[name], base.config) for name in matrices}
     task = "CAUSAL_LM" if has_head(base.config) and "vision_config" not in base.config else None
-    tied = tied_head(base.config, base.tensors)
-    own = next((name for name in base.tensors if tied is not None and module_of(name) == tied[1]), None)
+    names = {name: found.module_name for name, found in known.items()}
+    tied = tied_head(base.config, names.values())
+    own = next((name for name, shown in names.items() if tied is not None and module_of(shown) == tied[1]), None)
     if own is not None:
         raise UsageError(
             f"{_ADAPTER}: {own!r} belongs to a head whose weight is tied to the embedding; use {_CHECKPOINT}"
         )
-    return AdapterPlan(base_name, task, kinds, tied)
+    if tied is not None:
+        tied = next(name for name, shown in names.items() if shown == tied[0]), tied[1]
+    return AdapterPlan(base_name, task, kinds, tied, names, outside)
 
 
-def _refuse(pair: TensorPair, method: Method | None) -> None:
+def _in_memory(base: Checkpoint, pairing: Pairing) -> dict[str, Parameter]:
+    """What the tensors are in the loaded BASE, by their names in FINETUNED's files; without those that BASE does not have."""
+    pairs = {pair.name: pair.base for pair in pairing.pairs if pair.base is not None}
+    own = {name: _name_in_base(name, tensor) for name, tensor in pairs.items()}
+    layout = layout_of(base.config, {own[name]: tensor.shape for name, tensor in pairs.items()}, names_in_memory=True)
+    return {name: layout[own[name]] for name in pairs}
+
+
+def _name_in_base(name: str, tensor: StoredTensor) -> str:
+    """The name of a tensor in BASE; that of the head where the head is compared with the embedding that BASE ties it to."""
+    tied = OUTPUT_EMBEDDING.search(name) and not OUTPUT_EMBEDDING.search(tensor.own_name)
+    return name if tied else tensor.own_name
+
+
+def _refuse(pair: TensorPair, method: Method | None, outside: frozenset[str]) -> None:
     instead = f"use {_CHECKPOINT}"
     if method is not None and len(pair.finetuned.shape) == 2 and not method.low_rank:
         able = ", ".join(name for name, kind in all_methods().items() if kind.low_rank)
@@ -147,19 +188,23 @@ def _refuse(pair: TensorPair, method: Method | None) -> None:
         )
     if pair.submatrices:
         raise UsageError(f"{_ADAPTER}: tensor {pair.name!r} is repaired in parts, whose factors differ; {instead}")
-    if is_expert(pair.name) and pair.action == "filter":
-        raise UsageError(expert_refusal(pair.name))
+    if pair.name in outside and pair.action == "filter":
+        raise UsageError(refusal_of_outside(pair.name))
 
 
-def expert_refusal(name: str) -> str:
-    """The text of the error for an expert, whose update an adapter cannot hold."""
-    return (
-        f"{_ADAPTER}: {name!r} belongs to an expert, which has another name in the loaded model than in the file; "
-        f"use {_CHECKPOINT}"
-    )
+def refusal_of_outside(name: str) -> str:
+    """The text of the error for a tensor that is no parameter of the loaded model, so that an adapter cannot hold its update."""
+    what = "belongs to an expert, which" if is_expert(name) else "is stacked or cut on loading, and"
+    return f"{_ADAPTER}: {name!r} {what} has another name in the loaded model than in the file; use {_CHECKPOINT}"
 
 
-def _kind(name: str, config: Mapping[str, Any]) -> Kind:
+def _kind(parameter: Parameter, config: Mapping[str, Any]) -> Kind:
+    """How peft treats a module: by its class, or by its name where transformers does not know the model."""
+    if parameter.owner:
+        past_the_layer = config.get("model_type") in _READ_PAST_THE_LAYER
+        alone = past_the_layer and leaf_of(module_of(parameter.module_name)) == "out_proj"
+        return "other" if alone else parameter.layer or "other"
+    name = parameter.module_name
     leaf = leaf_of(module_of(name))
     if leaf_of(name) != "weight":
         return "other"
@@ -192,38 +237,74 @@ def arrange(records: Sequence[TensorRecord], plan: AdapterPlan) -> tuple[dict[st
     """
     modules: dict[str, list[TensorRecord]] = {}
     for record in records:
-        modules.setdefault(module_of(record.name), []).append(record)
+        modules.setdefault(plan.module(record.name), []).append(record)
     chosen: dict[str, tuple[Placed, ...]] = {record.name: () for record in records}
     ranks: dict[str, int] = {}
-    whole: list[str] = []
+    whole = _saved_with_all_inside(modules)
+    for record in _taken_out(modules, whole):
+        _refuse_unless_whole(record, plan)
+        chosen[record.name] = _as_stored(record)
     biases: set[str] = set()
     for module, members in modules.items():
-        changed = [record for record in members if record.outcome not in {"zero", "reverted"}]
+        changed = _changed(members)
         weight = next((record for record in members if plan.kinds.get(record.name, "other") != "other"), None)
         places = () if weight is None else plan.factor_places(weight.name)
         factored = weight is not None and len(weight.adapter or ()) > 1
         if factored and weight is not None:
             chosen[weight.name] = _as_stored(weight)
-            for place in places:
-                if place.key.endswith((".lora_A.weight", ".lora_embedding_A")):
-                    ranks[place.key.removeprefix(PREFIX).rpartition(".lora_")[0]] = _rank(weight)
+            ranks |= dict.fromkeys(_modules_of(places), _rank(weight))
         if factored or (weight is not None and weight not in changed):
             for record in changed:
                 if record is weight:
                     continue
-                _refuse_parameter(record, {"bias"})
+                _refuse_parameter(record, plan, {"bias"})
                 inner = "base_layer.bias" if factored else "bias"
                 chosen[record.name] = _as_stored(record, f"{PREFIX}{module}.{inner}")
                 biases.add("lora_only" if factored else "all")
         elif changed:
             whole.append(module)
             for record in members:
-                _refuse_parameter(record, {"weight", "bias"})
+                _refuse_parameter(record, plan, {"weight", "bias"})
                 chosen[record.name] = _as_stored(record)
             if weight is not None and plan.tied is not None and plan.tied[0] == weight.name:
                 whole.append(plan.tied[1])
                 chosen[weight.name] += _as_stored(weight, f"{PREFIX}{plan.tied[1]}.weight")
     return chosen, _config(plan, ranks, whole, biases)
+
+
+def _modules_of(places: Sequence[FactorPlace]) -> list[str]:
+    """The modules that factors are added to."""
+    firsts = [place.key for place in places if place.key.endswith((".lora_A.weight", ".lora_embedding_A"))]
+    return [key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in firsts]
+
+
+def _changed(members: Sequence[TensorRecord]) -> list[TensorRecord]:
+    return [record for record in members if record.outcome not in {"zero", "reverted"}]
+
+
+def _saved_with_all_inside(modules: Mapping[str, list[TensorRecord]]) -> list[str]:
+    """The modules with changed parameters of their own, such as a projection that is no layer; peft saves such a module whole."""
+    own = [
+        module
+        for module, members in modules.items()
+        if any(leaf_of(record.name) not in {"weight", "bias"} for record in _changed(members))
+    ]
+    return [module for module in own if not any(module.startswith(f"{other}.") for other in own)]
+
+
+def _taken_out(modules: dict[str, list[TensorRecord]], whole: Sequence[str]) -> list[TensorRecord]:
+    """Take the modules that are saved whole, and all modules inside them, out of `modules`, and list their tensors."""
+    inside = [name for name in modules if any(f"{name}.".startswith(f"{module}.") for module in whole)]
+    return [record for name in inside for record in modules.pop(name)]
+
+
+def _refuse_unless_whole(record: TensorRecord, plan: AdapterPlan) -> None:
+    """Refuse a tensor of a module that is saved whole, of which only the factors were written, or nothing."""
+    if [part.key for part in record.adapter or ()] != [plan.key(record.name)] or not plan.module(record.name):
+        raise OutputError(
+            f"tensor {record.name!r} belongs to a module in which another parameter changed that an adapter can only save "
+            f"with the whole module; use {_CHECKPOINT}"
+        )
 
 
 def _as_stored(record: TensorRecord, key: str | None = None) -> tuple[Placed, ...]:
@@ -239,8 +320,8 @@ def _rank(record: TensorRecord) -> int:
     return min(min(part.shape) for part in record.adapter or ())
 
 
-def _refuse_parameter(record: TensorRecord, able: set[str]) -> None:
-    if leaf_of(record.name) not in able or record.adapter == ():
+def _refuse_parameter(record: TensorRecord, plan: AdapterPlan, able: set[str]) -> None:
+    if leaf_of(plan.names[record.name]) not in able or record.adapter == ():
         raise OutputError(
             f"tensor {record.name!r} changed, and it belongs to no module that an adapter can save; use {_CHECKPOINT}"
         )
@@ -251,7 +332,7 @@ def _config(plan: AdapterPlan, ranks: Mapping[str, int], whole: Sequence[str], b
     largest = max(ranks.values(), default=1)
     # peft reads these keys as regular expressions that may begin anywhere; anchored and escaped, they match one module.
     pattern = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != largest}
-    kinds = {plan.kinds.get(f"{module}.weight") for module in ranks}
+    kinds = {kind for name, kind in plan.kinds.items() if plan.module(name) in ranks}
     return {
         "peft_type": "LORA",
         "task_type": plan.task_type,

@@ -23,7 +23,7 @@ from deltamend.matrices.buffers import Array, bytes_of, norm_squared, row_chunks
 from deltamend.matrices.delta import DeltaBlocks
 from deltamend.matrices.views import StoredMatrix
 from deltamend.methods.method import KeptDelta
-from deltamend.repairing.adapter_layout import PREFIX, AdapterPlan
+from deltamend.repairing.adapter_layout import AdapterPlan
 from deltamend.repairing.rounded_factors import RoundedProduct, slices_of_block
 from deltamend.repairing.sinks import Norms
 from deltamend.repairing.to_checkpoint import FileSink
@@ -125,7 +125,7 @@ class PartSink:
         """The records of what was written, and the hash of the part. Call it after everything has been written."""
         if self._whole is not None:
             xxh3 = self._whole.xxh3()
-            key = PREFIX + self._pair.name
+            key = self._parts.plan.key(self._pair.name)
             shape = self._pair.finetuned.shape
             return (AdapterRecord(key=key, shape=shape, dtype=self._whole_dtype, xxh3=xxh3),), xxh3
         return self._records, tensor_hash(_pieces(self._parts.path(self._pair.name)))

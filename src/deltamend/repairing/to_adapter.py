@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from contextlib import closing
 
-from deltamend.checkpoint.architecture import is_expert
 from deltamend.checkpoint.checkpoint_folder import StoredTensor
 from deltamend.checkpoint.dtypes import itemsize
 from deltamend.checkpoint.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
@@ -22,7 +21,7 @@ from deltamend.inputs.pairing import TensorPair
 from deltamend.machine.threads import Workers
 from deltamend.matrices.buffers import row_chunks, same_bytes
 from deltamend.matrices.update_walk import MatrixItem
-from deltamend.repairing.adapter_layout import AdapterPlan, Placed, arrange, encode_config, expert_refusal
+from deltamend.repairing.adapter_layout import AdapterPlan, Placed, arrange, encode_config, refusal_of_outside
 from deltamend.repairing.adapter_parts import AdapterParts, PartSink
 from deltamend.repairing.merge import refuse_damaged
 from deltamend.repairing.one_matrix import repair_matrix
@@ -55,7 +54,7 @@ class AdapterOutput:
     def write(self, pair: TensorPair, repairer: TensorRepairer) -> WrittenTensor:
         """See `TensorOutput.write`."""
         with closing(self._parts.sink(pair)) as sink:
-            done = _repair_into(sink, pair, repairer)
+            done = _repair_into(sink, pair, repairer, self._adapter)
             stored, xxh3 = sink.finish()
         return WrittenTensor(done, (), sink.dtype_name, ADAPTER_FILE, xxh3, stored)
 
@@ -109,7 +108,7 @@ def _adapter_record(part: Placed) -> AdapterRecord:
     return AdapterRecord(key=part.key, shape=part.shape, dtype=part.dtype, xxh3=part.xxh3)
 
 
-def _repair_into(sink: PartSink, pair: TensorPair, repairer: TensorRepairer) -> MatrixRepair:
+def _repair_into(sink: PartSink, pair: TensorPair, repairer: TensorRepairer, plan: AdapterPlan) -> MatrixRepair:
     """Repair one tensor, and write what the adapter needs of it; it needs nothing of a matrix that equals BASE's."""
     reader = repairer.reader
     if pair.action == "filter":
@@ -117,8 +116,8 @@ def _repair_into(sink: PartSink, pair: TensorPair, repairer: TensorRepairer) -> 
         factors = sink if pair.is_matrix else None
         return repair_matrix(*reader.sides(item), repairer.job(item), sink, reader.buffers(), factor_sink=factors)
     equal = _is_equal(pair, repairer)
-    if is_expert(pair.name) and not equal:
-        raise UsageError(expert_refusal(pair.name))
+    if pair.name in plan.outside and not equal:
+        raise UsageError(refusal_of_outside(pair.name))
     if not (pair.is_matrix and equal):  # a vector is small, and its module may have to be saved whole, with the vector
         repairer.repair(pair, sink)
     return MatrixRepair(outcome="zero" if equal else "kept", reason="base and fine-tuned are equal" if equal else "")
