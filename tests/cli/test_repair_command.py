@@ -28,7 +28,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert "dry run, nothing is written: dg-hard would repair 10 matrices; FINETUNED has 21 tensors" in printed.out
     assert "6 tensors would be kept as fine-tuned: matched by exclude" in printed.out
     assert "5 tensors would be kept as fine-tuned: not a matrix" in printed.out
-    assert "file left out (weights in a file that the index does not name): optimizer.pt" in printed.out
+    assert "file left out (state of the training run): optimizer.pt" in printed.out
     assert "filter lm_head.weight [200×64]" in printed.out
     assert "OUT would hold 2 weight files and 6 other files, 0.23 MB in all" in printed.out
     assert re.search(r"with \d+ workers? it would take about \d+ s and 0\.\d GiB of memory", printed.out)

@@ -67,16 +67,17 @@ def test_only_what_is_needed_is_downloaded_and_bin_only_where_there_is_nothing_e
     shutil.copytree(llama_pair.base, folder)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
 
-    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         assert (name, revision) == ("org/model", "v2")
         asked.append(allow_patterns)
+        assert {"original/*", "consolidated*"} <= set(ignore_patterns)
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with deltamend.open_checkpoint("org/model@v2") as checkpoint:
         assert list(checkpoint.headers) == ["model.safetensors"]
     assert len(asked) == 1
-    assert "*.safetensors" in asked[0]
+    assert {"*.safetensors", "*.pt"} <= set(asked[0])
     assert "*.bin" not in asked[0]
     (folder / "model.safetensors").unlink()
     with deltamend.open_checkpoint("org/model@v2") as checkpoint:

@@ -104,6 +104,7 @@ class Checkpoint:
         source: the file that the folder was unpacked from, such as a GGUF file; None where it was not.
         adapter: the adapter that is added to the weights; None where there is none.
         update_ranks: the rank of what the adapter adds to a tensor, by the name of the tensor.
+        layer_sources: of each layer as shown, the number that it has in the files, where layers are repeated; else None.
         notes: how it is read where that is not simply as stored, a sentence each.
         tensors: all tensors by name. Some may be computed as they are read; see `present`.
     """
@@ -119,6 +120,7 @@ class Checkpoint:
         self.source: Path | None = None
         self.adapter: Checkpoint | None = None
         self.update_ranks: dict[str, int] = {}
+        self.layer_sources: tuple[int, ...] | None = None
         self.notes: tuple[str, ...] = ()
         self.tensors: dict[str, StoredTensor] = {
             entry.name: StoredTensor(entry.name, entry.dtype, entry.shape, file, entry.start, entry.stop)

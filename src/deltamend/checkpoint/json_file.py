@@ -18,6 +18,21 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing, no regular file, too large, unreadable, or no JSON object; the file is named.
     """
+    value = _read(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not a JSON object; download it again")
+    return value
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """Read a file that holds a JSON list; see `read_json` for what is raised."""
+    value = _read(path)
+    if not isinstance(value, list):
+        raise CheckpointError(f"{path}: not a JSON list; download it again")
+    return value
+
+
+def _read(path: Path) -> Any:
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its other end
@@ -26,13 +41,10 @@ def read_json(path: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path}: larger than {MAX_JSON_BYTES} bytes, far more than such a file needs; check where it comes from"
             )
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: missing; give the folder that save_pretrained wrote") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON; download it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object; download it again")
-    return value

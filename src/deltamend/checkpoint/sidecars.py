@@ -1,21 +1,17 @@
-"""The files of a checkpoint that are not weights, such as the tokenizer: which are copied, and which are left out and why."""
+"""The files of a checkpoint beside the weights that are read: which are copied, and which are left out and why."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from deltamend.checkpoint.file_names import CARD_FILE, FINETUNED_CARD_FILE, INDEX_FILE, MANIFEST_FILE, TORCH_INDEX_FILE
+from deltamend.checkpoint.stray_weights import modules_of, reason_for_weights
 from deltamend.errors import CheckpointError
 
-_WEIGHT_SUFFIXES = frozenset(
-    {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz", ".tflite"}
-)
-_TRAINER_FILES = frozenset({"trainer_state.json", "training_args.json"})
-_INDEX_SUFFIX = ".index.json"
 _TOKENIZER = re.compile(r"tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab.*|merges\.txt|chat_template.*")
 
 
@@ -36,25 +32,34 @@ class LeftOut:
     reason: str
 
 
-def list_sidecars(folder: Path, weight_files: frozenset[str]) -> tuple[tuple[Sidecar, ...], tuple[LeftOut, ...]]:
+def list_sidecars(
+    folder: Path, weight_files: frozenset[str], tensors: Collection[str] = frozenset()
+) -> tuple[tuple[Sidecar, ...], tuple[LeftOut, ...]]:
     """Sort the files of a checkpoint folder, subfolders included, into those to copy and those to leave out.
+
+    Weights that are read by another part of the model's loader are copied, such as the modules that modules.json names;
+    those that hold the model itself once more are left out, since they are not repaired.
 
     Args:
         folder: the folder of FINETUNED.
         weight_files: the names of the weight files that are read; they are in neither list.
+        tensors: the names of the tensors in those files, by which another file of the model is recognised.
 
     Raises:
-        CheckpointError: the folder cannot be listed, or a file to copy is a link that leads out of it.
+        CheckpointError: the folder cannot be listed, modules.json cannot be read, or a file to copy is a link that leads out
+            of the folder.
     """
+    modules = modules_of(folder)
     copied: list[Sidecar] = []
     left_out: list[LeftOut] = []
     for path in _walk(folder, folder):
         name = path.relative_to(folder).as_posix()
         if name in weight_files or name in {INDEX_FILE, TORCH_INDEX_FILE}:
             continue
-        if reason := _reason_to_leave(path, name, folder):
+        if reason := _reason_to_leave(path, name) or reason_for_weights(path, name, modules, tensors):
             left_out.append(LeftOut(name if name.isprintable() else ascii(name), reason))
         else:
+            _refuse_link_out(path, folder)
             renamed = FINETUNED_CARD_FILE if name == CARD_FILE else name
             copied.append(Sidecar(path, renamed, path.stat().st_size))
     return tuple(copied), tuple(left_out)
@@ -88,7 +93,7 @@ def _walk(folder: Path, top: Path) -> Iterator[Path]:
             yield path
 
 
-def _reason_to_leave(path: Path, name: str, folder: Path) -> str:
+def _reason_to_leave(path: Path, name: str) -> str:
     """Why a file is not copied; "" where it is."""
     if not name.isprintable():
         return "its name cannot be printed"
@@ -98,18 +103,17 @@ def _reason_to_leave(path: Path, name: str, folder: Path) -> str:
         return "a folder of training checkpoints or logs, or a link to a folder"
     if not path.is_file():
         return "not a regular file"
-    if path.suffix.lower() in _WEIGHT_SUFFIXES or name.endswith(_INDEX_SUFFIX):
-        return "weights in a file that the index does not name"
-    if name in _TRAINER_FILES:
-        return "state of the training run"
     if name in {MANIFEST_FILE, FINETUNED_CARD_FILE}:
         return "belongs to an earlier repair"
+    return ""
+
+
+def _refuse_link_out(path: Path, folder: Path) -> None:
     if not _stays_inside(path, folder):
         # Neither copied, since it may be anything on this machine, nor left out, since the model may not load without it.
         raise CheckpointError(
             f"{path}: a link that leads out of the folder; put a copy of the file there, or remove the link"
         )
-    return ""
 
 
 def _stays_inside(path: Path, folder: Path) -> bool:

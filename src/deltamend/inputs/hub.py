@@ -9,10 +9,16 @@ from deltamend.errors import CheckpointError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
-# Code is fetched with the rest and copied to the output, never run. Weights in a second format are left where they are.
+# Code is fetched with the rest and copied to the output, never run. Weights in a second format and the state of a training
+# run are left where they are; see `checkpoint.stray_weights`. "*/*.bin" are modules of their own, in subfolders.
 _SMALL = ["*.json", "*.jinja", "*.txt", "*.model", "*.py", "*.md", "tokenizer*", "merges*", "vocab*"]
+_PARTS = ["*.pt", "*.pth", "*.npy", "*.npz", "*/*.bin"]
 _SAFETENSORS = ["*.safetensors"]
 _TORCH = ["*.bin"]
+_NOT_NEEDED = [
+    "consolidated*", "original/*", "onnx/*", "openvino/*", "coreml/*", "gguf/*", "optimizer*", "scheduler*", "scaler*",
+    "rng_state*", "checkpoint-*/*", "global_step*/*", "runs/*",
+]  # fmt: skip
 
 
 def is_hub_id(text: str) -> bool:
@@ -38,12 +44,14 @@ def fetch(model: str) -> Path:
     name, _, revision = model.partition("@")
 
     def download(patterns: list[str]) -> Path:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+        return Path(
+            snapshot_download(name, revision=revision or None, allow_patterns=patterns, ignore_patterns=_NOT_NEEDED)
+        )
 
     try:
-        folder = download([*_SMALL, *_SAFETENSORS])
+        folder = download([*_SMALL, *_PARTS, *_SAFETENSORS])
         if not any(folder.glob("*.safetensors")):
-            folder = download([*_SMALL, *_TORCH])
+            folder = download([*_SMALL, *_PARTS, *_TORCH])
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
         raise CheckpointError(

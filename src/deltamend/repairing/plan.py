@@ -208,7 +208,9 @@ def plan_repair(
     """
     options = options.model_copy(update=dict(pair.selection))
     layout = plan_layout(pair.finetuned, out_dtype=options.dtype_name, max_shard_size=options.max_shard_size)
-    sidecars, left_out = list_sidecars(pair.finetuned.folder, frozenset(pair.finetuned.headers))
+    sidecars, left_out = list_sidecars(
+        pair.finetuned.folder, frozenset(pair.finetuned.headers), _stored_names(pair.finetuned)
+    )
     if pair.finetuned.adapter is not None:
         sidecars = with_tokenizer_of(sidecars, pair.finetuned.adapter.folder)
     if options.output == "adapter":
@@ -228,6 +230,11 @@ def plan_repair(
     )
     check_output(plan.out, plan.inputs, overwrite=overwrite)
     return plan
+
+
+def _stored_names(checkpoint: Checkpoint) -> frozenset[str]:
+    """The names of the tensors in the files of a checkpoint."""
+    return frozenset(entry.name for header in checkpoint.headers.values() for entry in header.entries)
 
 
 def _recommended(recommend: Recommend | None) -> Recommendation:
