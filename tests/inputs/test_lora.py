@@ -15,9 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import deltamend
-from deltamend.matrices.buffers import Buffers
-from deltamend.matrices.views import StoredMatrix
-from tests.conftest import Pair, Printed, gpt2, llama, save_pair
+from tests.conftest import Printed, gpt2, llama, save_pair
+from tests.inputs.adapters import adapted, merged, shown
 from tests.reference import load
 
 # PEFT asks transformers 5 for a property by its old name.
@@ -28,37 +27,6 @@ pytestmark = [
 
 Cli = Callable[..., Printed]
 LLAMA = ["q_proj", "v_proj", "down_proj"]
-
-
-def adapted(tmp_path: Path, model: PreTrainedModel, **options: Any) -> Pair:
-    """A base and an adapter for it, with noise in its factors so that both of them count."""
-    model.save_pretrained(tmp_path / "base")
-    torch.manual_seed(1)
-    adapter = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 6, **options}))
-    with torch.no_grad():
-        for name, parameter in adapter.named_parameters():
-            if "lora_" in name or "modules_to_save" in name:
-                parameter.add_(0.1 * torch.randn(parameter.shape))
-    adapter.save_pretrained(str(tmp_path / "adapter"))
-    return Pair(tmp_path / "base", tmp_path / "adapter")
-
-
-def merged(pair: Pair) -> dict[str, torch.Tensor]:
-    """What PEFT makes of it, in float64."""
-    model = AutoModelForCausalLM.from_pretrained(pair.base, dtype=torch.float64)
-    return dict(PeftModel.from_pretrained(model, pair.finetuned).merge_and_unload().state_dict())
-
-
-def shown(spec: str) -> dict[str, np.ndarray[Any, Any]]:
-    """Every tensor of a model as deltamend reads it."""
-    with deltamend.open_checkpoint(spec) as checkpoint:
-        return {
-            name: StoredMatrix(checkpoint, tensor, Buffers(), "t")
-            .rows(0, StoredMatrix.view_shape(tensor)[0])
-            .astype(np.float64)
-            .reshape(tensor.shape)
-            for name, tensor in checkpoint.tensors.items()
-        }
 
 
 @pytest.mark.parametrize(
@@ -174,27 +142,6 @@ def test_an_adapter_with_more_tokens_brings_its_vocabulary(tmp_path: Path) -> No
     assert any("vocabulary resized from 200 to 203" in tensor.reason for tensor in report.tensors)
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"use_dora": True}, "is DoRA, which rescales"),
-        ({"peft_type": "IA3"}, "is a IA3 adapter, not LoRA"),
-        ({"lora_alpha": "much"}, "has lora_alpha 'much'"),
-        ({"alpha_pattern": {"(": 1}}, "which is no pattern"),
-    ],
-)
-def test_what_cannot_be_added_is_refused_in_one_line(
-    change: dict[str, object], says: str, tmp_path: Path, deltamend_cli: Cli
-) -> None:
-    pair = adapted(tmp_path, llama(), target_modules=LLAMA)
-    path = pair.finetuned / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    printed = deltamend_cli("repair", pair.base, f"{pair.base}+{pair.finetuned}", tmp_path / "out")
-    assert (printed.code, printed.err.count("\n")) == (1, 1)
-    assert says in printed.err
-    assert not (tmp_path / "out").exists()
-
-
 def test_an_adapter_of_another_model_or_none_at_all_is_refused(tmp_path: Path, deltamend_cli: Cli) -> None:
     pair = adapted(tmp_path, llama(), target_modules=LLAMA)
     gpt2().save_pretrained(tmp_path / "gpt2")
@@ -233,13 +180,6 @@ def test_an_adapter_on_a_tied_embedding_leaves_the_head_as_peft_does(options: di
     out = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     ids = torch.tensor([[1, 5, 9, 2]])
     torch.testing.assert_close(out(ids).logits, expected(ids).logits, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_an_adapter_that_took_its_start_out_of_the_model_is_refused(start: str, tmp_path: Path) -> None:
-    pair = adapted(tmp_path, llama(torch.float32), target_modules=["q_proj"], init_lora_weights=start)
-    with pytest.raises(deltamend.CheckpointError, match="changes the weights of the model itself"):
-        deltamend.repair(pair.base, f"{pair.base}+{pair.finetuned}", tmp_path / "out")
 
 
 def test_a_square_conv1d_is_known_by_the_architecture_and_not_by_one_flag_for_all(tmp_path: Path) -> None:

@@ -47,9 +47,8 @@ class AdapterTensors:
 
 
 class _Named(NamedTuple):
-    """A name that was understood, and the adapter it belongs to where it says one."""
+    """A module, what a tensor is to it (None for new rows of tokens), and the adapter it belongs to where its name says so."""
 
-    kind: Literal["factor", "tokens"]
     module: str
     role: Role | None
     adapter: str | None
@@ -68,40 +67,34 @@ def sort_tensors(tensors: Mapping[str, StoredTensor], folder: Path) -> AdapterTe
     Raises:
         CheckpointError: two tensors say the same of one module, or the file holds more than one adapter.
     """
-    found, plain = AdapterTensors(), {}
-    adapters: set[str] = set()
-    for name, tensor in tensors.items():
-        path = _WRAPPERS.sub("", name).removeprefix("module.").removeprefix(_PREFIX)
-        if _UNUSED.search(f".{path}"):
-            continue
-        named = _understood(path)
-        if named is None:
-            plain[path] = tensor
-            continue
-        adapters |= {named.adapter} - {None}  # type: ignore[arg-type]
-        if named.kind == "tokens":
-            _put(found.tokens, named.module, tensor, folder)
-        elif named.role is not None:
-            _put(found.factors.setdefault(named.module, {}), named.role, tensor, folder)
+    paths = {name: _WRAPPERS.sub("", name).removeprefix("module.").removeprefix(_PREFIX) for name in tensors}
+    read = {name: _understood(path) for name, path in paths.items() if not _UNUSED.search(f".{path}")}
+    adapters = {named.adapter for named in read.values() if named is not None and named.adapter is not None}
     if len(adapters) > 1:
         raise CheckpointError(
             f"{folder}: one file holds the adapters {_listed(adapters)}; save one of them with PEFT's "
             f"save_pretrained(selected_adapters=[{min(adapters)!r}]) and give that"
         )
-    for path, tensor in plain.items():
-        _put(found.whole, _parameter(path, adapters), tensor, folder)
+    found = AdapterTensors()
+    for name, named in read.items():
+        if named is None:
+            _put(found.whole, _parameter(paths[name], adapters), tensors[name], folder)
+        elif named.role is None:
+            _put(found.tokens, named.module, tensors[name], folder)
+        else:
+            _put(found.factors.setdefault(named.module, {}), named.role, tensors[name], folder)
     return found
 
 
 def _understood(path: str) -> _Named | None:
     if tokens := _TOKENS.fullmatch(path):
-        return _Named("tokens", tokens["module"], None, tokens["name"])
+        return _Named(tokens["module"], None, tokens["name"])
     factor = _FACTOR.fullmatch(path)
     if factor is None:
         return None
     part, parameter = factor["part"], factor["parameter"]
     role: Role = "bias" if (part, parameter) == ("B", "bias") else _ROLES.get(part, part)  # type: ignore[arg-type]
-    return _Named("factor", factor["module"], role, factor["name"])
+    return _Named(factor["module"], role, factor["name"])
 
 
 def _parameter(path: str, adapters: set[str]) -> str:

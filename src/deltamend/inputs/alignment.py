@@ -1,13 +1,15 @@
 """Show BASE in the layout of FINETUNED, so that tensors of the same name belong together.
 
-Three things may differ between two checkpoints of one model: the prefix of the names (`renaming`), whether the experts of a
-mixture are stacked in one tensor (`expert_stacking`), and whether a tied head is stored (`tied_embeddings`).
+Four things may differ between two checkpoints of one model: the prefix of the names (`renaming`), whether the experts of a
+mixture are stacked in one tensor (`expert_stacking`), whether a tied head is stored (`tied_embeddings`), and whether an
+adapter repeats layers (`layer_replication`).
 """
 
 from __future__ import annotations
 
 from deltamend.checkpoint.checkpoint_folder import Checkpoint
 from deltamend.inputs.expert_stacking import restack_experts
+from deltamend.inputs.layer_replication import replicate_layers
 from deltamend.inputs.renaming import rename_base
 from deltamend.inputs.tied_embeddings import compare_head_with_embedding, write_tied_head_once
 
@@ -25,6 +27,8 @@ def align_base(base: Checkpoint, finetuned: Checkpoint, *, rename: str | None = 
         PairingError: two ways to match the names are equally good, or the experts are stacked in ways that cannot be matched.
         UsageError: `rename` is not written like OLD=NEW, or matches no name.
     """
+    if finetuned.layer_sources is not None and base.layer_sources is None:
+        replicate_layers(base, finetuned.layer_sources)
     rename_base(base, finetuned, rename)
     restack_experts(base, finetuned)
     for checkpoint in (base, finetuned):
