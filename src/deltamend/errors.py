@@ -33,6 +33,9 @@ def spelled_in_python(name: str, value: str | None) -> str:
     """Write an option as an argument of a Python call, such as `out_dtype="fp32"`."""
     if value is None:
         return name
+    if name == "parameters":
+        key, _, given = value.partition("=")
+        return f'{name}={{"{key}": {given}}}'
     return f"{name}={value}" if value in ("True", "False") or value.isdigit() else f'{name}="{value}"'
 
 

@@ -284,6 +284,18 @@ def test_two_adapters_in_one_file_are_named(tmp_path: Path) -> None:
         deltamend.open_checkpoint(f"{pair.base}+{pair.finetuned}")
 
 
+def test_two_pairs_of_factors_for_one_weight_are_refused(tmp_path: Path) -> None:
+    pair = adapted(tmp_path, moe(), target_modules=["q_proj"], target_parameters=EXPERTS[1:], r=2)
+    path = pair.finetuned / "adapter_model.safetensors"
+    factors = load_file(path)
+    again = {
+        key.replace(".lora_", ".base_layer.lora_"): value.clone() for key, value in factors.items() if "experts" in key
+    }
+    save_file(factors | again, path)
+    with pytest.raises(deltamend.CheckpointError, match=r"several of its tensors belong to .*down_proj.* alike"):
+        deltamend.open_checkpoint(f"{pair.base}+{pair.finetuned}")
+
+
 def test_an_adapter_that_brings_tokens_says_so_in_a_multimodal_config(tmp_path: Path) -> None:
     model = llama(torch.float32)
     model.save_pretrained(tmp_path / "base")

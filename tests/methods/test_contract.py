@@ -209,6 +209,27 @@ def test_keeping_nothing_is_the_base(method: str, states: tuple[State, State], f
     assert all(torch.equal(out[name], states[0][name]) for name, tensor in out.items() if tensor.ndim == 2)
 
 
+@pytest.mark.parametrize("method", [name for name in TABLE if name != "none"])
+def test_with_its_defaults_a_method_is_not_the_identity(
+    method: str, states: tuple[State, State], fisher_file: Path
+) -> None:
+    """Of what has no default, files and steps are given, and a number has to have an example that is not the identity either.
+
+    The update is large enough beside the base that it makes singular vectors of its own, which `intruder` looks for.
+    """
+    required = {name: info for name, info in all_methods()[method].model_fields.items() if info.is_required()}
+    given = {name: TABLE[method].parameters[name] for name, info in required.items() if not info.examples}
+    example = {name: info.examples[0] for name, info in required.items() if info.examples}
+    for name in example:
+        with pytest.raises(
+            deltamend.MethodError, match=rf'parameter .{name}.: is missing; give for example parameters={{"{name}"'
+        ):
+            get_method(method)
+    base, finetuned = states[0], {name: old + 10 * (states[1][name] - old) for name, old in states[0].items()}
+    out = repaired((base, finetuned), method, parameters_of({**given, **example}, fisher_file))
+    assert any(not torch.equal(out[name], finetuned[name]) for name in out)
+
+
 @pytest.mark.parametrize("method", TABLE)
 def test_blocks_of_any_size_give_the_same(
     method: str, states: tuple[State, State], fisher_file: Path, monkeypatch: pytest.MonkeyPatch

@@ -97,6 +97,11 @@ def test_names_may_be_written_as_mergekit_does() -> None:
         ("graft", {"mask": "absent"}, "parameter 'mask': Path does not point to a file"),
         ("fisher", {}, "'fisher', parameter 'fisher': is missing"),
         ("task-arithmetic", {"weight": "nan"}, "parameter 'weight'"),
+        (
+            "task-arithmetic",
+            {},
+            r"parameter 'weight': is missing; give for example parameters=\{\"weight\": 0.5\}; it is: Factor",
+        ),
     ],
 )
 def test_wrong_names_and_parameters_say_what_is_right(name: str, parameters: dict[str, object], message: str) -> None:

@@ -176,20 +176,26 @@ class AdaptedParameters:
             return
         for fused, namings in _SINGLE.items():
             for parts in namings:
+                rows = b.shape[0] // len(parts)
                 chosen = [
-                    (number, place, experts.get((part, number)))
+                    (number, place, weight)
                     for number in range(count)
                     for place, part in enumerate(parts)
+                    if (weight := experts.get((part, number))) is not None and weight.shape == (rows, a.shape[1])
                 ]
-                rows = b.shape[0] // len(parts)
-                if all(tensor is not None and tensor.shape == (rows, a.shape[1]) for _, _, tensor in chosen):
-                    for number, place, tensor in chosen:
-                        if tensor is not None:
-                            outputs = (place * rows, (place + 1) * rows)
-                            yield Target(
-                                tensor, (1, *tensor.shape), f"{module}.{fused}", experts=count, expert=number, outputs=outputs,
-                                is_plain=False,
-                            )  # fmt: skip
+                if len(chosen) == count * len(parts):
+                    for number, place, weight in chosen:
+                        outputs = (place * rows, (place + 1) * rows)
+                        shape = (1, rows, a.shape[1])
+                        yield Target(
+                            weight,
+                            shape,
+                            f"{module}.{fused}",
+                            experts=count,
+                            expert=number,
+                            outputs=outputs,
+                            is_plain=False,
+                        )
                     return
 
     def _model_types(self) -> set[object]:

@@ -214,11 +214,11 @@ class AdaptedWeight:
             last = min(rows, first + step)
             block = np.empty((last - first) * columns)
             self._sum_into(first * columns, last * columns, block)
-            block = np.square(block, out=block).reshape(-1, columns)
+            entries = np.square(block, out=block).reshape(-1, columns)
             if self.update.swapped:
-                squares += block.sum(axis=0)
+                squares += entries.sum(axis=0)
             else:
-                squares[first:last] = block.sum(axis=1)
+                squares[first:last] = entries.sum(axis=1)
         magnitude = self.update.adapter.values(self.magnitude, 0, self.magnitude.elements).astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):  # a row of zeros gives NaN, which is found and named later
             return (magnitude / np.sqrt(squares),)

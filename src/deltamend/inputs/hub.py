@@ -26,6 +26,15 @@ def is_hub_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None and ".." not in text
 
 
+def id_and_subfolder(text: str) -> tuple[str, str] | None:
+    """The two parts of `org/name/subfolder` or `org/name/subfolder@revision`: the id, and the folder in it; None for others."""
+    name, at, revision = text.partition("@")
+    parts = name.split("/")
+    found = "/".join(parts[:2]) + at + revision
+    inner = parts[2:]
+    return (found, "/".join(inner)) if inner and is_hub_id(found) and not {"", ".", ".."} & {*inner} else None
+
+
 def fetch(model: str) -> Path:
     """The local folder of a model on the hub, downloaded where it is not in the cache yet.
 

@@ -84,6 +84,7 @@ class _Merged:
         self.tensors = dict(checkpoint.tensors)
         self.computed: dict[StoredTensor, ComputedTensor] = {}
         self.cache = RecentArrays()
+        self.shown_as: dict[str, set[type[ComputedTensor]]] = {}
 
     def untie(self, brought: AdapterTensors) -> None:
         """Untie the head where the adapter changes it or the embedding, because PEFT changes only one of the two.
@@ -173,6 +174,11 @@ class _Merged:
     def _show(self, tensor: StoredTensor, computed: ComputedTensor) -> None:
         """Show a tensor as what is computed from it, in float64 and written as before."""
         shown = replace(tensor, dtype="F64", written_dtype=tensor.output_dtype)
+        if type(computed) in self.shown_as.setdefault(tensor.name, set()):
+            raise CheckpointError(
+                f"{self.adapter.folder}: several of its tensors belong to {tensor.name!r} alike; save the adapter again"
+            )
+        self.shown_as[tensor.name].add(type(computed))
         if shown == tensor:  # it was shown so already; the two must differ
             shown = replace(shown, origin=tensor.own_name)
         self.tensors[tensor.name] = shown

@@ -13,9 +13,10 @@ from deltamend.checkpoint.checkpoint_folder import Checkpoint, open_folder
 from deltamend.checkpoint.file_names import WEIGHTS_FILE
 from deltamend.checkpoint.quantised import refuse_quantised
 from deltamend.errors import CheckpointError
+from deltamend.inputs.adapter_folders import find_adapter
 from deltamend.inputs.alignment import align_base
 from deltamend.inputs.fp8_weights import present_dequantised
-from deltamend.inputs.hub import fetch, is_hub_id
+from deltamend.inputs.hub import fetch, id_and_subfolder, is_hub_id
 from deltamend.inputs.lora import add_adapter
 from deltamend.inputs.model_layout import layout_of
 from deltamend.inputs.pairing import Pairing, pair_tensors
@@ -28,7 +29,7 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
     Args:
         model: a folder with config.json and model.safetensors, pytorch_model.bin, or the shards an index names; a hub id
             `org/name` or `org/name@revision`; a GGUF file; or any of them followed by `+` and the folder or id of a LoRA
-            adapter.
+            adapter, and of its subfolder where it lies in one.
 
     Returns:
         The open checkpoint: a context manager that closes its files, with names, shapes and dtypes of all tensors.
@@ -48,7 +49,9 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
     name, adapter = parts
     checkpoint = _open_model(name)
     try:
-        add_adapter(checkpoint, model_folder(adapter))
+        folder, said = find_adapter(_adapter_folder(adapter))
+        checkpoint.notes += tuple(said)
+        add_adapter(checkpoint, folder)
     except BaseException:
         checkpoint.close()
         raise
@@ -159,6 +162,17 @@ def model_and_adapter(text: str) -> tuple[str, str] | None:
     places = [number for number, letter in enumerate(text) if letter == "+"]
     splits = [(text[:place], text[place + 1 :]) for place in reversed(places)]
     return next((split for split in splits if all(map(_is_there, split))), splits[0])
+
+
+def _adapter_folder(text: str) -> Path:
+    """The folder of an adapter on this machine, which may be a subfolder of a model on the hub."""
+    inside = None if _is_there(text) else id_and_subfolder(text)
+    if inside is None:
+        return model_folder(text)
+    folder = fetch(inside[0]) / inside[1]
+    if not folder.is_dir():
+        raise CheckpointError(f"{text}: {inside[0]} on the hub has no folder {inside[1]!r}; check its name")
+    return folder
 
 
 def _is_there(text: str) -> bool:

@@ -43,16 +43,22 @@ def tiles_with(other: FloatArray, block: Block, shape: tuple[int, int]) -> Itera
         first += tile.values.shape[0]
 
 
-class Weighted(Method):
-    """A method that multiplies what it keeps by a weight."""
-
-    weight: float = Field(
-        1.0,
+def weight_field(default: float | None) -> Any:
+    """The parameter λ of a method that multiplies what it keeps; without a default it has to be given."""
+    return Field(
+        ... if default is None else default,
         ge=-10.0,
         le=10.0,
         validation_alias=AliasChoices("weight", "lambda"),
         description="Factor λ on what is kept; may also be written `lambda`. A value below 0 moves away from the fine-tuned model.",
+        examples=[0.5],
     )
+
+
+class Weighted(Method):
+    """A method that multiplies what it keeps by a weight."""
+
+    weight: float = weight_field(1.0)
 
     @model_validator(mode="before")
     @classmethod

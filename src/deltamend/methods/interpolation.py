@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from deltamend.methods.elementwise import Weighted, scale
+from deltamend.methods.elementwise import Weighted, scale, weight_field
 from deltamend.methods.method import KeptDelta, Method, TensorContext
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
@@ -35,13 +35,16 @@ class TaskArithmetic(Weighted):
     """W* = W_base + λ·Δ (Ilharco et al. 2023).
 
     With one fine-tuned model this is the same as WiSE-FT with α = λ. λ may also be above 1, which goes beyond the fine-tuned
-    model, or below 0, which goes away from it (negation).
+    model, or below 0, which goes away from it (negation). λ has no default: 1, the usual one where several models are merged,
+    gives the fine-tuned model back.
     """
 
     name: ClassVar[str] = "task-arithmetic"
     source: ClassVar[str] = "arXiv 2212.04089"
     summary: ClassVar[str] = "Scale the delta by λ; with one model the same as wise-ft."
     takes_vectors: ClassVar[bool] = True
+
+    weight: float = weight_field(None)
 
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:  # noqa: ARG002 - the same for every tensor
         """Scale one delta; see `Method.apply`."""

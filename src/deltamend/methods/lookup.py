@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import ValidationError
 
-from deltamend.errors import MethodError
+from deltamend.errors import MethodError, option
 from deltamend.methods.method import Method
 from deltamend.records import first_problem
 
@@ -50,7 +50,10 @@ def make_method(chosen: type[Method], name: str, parameters: Mapping[str, object
         known = ", ".join(chosen.model_fields) or "none"
         advice = f"its parameters are: {known}"
         if field in chosen.model_fields and field not in parameters:
-            advice = f"it is: {chosen.model_fields[field].description}"
+            info = chosen.model_fields[field]
+            advice = f"it is: {info.description}"
+            if info.examples:
+                advice = f"give for example {option('parameters', f'{field}={info.examples[0]}')}; {advice}"
         elif field not in chosen.model_fields and (close := difflib.get_close_matches(field, chosen.model_fields, n=1)):
             advice = f"did you mean {close[0]!r}? ({advice})"
         raise MethodError(f"{where}: {message}; {advice}") from error

@@ -112,6 +112,9 @@ class Deltas(Protocol):
 class Method(BaseModel, ABC):
     """A repair method; its fields are its parameters, with range, unit and help on each.
 
+    With its defaults a method repairs: no update but a special one comes out as it went in, `none` excepted. A parameter whose
+    usual value would keep everything has no default and has to be given, with an example in its field.
+
     Instances are frozen and hold parameters only, so they can be shared between threads. The docstring of the class is
     its page in the documentation: the paper, the equation, and what it coincides with when there is one fine-tuned model.
 

@@ -47,10 +47,11 @@ def page(method: type[Method]) -> str:
         lines += [f"| {' | '.join([f'`{row.name}`', *(_cell(text) for text in row[1:])])} |" for row in rows]
     else:
         lines += ["", "It has no parameters."]
-    required = [f" --set {row.name}=FILE" for row in rows if row.default == "required"]
-    command = f"deltamend repair BASE FINETUNED OUT --method {method.name}{''.join(required)}"
+    required = {name: info.examples for name, info in method.model_fields.items() if info.is_required()}
+    given = [f" --set {name}={examples[0] if examples else 'FILE'}" for name, examples in required.items()]
+    command = f"deltamend repair BASE FINETUNED OUT --method {method.name}{''.join(given)}"
     # Indented commands of the docs are run by a test, which has no file to give.
-    return "\n".join([*lines, "", f"`{command}`" if required else f"    {command}", ""])
+    return "\n".join([*lines, "", f"    {command}" if all(required.values()) else f"`{command}`", ""])
 
 
 def index() -> str:
