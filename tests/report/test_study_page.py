@@ -48,6 +48,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
     return study_results(study, out, draws=100)
 
 
+def eight_digits(value: Any) -> Any:
+    """What the written files hold: further digits differ from one make of processor to another."""
+    if isinstance(value, float):
+        return float(f"{value:.8g}")
+    if isinstance(value, dict):
+        return {key: eight_digits(inner) for key, inner in value.items()}
+    return tuple(map(eight_digits, value)) if isinstance(value, list | tuple) else value
+
+
 @pytest.fixture(scope="module")
 def written(results: StudyResults, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written") / "results"
@@ -80,7 +89,9 @@ def test_all_files_are_written(written: Path) -> None:
 
 
 def test_the_json_is_the_results(written: Path, results: StudyResults) -> None:
-    assert StudyResults.model_validate_json((written / "results.json").read_text(encoding="utf-8")) == results
+    found = StudyResults.model_validate_json((written / "results.json").read_text(encoding="utf-8"))
+    assert found == StudyResults.model_validate(eight_digits(results.model_dump()))
+    assert found != results
 
 
 def test_the_answer_comes_first_and_the_main_table_next(written: Path, results: StudyResults) -> None:

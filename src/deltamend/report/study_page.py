@@ -6,6 +6,7 @@ import base64
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deltamend.errors import OutputError
 from deltamend.machine.atomic import publish
@@ -34,6 +35,7 @@ from deltamend.study.findings.result_types import CONFIRMATION, StudyResults, To
 _USUAL_DRAWS = 2000
 """Of `deltamend study`."""
 
+_DIGITS = 8
 _OURS = {"README.md", "index.html", "results.json", "tables", "plots"}
 """What the folder of the results holds."""
 
@@ -63,7 +65,8 @@ class Section:
 def write_results(results: StudyResults, folder: Path) -> None:
     """Write README.md, index.html, results.json, tables/*.csv and plots/*.svg; whole, or not at all.
 
-    Earlier results in `folder` are replaced.
+    Earlier results in `folder` are replaced. Figures in results.json and in the tables have `_DIGITS` significant digits,
+    so that the same records give the same files on every make of processor; the digits beyond differ.
 
     Raises:
         OutputError: it holds something else, which stays as it is, or cannot be written.
@@ -71,11 +74,12 @@ def write_results(results: StudyResults, folder: Path) -> None:
     """
     _refuse_what_is_not_results(folder)
     plots = plots_of_study(results)
+    rounded = StudyResults.model_validate(_rounded(results.model_dump()))
     texts = {
         "README.md": results_markdown(results, list(plots)),
         "index.html": results_html(results, plots),
-        "results.json": results.model_dump_json(indent=1) + "\n",
-        **{f"tables/{name}": text for name, text in study_csv_files(results).items()},
+        "results.json": rounded.model_dump_json(indent=1) + "\n",
+        **{f"tables/{name}": text for name, text in study_csv_files(rounded).items()},
     }
     files = {name: text.encode() for name, text in texts.items()}
     files |= {f"plots/{name}": drawn for name, drawn in plots.items()}
@@ -86,6 +90,17 @@ def write_results(results: StudyResults, folder: Path) -> None:
                 (part / name).write_bytes(content)
     except OSError as error:
         raise OutputError(f"{folder}: the results cannot be written ({error.strerror or error})") from error
+
+
+def _rounded(value: Any) -> Any:
+    """A record's content with every float, however deep, rounded to `_DIGITS` significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_rounded(inner) for inner in value)
+    return value
 
 
 def _refuse_what_is_not_results(folder: Path) -> None:
