@@ -114,6 +114,13 @@ def test_of_several_scores_one_must_be_named() -> None:
         read_inspect_logs(MANNERS, {"manners": "f1"})
 
 
+@pytest.mark.usefixtures("inspect_log")
+def test_only_the_wanted_tasks_are_judged() -> None:
+    assert set(read_inspect_logs(LOGS, wanted=["sums"])[0].tasks) == {"sums"}
+    with pytest.raises(EvaluationError, match=r"has no log of task 'piqa' \(there are: manners, sums\); evaluate it"):
+        read_inspect_logs(LOGS, wanted=["piqa"])
+
+
 def test_the_newest_finished_log_of_a_task_counts(changed: Callable[..., Path], tmp_path: Path) -> None:
     def later(log: Any) -> None:
         log.eval.created = "2099-01-01T00:00:00+00:00"

@@ -132,9 +132,50 @@ def test_the_newest_of_several_runs_is_read_and_that_is_said(tmp_path: Path) -> 
     write_run(tmp_path, {"arc": multiple_choice([1, 1])}, date="2026-02-01T00-00-00.000000")
     record, said = read_lm_eval_folder(tmp_path, {"arc": "acc"})
     assert record.tasks["arc"].mean == 1
-    assert "2 runs; the newest, results_2026-02-01T00-00-00.000000.json" in said[0]
+    assert "2 runs; of each task the newest counts: arc from results_2026-02-01T00-00-00.000000.json" in said[0]
     older = read_lm_eval_folder(tmp_path / "results_2026-01-01T00-00-00.000000.json", {"arc": "acc"})[0]
     assert older.tasks["arc"].mean == 0
+
+
+def test_tasks_that_were_run_one_after_another_are_all_there_each_from_its_newest_run(tmp_path: Path) -> None:
+    write_run(tmp_path, {"arc": multiple_choice([0, 0]), "sums": multiple_choice([0, 0])}, date="2026-01-01T00-00-00.0")
+    write_run(tmp_path, {"piqa": multiple_choice([1, 1])}, date="2026-02-01T00-00-00.0")
+    write_run(tmp_path, {"sums": multiple_choice([1, 1])}, date="2026-03-01T00-00-00.0")
+    metrics = dict.fromkeys(("arc", "sums", "piqa"), "acc")
+    record, said = read_lm_eval_folder(tmp_path, metrics)
+    assert {name: task.mean for name, task in record.tasks.items()} == {"arc": 0, "sums": 1, "piqa": 1}
+    assert "sums from results_2026-03-01T00-00-00.0.json; piqa from" in said[0]
+    (tmp_path / "results_2026-01-01T00-00-00.0.json").write_text("{")  # not needed for what is wanted
+    assert set(read_lm_eval_folder(tmp_path, metrics, ["sums", "piqa"])[0].tasks) == {"sums", "piqa"}
+    with pytest.raises(EvaluationError, match="results_2026-01-01"):
+        read_lm_eval_folder(tmp_path, metrics)
+
+
+def test_a_member_that_was_run_again_alone_is_not_counted_beside_its_group(tmp_path: Path) -> None:
+    tasks = {"law": multiple_choice([0, 1]), "art": multiple_choice([0, 0, 1, 0])}
+    groups = {"mmlu": {"acc,none": 2 / 6}}
+    write_run(tmp_path, tasks, results=groups, groups=groups, group_subtasks={"mmlu": ["law", "art"]})
+    write_run(tmp_path, {"law": multiple_choice([1, 1])}, date="2027-01-01T00-00-00.0")
+    assert set(read_lm_eval_folder(tmp_path)[0].tasks) == {"mmlu"}
+    assert set(read_lm_eval_folder(tmp_path, wanted=["law"])[0].tasks) == {"law"}
+
+
+def without_a_number(count: int) -> Lines:
+    return [sample(number, {"word_perplexity": [-8.4, 2]}, choices=1) for number in range(count)]
+
+
+def test_a_task_without_a_number_an_item_does_not_stop_the_others(tmp_path: Path) -> None:
+    tasks = {"arc": multiple_choice([0, 1]), "wikitext": without_a_number(2)}
+    write_run(tmp_path, tasks, results={"wikitext": {"word_perplexity,none": 848.7}})
+    assert set(read_lm_eval_folder(tmp_path, wanted=["arc"])[0].tasks) == {"arc"}
+    record, said = read_lm_eval_folder(tmp_path)
+    assert set(record.tasks) == {"arc"}
+    assert f"wikitext: left out, as none of its metrics is one number for each item (results_{DATE}.json)" in said
+    for wanted, metrics in ((["wikitext"], None), (None, {"wikitext": "word_perplexity"})):
+        with pytest.raises(EvaluationError, match="'wikitext': none of its metrics is one number for each item"):
+            read_lm_eval_folder(tmp_path, metrics, wanted)
+    with pytest.raises(EvaluationError, match=r"has no task 'sums' \(there are: arc, wikitext\); evaluate it"):
+        read_lm_eval_folder(tmp_path, wanted=["sums"])
 
 
 def test_runs_of_several_models_are_not_guessed_between(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import math
 import re
 import zipfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,9 @@ def _is_log(file: Path) -> bool:
         return _JSON_LOG.match(opened.read(200)) is not None
 
 
-def read_inspect_logs(path: Path, metrics: Mapping[str, str] | None = None) -> tuple[Evaluation, list[str]]:
+def read_inspect_logs(
+    path: Path, metrics: Mapping[str, str] | None = None, wanted: Collection[str] | None = None
+) -> tuple[Evaluation, list[str]]:
     """Read one log, or the newest finished log of every task in a folder.
 
     A score is the mean over an item's epochs of the number that inspect's `value_to_float` makes of the scorer's value.
@@ -74,18 +76,26 @@ def read_inspect_logs(path: Path, metrics: Mapping[str, str] | None = None) -> t
         path: a log (.eval or .json), or a folder of logs of one model.
         metrics: task to the scorer's name, with a value of several numbers `scorer/key`; `1-NAME` is one minus it. A task
             with one scorer and one number needs none.
+        wanted: the tasks to judge, with their arguments where one was run with several; None for all.
 
     Returns:
         The record, and sentences on what was chosen.
 
     Raises:
         EvaluationError: inspect-ai is not installed; a log is damaged, too large, not finished or of another model; a sample
-            failed or was not scored; there are several scores and none is named.
+            failed or was not scored; there are several scores and none is named; a wanted task has no log.
     """
     files = sorted(filter(_is_log, path.iterdir())) if path.is_dir() else [path]
     logs, said = _newest(path, {file: _read(file) for file in files})
+    for name in wanted or ():
+        if name not in logs:
+            raise EvaluationError(
+                f"{path}: has no log of task {name!r} (there are: {', '.join(sorted(logs))}); evaluate it"
+            )
     tasks: dict[str, TaskScores] = {}
     for name, (file, log) in logs.items():
+        if wanted is not None and name not in wanted:
+            continue
         tasks[name], notes = _task(file, log, name, (metrics or {}).get(name))
         said += notes
     specs = [log.eval for _, log in logs.values()]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -68,52 +68,75 @@ def is_lm_eval_run(path: Path) -> bool:
     return path.is_dir() or (path.name.startswith("results_") and path.suffix == ".json")
 
 
-def read_lm_eval_folder(path: Path, metrics: Mapping[str, str] | None = None) -> tuple[Evaluation, list[str]]:
-    """Read the newest run in a folder, or the run of one `results_*.json`.
+def read_lm_eval_folder(
+    path: Path, metrics: Mapping[str, str] | None = None, wanted: Collection[str] | None = None
+) -> tuple[Evaluation, list[str]]:
+    """Read the runs in a folder, of each task the newest, or the run of one `results_*.json`.
 
     A group that lm-eval gave a figure for becomes one task, its items pooled; other groups are left apart.
 
     Args:
         path: the folder, the model's folder in it, or one results file.
         metrics: task to metric, `exact_match` or with its filter `exact_match,strict-match`; the rest are chosen by `METRICS`.
+        wanted: the tasks to judge; None for all, except those without one number an item, which are left out.
 
     Returns:
-        The record, and sentences on what was chosen.
+        The record, and sentences on what was chosen or left out.
 
     Raises:
-        EvaluationError: there is no run, or of several models; samples are missing, damaged or fewer than the run says;
-            a task has no metric with one number an item.
+        EvaluationError: there is no run, or of several models; a wanted task is in none; samples are missing, damaged or fewer
+            than the run says; a wanted task has no metric with one number an item.
     """
-    file, said = _newest(path)
-    run = _read_results(file)
-    groups = _groups(run)
-    children = {name for members in groups.values() for name in members}
-    names = [name for name in run.results if name not in run.group_subtasks and name not in children]
+    files = _newest_first(path)
+    chosen = _newest_of_each(path, files, wanted)
+    said = _said_of_runs(path, files, chosen)
     tasks: dict[str, TaskScores] = {}
-    for name in [*names, *groups]:
-        members = groups.get(name, [name])
-        tasks[name], notes = _task(file, run, name, members, (metrics or {}).get(name))
+    for name, source in chosen.items():
+        try:
+            tasks[name], notes = _task(*source, name, (metrics or {}).get(name))
+        except _NoNumberEachError as error:
+            if wanted is not None or name in (metrics or {}):
+                raise
+            notes = [f"{name}: left out, as none of its metrics is one number for each item ({error.file.name})"]
         said += notes
     if not tasks:
-        raise EvaluationError(f"{file}: has no task; run lm_eval again")
-    versions = {"lm_eval": run.lm_eval_version, "transformers": run.transformers_version}
-    seed = run.config.get("random_seed")
+        raise EvaluationError(f"{path}: has no task with a number for each item; run lm_eval on others")
+    runs = [run for _, run, _ in chosen.values()]
+    newest = runs[0]
+    versions = {"lm_eval": newest.lm_eval_version, "transformers": newest.transformers_version}
+    seed = newest.config.get("random_seed")
     return Evaluation(
-        model=run.model_name or file.parent.name,
+        model=newest.model_name or files[0].parent.name,
         suite="lm-eval run",
-        suite_version=run.lm_eval_version,
-        template_hash=run.chat_template_sha,
+        suite_version=newest.lm_eval_version,
+        template_hash=newest.chat_template_sha,
         seed=seed if isinstance(seed, int) else 0,
         versions={name: version for name, version in versions.items() if version is not None},
         tasks=tasks,
     ), said
 
 
-def _newest(path: Path) -> tuple[Path, list[str]]:
-    """The results file to read, and what to say of the choice."""
+class _Found(NamedTuple):
+    """Where a task or group is: its results file, the run in it, and the tasks it consists of."""
+
+    file: Path
+    run: _Run
+    members: list[str]
+
+
+class _NoNumberEachError(EvaluationError):
+    """A task has no metric that is one number for each item."""
+
+    def __init__(self, file: Path, message: str) -> None:
+        super().__init__(message)
+        self.file = file
+
+
+def _newest_first(path: Path) -> list[Path]:
+    """The results files to read."""
     if path.is_file():
-        return path, []
-    found = sorted(path.rglob("results_*.json"), key=lambda file: (file.name, str(file)))
+        return [path]
+    found = sorted(path.rglob("results_*.json"), key=lambda file: (file.name, str(file)), reverse=True)
     if not found:
         raise EvaluationError(
             f"{path}: has no results_*.json; give a folder that lm_eval wrote with --output_path and --log_samples, "
@@ -122,10 +145,52 @@ def _newest(path: Path) -> tuple[Path, list[str]]:
     folders = sorted({str(file.parent) for file in found})
     if len(folders) > 1:
         raise EvaluationError(f"{path}: has runs of several models ({', '.join(folders)}); name one of these folders")
-    newest = found[-1]
-    if len(found) == 1:
-        return newest, []
-    return newest, [f"{path}: {len(found)} runs; the newest, {newest.name}, is used"]
+    return found
+
+
+def _newest_of_each(path: Path, files: Sequence[Path], wanted: Collection[str] | None) -> dict[str, _Found]:
+    """Every wanted task and group, from the newest run that has it; files are read until all are found.
+
+    Raises:
+        EvaluationError: a run cannot be read, is of another model, or a wanted task is in none.
+    """
+    chosen: dict[str, _Found] = {}
+    models: dict[str | None, Path] = {}
+    there: dict[str, None] = {}
+    for file in files:
+        if wanted is not None and chosen.keys() >= {*wanted}:
+            break
+        run = _read_results(file)
+        models.setdefault(run.model_name, file)
+        groups = _groups(run)
+        inside = {name for members in groups.values() for name in members}
+        alone = [name for name in run.results if name not in run.group_subtasks or not run.group_subtasks[name]]
+        for name in [*alone, *groups]:
+            if name not in inside or (wanted is not None and name in wanted):
+                there[name] = None
+                if wanted is None or name in wanted:
+                    chosen.setdefault(name, _Found(file, run, groups.get(name, [name])))
+    if len(models) > 1:
+        listed = ", ".join(f"{name} in {file.name}" for name, file in models.items())
+        raise EvaluationError(f"{path}: has runs of several models ({listed}); give one of the files")
+    for name in wanted or ():
+        if name not in chosen:
+            raise EvaluationError(f"{path}: has no task {name!r} (there are: {', '.join(sorted(there))}); evaluate it")
+    if not chosen:
+        raise EvaluationError(f"{files[0]}: has no task; run lm_eval again")
+    pooled = {member for name, found in chosen.items() for member in found.members if found.members != [name]}
+    return {name: found for name, found in chosen.items() if wanted is not None or name not in pooled}
+
+
+def _said_of_runs(path: Path, files: Sequence[Path], chosen: Mapping[str, _Found]) -> list[str]:
+    """Which run each task is from, where there are several."""
+    if len(files) == 1:
+        return []
+    of_file: dict[str, list[str]] = {}
+    for name, found in chosen.items():
+        of_file.setdefault(found.file.name, []).append(name)
+    listed = "; ".join(f"{', '.join(sorted(names))} from {file}" for file, names in of_file.items())
+    return [f"{path}: {len(files)} runs; of each task the newest counts: {listed}"]
 
 
 def _read_results(file: Path) -> _Run:
@@ -177,7 +242,7 @@ def _figures(run: _Run, name: str) -> dict[str, float]:
     }
 
 
-def _task(file: Path, run: _Run, name: str, members: list[str], wanted: str | None) -> tuple[TaskScores, list[str]]:
+def _task(file: Path, run: _Run, members: list[str], name: str, wanted: str | None) -> tuple[TaskScores, list[str]]:
     """One task or pooled group."""
     samples = {member: _samples(file, run, member) for member in members}
     offered = [key for key in _figures(run, name) if _has_one_number(samples[members[0]], key)]
@@ -248,7 +313,13 @@ def _choose(file: Path, task: str, offered: list[str], wanted: str | None) -> st
                 return key
     if wanted is None and len(offered) == 1:
         return offered[0]
-    have = ", ".join(offered) or "none with one number an item"
+    if not offered:
+        raise _NoNumberEachError(
+            file,
+            f"{file}: task {task!r}: none of its metrics is one number for each item, so that it cannot be scored; leave it out "
+            f"with {option('benchmarks')}",
+        )
+    have = ", ".join(offered)
     found = "no metric is known to be the main one" if wanted is None else f"has no metric {wanted!r}"
     raise EvaluationError(f"{file}: task {task!r}: {found}; choose one with {option('metrics')} from: {have}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,16 +76,16 @@ def open_cell(
             )
     sources: dict[str, Source] = {"base": base, "finetuned": finetuned, **repaired}
     notes: list[str] = []
-    records = _read_all(sources, metrics, notes)
     others = [target] if target_files is None else []
     names = None if benchmarks is None else [*others, *(task for task in benchmarks if task != target)]
+    records = _read_all(sources, metrics, names, notes)
     left_out = None if target_files is None else target
     tasks, said = pair_tasks(records, names, left_out=left_out, common_items=common_items)
     notes += said
     if target_files is not None:
         if set(target_files) != set(sources):
             raise UsageError(f"{option('target_files')}: give one for each of {', '.join(sources)}")
-        separate = _read_all({model: target_files[model] for model in sources}, metrics, notes)
+        separate = _read_all({model: target_files[model] for model in sources}, metrics, [target], notes)
         paired, said = pair_tasks(separate, [target], common_items=common_items)
         notes += said
         tasks |= paired
@@ -134,17 +134,21 @@ def _differing_settings(records: Mapping[str, Evaluation]) -> list[str]:
 
 
 def _read_all(
-    sources: Mapping[str, Source], metrics: Mapping[str, str] | None, notes: list[str]
+    sources: Mapping[str, Source],
+    metrics: Mapping[str, str] | None,
+    wanted: Collection[str] | None,
+    notes: list[str],
 ) -> dict[str, Evaluation]:
+    """The record of every model; of folders with many tasks only the wanted ones are judged, None for all."""
     records = {}
     for model, source in sources.items():
         if isinstance(source, Evaluation):
             records[model] = source
         elif is_inspect_log(Path(source)):
-            records[model], said = read_inspect_logs(Path(source), metrics)
+            records[model], said = read_inspect_logs(Path(source), metrics, wanted)
             notes += said
         elif is_lm_eval_run(Path(source)):
-            records[model], said = read_lm_eval_folder(Path(source), metrics)
+            records[model], said = read_lm_eval_folder(Path(source), metrics, wanted)
             notes += said
         else:
             records[model] = read_evaluation(Path(source))
