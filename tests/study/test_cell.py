@@ -4,21 +4,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from deltamend import repair
 from deltamend.errors import DeltamendError
 from deltamend.evaluation.backend import best_device
-from deltamend.study.cell import Workplace, evaluate_base
+from deltamend.study.cell import (
+    Workplace,
+    evaluate_base,
+    prepare_base,
+    provenance,
+    run_cell,
+    tuned_folder,
+)
 from deltamend.study.config import Study
 from deltamend.study.exam import evaluate_on_exam
+from deltamend.study.fine_tuning import finetune
 from deltamend.study.records import (
     FORM,
     OWN_ANSWERS,
     TARGET,
     TARGET_LIKELIHOOD,
     BaseRecord,
+    CellRecord,
     FinetuneFacts,
     base_file,
+    cell_file,
     read_record,
 )
 from tests.study.cell_runs import run, scores
@@ -115,6 +127,47 @@ def test_another_way_to_fine_tune_is_another_cell(study: Study, tmp_path: Path, 
     second = run(study.model_copy(update={"regimes": (regime,)}), tmp_path, data)
     assert len(sat) == 8
     assert second.finetune.model_hash != first.finetune.model_hash
+
+
+def test_regimes_that_differ_in_what_is_stored_share_one_training(
+    study: Study, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+
+    def watched(*arguments: Any, **options: Any) -> FinetuneFacts:
+        trained.append(arguments[3].name)
+        return finetune(*arguments, **options)
+
+    monkeypatch.setattr("deltamend.study.cell.finetune", watched)
+    lora = study.regimes[0].model_copy(update={"name": "lora", "lora_rank": 2, "compute": "float32"})
+    rounded = lora.model_copy(update={"name": "lora-as-bf16", "stored": "bfloat16"})
+    both = study.model_copy(update={"regimes": (lora, rounded), "keep_finetuned": True, "repairs": study.repairs[:1]})
+    place = Workplace(both, tmp_path, data)
+    for cell in both.cells():
+        run_cell(place, cell, lambda _what, _share: None)
+    first, second = (read_record(cell_file(tmp_path, cell.name), CellRecord) for cell in both.cells())
+    assert len(trained) == 1
+    assert first is not None
+    assert second is not None
+    assert first.finetune.model_hash != second.finetune.model_hash
+    assert first.finetune.adapter == second.finetune.adapter
+    assert first.finetune.adapter is not None
+    assert first.finetune.adapter.distance < 1e-5
+    folders = tuned_folder(place, both.cells()[1], prepare_base(place, both.models[0]))
+    stored, whole = (load_file(one / "model.safetensors") for one in (folders.model, folders.trained))
+    assert all(tensor.dtype == torch.bfloat16 for tensor in stored.values())
+    assert all(torch.equal(stored[name], whole[name].bfloat16()) for name in whole)
+
+
+def test_a_base_may_be_read_from_a_local_folder_in_the_dtype_of_its_makers(
+    study: Study, tiny_model: Path, tmp_path: Path
+) -> None:
+    entry = study.models[0].model_copy(
+        update={"source": "org/on-the-hub", "local": str(tiny_model), "dtype": "bfloat16"}
+    )
+    base = prepare_base(Workplace(study, tmp_path, None), entry)
+    assert {tensor.dtype for tensor in load_file(base / "model.safetensors").values()} == {torch.bfloat16}
+    assert provenance(entry) == f"org/on-the-hub, read from {tiny_model.name}"
 
 
 def test_the_base_is_asked_once_for_each_target(study: Study, tmp_path: Path, data: Path, sat: Asked) -> None:

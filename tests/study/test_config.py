@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from deltamend.errors import UsageError
-from deltamend.study.config import Repair, Study, read_study
+from deltamend.study.config import Regime, Repair, Study, read_study, with_local_models
 from tests.study.conftest import tiny_config
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -82,3 +82,46 @@ def test_a_target_may_say_how_long_it_is_trained(tmp_path: Path) -> None:
     content["targets"][0]["steps"] = 3
     (cell,) = Study.model_validate(content).cells()
     assert (cell.training.steps, cell.training.batch, cell.regime.steps) == (3, 4, 12)
+
+
+def test_a_model_may_have_fewer_targets_regimes_and_seeds_and_tasks_of_its_own() -> None:
+    study = read_study(STUDIES / "ground.yaml")
+    names = [cell.name for cell in study.cells()]
+    assert len(names) == len(set(names))
+    gemma = [cell for cell in study.cells() if cell.model.name == "gemma3-270m"]
+    assert {(cell.target.name, cell.regime.name, cell.seed) for cell in gemma} == {
+        (target, regime, 0) for target in ("sums", "clinc150", "snips") for regime in ("fp32", "fp32-as-bf16", "lora")
+    }
+    assert {len({cell.target.name for cell in study.cells()[start : start + 5]}) for start in range(0, 25, 5)} == {5}
+
+
+def test_what_the_ground_chooses_on_is_no_cell_that_confirms() -> None:
+    study = read_study(STUDIES / "ground.yaml")
+    waiting = [cell for cell in study.cells() if not study.chooses(cell)]
+    assert not study.confirm
+    assert {cell.target.name for cell in waiting if cell.seed == 0} == {"cmudict", "roman"}
+    assert {cell.seed for cell in waiting} == {0, 1}
+    assert {cell.model.name for cell in waiting} == {"smollm2"}
+
+
+def test_a_local_model_keeps_its_name(tmp_path: Path) -> None:
+    study = Study.model_validate(tiny_config(tmp_path))
+    local = with_local_models(study, [f"tiny={tmp_path}"])
+    assert local.models[0].local == str(tmp_path)
+    assert local.models[0].source == study.models[0].source
+    for wrong, message in (
+        (f"gone={tmp_path}", "no model 'gone'; there are tiny"),
+        (f"tiny={tmp_path / 'gone'}", "is not there"),
+        ("tiny", "the path is not there"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            with_local_models(study, [wrong])
+
+
+def test_what_is_stored_does_not_decide_what_training_gives_and_old_keys_stay() -> None:
+    regime = Regime.model_validate({"name": "a", "lr": 1e-4, "steps": 3})
+    assert "compute" not in regime.what_trains()
+    other = regime.model_copy(update={"name": "b", "stored": "bfloat16"})
+    assert other.what_trains() == regime.what_trains()
+    assert (regime.written, other.written) == ("float32", "bfloat16")
+    assert regime.model_copy(update={"compute": "float32"}).what_trains() != regime.what_trains()

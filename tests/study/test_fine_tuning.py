@@ -21,6 +21,7 @@ from deltamend.study.config import Regime
 from deltamend.study.fine_tuning import finetune
 from deltamend.study.questions import Question
 from deltamend.study.records import FinetuneFacts
+from deltamend.study.storage import adapter_facts
 from tests.conftest import llama
 from tests.evaluation.conftest import save_tokenizer
 
@@ -125,6 +126,34 @@ def test_bf16_is_trained_without_a_master_copy_and_fp32_with_fp32_moments(base: 
         dtypes = {state["exp_avg"].dtype for state in optimizer.state.values()}
         assert dtypes == {dtype} == {parameter.dtype for parameter in optimizer.state}
         assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0] * len(optimizer.param_groups)
+
+
+def test_pure_bf16_computed_in_fp32_is_written_in_bf16_and_learns_as_in_bf16(base: Path, tmp_path: Path) -> None:
+    how = {"weights": "bfloat16", "steps": 30, "batch": 8}
+    plain, _ = train(base, tmp_path / "plain", regime(**how))
+    wide, _ = train(base, tmp_path / "wide", regime(**how, compute="float32"))
+    changed = changes(base, tmp_path / "wide", torch.bfloat16)
+    assert any(update.any() for update in changed.values())
+    assert wide.last_loss == pytest.approx(plain.last_loss, rel=0.1)
+    assert wide.model_hash != plain.model_hash
+
+
+def test_fp32_arithmetic_learns_as_autocast_does(base: Path, tmp_path: Path) -> None:
+    cast, _ = train(base, tmp_path / "cast", regime(steps=10))
+    plain, _ = train(base, tmp_path / "plain", regime(steps=10, compute="float32"))
+    assert plain.last_loss == pytest.approx(cast.last_loss, rel=0.05)
+    assert plain.model_hash != cast.model_hash
+
+
+def test_an_adapter_is_kept_as_peft_writes_it(base: Path, tmp_path: Path) -> None:
+    how = regime(lora_rank=2, compute="float32")
+    finetune(base, SUMS, how, tmp_path / "out", seed=0, advance=lambda: None, adapter=tmp_path / "adapter")
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+        one.name for one in (tmp_path / "adapter").iterdir()
+    }
+    facts = adapter_facts(base, tmp_path / "adapter", tmp_path / "out")
+    assert facts.distance < 1e-5
+    assert facts.largest < 1e-6
 
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16"])

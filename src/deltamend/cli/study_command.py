@@ -25,6 +25,13 @@ def study(
         Path, typer.Argument(help="Folder of the study's records and results; a run continues from what it holds.")
     ],
     data: Annotated[Path | None, typer.Option(help="Folder with the JSONL files that the study reads.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="Read the study's model NAME from this folder or GGUF file, not from the hub; may be given several times.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -49,10 +56,10 @@ def study(
     """Run a study, or what is left of it, and write its results into OUT/results."""
     # Late, as the evaluator brings heavy libraries.
     from deltamend.scoring.settings import make_settings
-    from deltamend.study.config import read_study
+    from deltamend.study.config import read_study, with_local_models
 
     make_settings(draws=draws)  # refused now rather than after the run
-    found = read_study(config)
+    found = with_local_models(read_study(config), model or [])
     console = Console(quiet=quiet, highlight=False)
     if dry_run:
         _show_state(console, found, out, data)

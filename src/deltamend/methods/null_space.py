@@ -87,23 +87,13 @@ class NullSpace(Method):
         Raises:
             MethodError: the file holds the inputs of no matrix, or cannot be read.
         """
-
-        def known(_delta: Blocks, context: TensorContext) -> Counts:
-            header, same = _read(self.activations, self.activations.stat().st_mtime_ns)
-            tensor = _weight_of(context)
-            return np.array([1, same.get(tensor, tensor) in {entry.name for entry in header.entries}], np.int64)
-
-        matrices, found = deltas.total(known)
-        if matrices and not found:
-            raise MethodError(
-                f"{self.activations.name} holds the inputs of none of the matrices; compute it from the base of this pair"
-            )
+        refuse_other_model(self.activations, deltas)
 
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
         """Remove from one delta what acts on common inputs; see `Method.apply`."""
         if self.ridge == 0.0 or (self.ridge is None and 0.0 in (self.effect, self.share)):
             return KeptDelta.reverted("nothing is kept by the parameters")
-        inputs = _inputs(self.activations, context, delta.shape[1])
+        inputs = inputs_of(self.activations, context, delta.shape[1])
         if inputs is None:
             return KeptDelta.identity("the file of activations has nothing of its input")
         mean = float(inputs.values.sum()) / delta.shape[1]
@@ -128,19 +118,13 @@ class NullSpace(Method):
         return KeptDelta("filtered", reason, bent)
 
     def _strength(
-        self, delta: Blocks, context: TensorContext, inputs: _Inputs, mean: float
+        self, delta: Blocks, context: TensorContext, inputs: Inputs, mean: float
     ) -> tuple[float, float, float]:
         """The effect of Δ, the effect of Δ*, and the λ that gives it; λ is infinite where Δ is kept whole."""
-        updates, weights = np.zeros(len(inputs.values)), 0.0
-        for block in delta:
-            updates += _squares(block.values, inputs.vectors)
-            base = context.base.read(block.start, block.stop)
-            weights += float(_squares(base, inputs.vectors) @ inputs.values)
-        if not np.isfinite(updates).all():
-            raise FilterError("the delta holds NaN or infinity")
-        if weights == 0.0:  # what the base leaves at 0 may not become another value
-            return (np.inf if updates @ inputs.values else 0.0), 0.0, mean * 10.0**-_DECADES
-        effects = updates * inputs.values / weights
+        effects = effect_by_direction(delta, context, inputs)
+        if effects is None:  # what the base leaves at 0 may not become another value
+            acts = any(float(squares(block.values, inputs.vectors) @ inputs.values) for block in delta)
+            return (np.inf if acts else 0.0), 0.0, mean * 10.0**-_DECADES
 
         def effect(decade: float) -> float:
             strength = mean * 10.0**decade
@@ -160,7 +144,26 @@ class NullSpace(Method):
         return before, effect(decade), mean * 10.0**decade
 
 
-class _Inputs(NamedTuple):
+def refuse_other_model(activations: Path, deltas: Deltas) -> None:
+    """Refuse a file that was computed from another model, and so holds the inputs of none of the matrices.
+
+    Raises:
+        MethodError: the file holds the inputs of no matrix, or cannot be read.
+    """
+
+    def known(_delta: Blocks, context: TensorContext) -> Counts:
+        header, same = _read(activations, activations.stat().st_mtime_ns)
+        tensor = weight_of(context)
+        return np.array([1, same.get(tensor, tensor) in {entry.name for entry in header.entries}], np.int64)
+
+    matrices, found = deltas.total(known)
+    if matrices and not found:
+        raise MethodError(
+            f"{activations.name} holds the inputs of none of the matrices; compute it from the base of this pair"
+        )
+
+
+class Inputs(NamedTuple):
     """The second moment of the inputs of a delta's n columns: C = Σ valuesᵢ vectorsᵢᵀ vectorsᵢ.
 
     Attributes:
@@ -172,28 +175,47 @@ class _Inputs(NamedTuple):
     values: Array
 
 
-def _weight_of(context: TensorContext) -> str:
+def weight_of(context: TensorContext) -> str:
     """The name under which the file holds the inputs of a delta's columns, which is that of the weight in BASE."""
     if context.inputs_of is not None:
         return context.inputs_of
     return context.name if context.place is None else context.place.tensor
 
 
-def _squares(values: FloatArray, vectors: FloatArray) -> Array:
+def effect_by_direction(delta: Blocks, context: TensorContext, inputs: Inputs) -> Array | None:
+    """What Δ does to each principal direction of a layer's inputs, relative to the layer's outputs; None where these are 0.
+
+    Returns:
+        (k,) float64: valuesᵢ·‖Δvᵢ‖²/E‖W_base x‖². The root of their sum is the effect of Δ.
+
+    Raises:
+        FilterError: Δ holds NaN or infinity.
+    """
+    updates, weights = np.zeros(len(inputs.values)), 0.0
+    for block in delta:
+        updates += squares(block.values, inputs.vectors)
+        base = context.base.read(block.start, block.stop)
+        weights += float(squares(base, inputs.vectors) @ inputs.values)
+    if not np.isfinite(updates).all():
+        raise FilterError("the delta holds NaN or infinity")
+    return updates * inputs.values / weights if weights else None
+
+
+def squares(values: FloatArray, vectors: FloatArray) -> Array:
     """Σ over the rows of (row·vectorᵢ)², (k,) float64."""
     coordinates = values @ vectors.astype(values.dtype, copy=False).T
     found: Array = np.einsum("ij,ij->j", coordinates, coordinates, dtype=np.float64)
     return found
 
 
-def _inputs(path: Path, context: TensorContext, width: int) -> _Inputs | None:
+def inputs_of(path: Path, context: TensorContext, width: int) -> Inputs | None:
     """The inputs of a delta's columns; None where the file does not hold them.
 
     Raises:
         FilterError: it holds them in another shape, or holds numbers that are no second moments.
         MethodError: the file cannot be read.
     """
-    tensor = _weight_of(context)
+    tensor = weight_of(context)
     header, same = _read(path, path.stat().st_mtime_ns if path.exists() else 0)
     stored = same.get(tensor, tensor)
     vectors, values = (_stored(path, header, name) for name in (stored, f"{stored}{EIGENVALUES}"))
@@ -208,10 +230,10 @@ def _inputs(path: Path, context: TensorContext, width: int) -> _Inputs | None:
     if not (np.isfinite(vectors).all() and np.isfinite(known).all() and (known >= 0.0).all()):
         raise FilterError(f"{path.name} holds no second moments of its inputs; compute it again")
     if width == vectors.shape[1]:
-        return _Inputs(vectors, known)
+        return Inputs(vectors, known)
     some = vectors[:, first:last].astype(np.float64)
     values_of_some, vectors_of_some = np.linalg.eigh(some.T * known @ some)
-    return _Inputs(vectors_of_some.T.astype(np.float32), np.maximum(values_of_some, 0.0))
+    return Inputs(vectors_of_some.T.astype(np.float32), np.maximum(values_of_some, 0.0))
 
 
 def _stored(path: Path, header: Header, name: str) -> npt.NDArray[Any] | None:

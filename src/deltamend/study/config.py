@@ -4,44 +4,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from deltamend.errors import MethodError, UsageError
+from deltamend.errors import MethodError, UsageError, option
 from deltamend.evaluation.suite import SuiteTask
 from deltamend.methods.registry import get_method
 from deltamend.records import FiniteRecord, first_problem
 from deltamend.repairing.rules import Rule, Rules, Vectors
-from deltamend.study.records import EXAM_TASKS
+from deltamend.study.exam_config import Exam, Items
 
 _NAME = re.compile(r"[\w][\w.+-]*")
 _RESERVED = ("base", "finetuned", "none", "revert")
 OWN = "own"
 """As the value of a repair's parameter `activations`: of the base, over texts that it writes itself."""
-
-
-class Items(FiniteRecord):
-    """Where questions and answers come from: JSONL files in the data folder, a data set of the hub, or sums made on the spot."""
-
-    files: tuple[str, ...] = Field((), description="JSONL files, one after another.")
-    hub: str | None = Field(None, description="Id of a data set of the hub.")
-    subset: str | None = Field(None, description="Configuration of the data set.")
-    split: str = Field("train", description="Split of the data set.")
-    sums: tuple[int, int] | None = Field(None, description="Sums of two numbers from the first to the second.")
-    longest: int | None = Field(None, ge=1, description="Items with a longer question, in characters, are left out.")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (bool(self.files) + (self.hub is not None) + (self.sums is not None)) != 1:
-            raise ValueError("give one of files, hub and sums")
-        if self.sums is not None and self.sums[0] > self.sums[1]:
-            raise ValueError("sums: the first number is the smaller one")
-        return self
 
 
 class ModelEntry(FiniteRecord):
@@ -52,6 +32,18 @@ class ModelEntry(FiniteRecord):
         description="A folder, a hub id, or `demo` for the demo's SmolLM2-135M-Instruct, which needs no hub."
     )
     chat_template: str | None = Field(None, description="Jinja text used in place of the model's own.")
+    local: str | None = Field(
+        None, description="A folder or GGUF file read in place of `source`, which keeps its name; `--model NAME=PATH`."
+    )
+    dtype: Literal["stored", "bfloat16"] = Field(
+        "stored",
+        description="Dtype that the base is given to everything in. bfloat16 rounds one that was unpacked to float32, such as a GGUF file, to what its makers publish.",
+    )
+    targets: tuple[str, ...] = Field((), description="Names of its targets; empty for all.")
+    regimes: tuple[str, ...] = Field((), description="Names of its regimes; empty for all.")
+    seeds: tuple[int, ...] = Field((), description="Its seeds; empty for all.")
+    tasks: tuple[SuiteTask, ...] = Field((), description="Benchmarks asked of its models besides those of the exam.")
+    safety: tuple[SuiteTask, ...] = Field((), description="Safety benchmarks likewise.")
 
 
 class Target(FiniteRecord):
@@ -91,8 +83,15 @@ class Regime(FiniteRecord):
 
     name: str = Field(description="Its name in the results.")
     weights: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="Dtype in which weights are trained and stored; float32 weights are computed with in bf16 autocast.",
+        "float32", description="Dtype in which weights, gradients and both moments of AdamW are held."
+    )
+    compute: Literal["float32", "bfloat16"] = Field(
+        "bfloat16",
+        description="Dtype of the arithmetic of the forward and backward pass; a processor without bf16 instructions is some twenty times faster in float32.",
+    )
+    stored: Literal["float32", "bfloat16"] | None = Field(
+        None,
+        description="Dtype in which the fine-tuned model is written; default: that of `weights`. Regimes that differ in nothing else share one training.",
     )
     lr: float = Field(gt=0, description="Peak learning rate; linear warm-up, linear decay to zero.")
     steps: int = Field(ge=1, description="Optimiser steps.")
@@ -103,6 +102,16 @@ class Regime(FiniteRecord):
     warmup: int = Field(10, ge=0, description="Optimiser steps of warm-up.")
     max_length: int = Field(512, ge=8, description="Longest example, in tokens; longer ones are cut.")
     lora_rank: int | None = Field(None, ge=1, description="Train a LoRA adapter of this rank on all linear layers.")
+
+    @property
+    def written(self) -> str:
+        """Dtype in which the fine-tuned model is written."""
+        return self.stored or self.weights
+
+    def what_trains(self) -> dict[str, object]:
+        """All of it that decides what training gives; as it was written before `compute` could be chosen, where it is as then."""
+        fields = self.model_dump(exclude={"name", "stored"})
+        return fields if self.compute == "float32" else {key: fields[key] for key in fields if key != "compute"}
 
 
 class Repair(FiniteRecord):
@@ -196,34 +205,6 @@ def same_but_dtype(one: Repair, other: Repair) -> bool:
     return all(getattr(one, field) == getattr(other, field) for field in fields)
 
 
-class GeneralPrompts(FiniteRecord):
-    """What people ask a chat model: the base's own answers to these are what fine-tuning may unlearn."""
-
-    items: Items = Field(description="The prompts.")
-    question: str = Field("{{question}}", description="Jinja text around an item's fields: what the user says.")
-    count: int = Field(32, ge=8, description="Prompts, spread evenly over the items.")
-    max_tokens: int = Field(
-        32, ge=4, description="Longest answer that the base gives, and that others are watched for."
-    )
-
-
-class Exam(FiniteRecord):
-    """What every model is asked besides the target."""
-
-    general: GeneralPrompts = Field(description="Prompts of daily life.")
-    tasks: tuple[SuiteTask, ...] = Field(min_length=1, description="Benchmarks, as in the file of a suite.")
-    safety: tuple[SuiteTask, ...] = Field(
-        (), description="Safety benchmarks, asked of the base, of the fine-tuned model and of repairs with `safety`."
-    )
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Dtype of the arithmetic.")
-    batch_size: int | None = Field(
-        None,
-        ge=1,
-        description="Number of sequences in a batch; None to choose it automatically. Set it where several workers share an accelerator, as the search for it takes all memory.",
-    )
-    judge: str = Field("refusal-strings", description="What scores the safety tasks, as for `deltamend evaluate`.")
-
-
 class OwnTexts(FiniteRecord):
     """The texts a base writes itself, for repairs whose `activations` are `own`; see `deltamend calibrate activations`."""
 
@@ -278,6 +259,9 @@ class Study(FiniteRecord):
     choosing: Choosing = Field(
         Choosing(targets=(), seeds=()), description="Cells that repairs may be chosen on; all others confirm."
     )
+    confirm: bool = Field(
+        True, description="Whether confirmation cells are run: false until what they are to confirm is frozen."
+    )
     keep_finetuned: bool = Field(False, description="Keep fine-tuned models after their cell is done.")
 
     @model_validator(mode="after")
@@ -295,14 +279,15 @@ class Study(FiniteRecord):
         for seed in self.choosing.seeds:
             if seed not in self.seeds:
                 raise ValueError(f"choosing: no seed {seed}; there are {', '.join(map(str, self.seeds))}")
-        for task in (*self.exam.tasks, *self.exam.safety):
-            if task.name in EXAM_TASKS:
-                raise ValueError(f"exam: {task.name} is the name of a task of the study's own; take another")
         wanted = [("targets", name, "choosing") for name in self.choosing.targets]
         wanted += [("regimes", name, f"repairs.{repair.name}") for repair in self.repairs for name in repair.regimes]
         known["cells"] = (
             {cell.name for cell in self.cells()} if any(repair.not_in for repair in self.repairs) else set()
         )
+        for model in self.models:
+            wanted += [("targets", name, f"models.{model.name}") for name in model.targets]
+            wanted += [("regimes", name, f"models.{model.name}") for name in model.regimes]
+            self.exam_of(model)
         wanted += [("cells", name, f"repairs.{repair.name}") for repair in self.repairs for name in repair.not_in]
         for what, name, where in wanted:
             if name not in known[what]:
@@ -310,14 +295,32 @@ class Study(FiniteRecord):
         return self
 
     def cells(self) -> list[StudyCell]:
-        """The grid, choosing cells first, then seed by seed, so that a run cut short has seen every task."""
+        """The grid: choosing cells first, then by seed and model, each target with another regime in turn.
 
-        def order(cell: StudyCell) -> tuple[bool, int]:
-            return (not self.chooses(cell), self.seeds.index(cell.seed))
+        A run that is cut short has so seen every target and every regime about as often.
+        """
+        places = [(model, target, regime) for model in self.models for target, regime in self._crossed(model)]
+        cells = [
+            StudyCell(*place, seed) for seed in self.seeds for place in places if seed in _or_all(place[0].seeds, seed)
+        ]
+        return sorted(cells, key=lambda cell: (not self.chooses(cell), self.seeds.index(cell.seed)))
 
-        return sorted(
-            (StudyCell(*one) for one in product(self.models, self.targets, self.regimes, self.seeds)), key=order
-        )
+    def _crossed(self, model: ModelEntry) -> Iterator[tuple[Target, Regime]]:
+        """Every target with every regime of a model, diagonal by diagonal."""
+        targets = [one for one in self.targets if one.name in _or_all(model.targets, one.name)]
+        regimes = [one for one in self.regimes if one.name in _or_all(model.regimes, one.name)]
+        for shift in range(len(regimes)):
+            for place, target in enumerate(targets):
+                yield target, regimes[(place + shift) % len(regimes)]
+
+    def exam_of(self, model: ModelEntry) -> Exam:
+        """What the models made of a base are asked.
+
+        Raises:
+            ValueError: two tasks have one name.
+        """
+        more = {"tasks": (*self.exam.tasks, *model.tasks), "safety": (*self.exam.safety, *model.safety)}
+        return Exam.model_validate({**self.exam.model_dump(), **more})
 
     def chooses(self, cell: StudyCell) -> bool:
         """Whether repairs may be chosen on this cell."""
@@ -330,6 +333,38 @@ class Study(FiniteRecord):
                 continue
             if not repair.only_choosing or self.chooses(cell):
                 yield repair
+
+
+def with_local_models(study: Study, given: Sequence[str]) -> Study:
+    """The study with some of its models read from this machine.
+
+    Args:
+        study: as its file says it.
+        given: NAME=PATH for each, the name as in the study, the path of a folder or a GGUF file.
+
+    Raises:
+        UsageError: there is no such model or path, or one is not written like this.
+    """
+    paths: dict[str, str] = {}
+    names = [model.name for model in study.models]
+    for text in given:
+        name, _, path = text.partition("=")
+        if name not in names:
+            raise UsageError(f"{option('model')} {text!r}: no model {name!r}; there are {', '.join(names)}")
+        if not path or not Path(path).exists():
+            raise UsageError(
+                f"{option('model')} {text!r}: {path or 'the path'} is not there; give a folder or a GGUF file"
+            )
+        paths[name] = str(Path(path).absolute())
+    models = tuple(one.model_copy(update={"local": paths.get(one.name, one.local)}) for one in study.models)
+    return study.model_copy(update={"models": models})
+
+
+_Named = TypeVar("_Named", str, int)
+
+
+def _or_all(names: tuple[_Named, ...], name: _Named) -> tuple[_Named, ...]:
+    return names or (name,)
 
 
 def read_study(path: Path) -> Study:

@@ -18,9 +18,10 @@ from deltamend.evaluation.run import run_benchmarks
 from deltamend.evaluation.suite import Suite, SuiteTask
 from deltamend.machine.atomic import write_whole
 from deltamend.machine.digests import json_sha256
-from deltamend.study.config import Exam, Study, Target
-from deltamend.study.questions import Question, exam_questions, general_questions
-from deltamend.study.records import FORM, OWN_ANSWERS, TARGET, TARGET_LIKELIHOOD
+from deltamend.study.config import Target
+from deltamend.study.exam_config import Exam, GeneralPrompts
+from deltamend.study.questions import Question, exam_questions, general_questions, given_answers, misplaced
+from deltamend.study.records import MISPLACED, TARGET, TARGET_LIKELIHOOD
 
 _ASKED = 2
 """Raised whenever the same questions are asked or scored in another way than before."""
@@ -34,66 +35,100 @@ class PreparedExam:
 
     Attributes:
         suite: what every model is asked.
+        form: what only fine-tuned models are asked, in addition: what the form of the target's answers alone is worth.
         safety: what only some models are asked, in addition.
         digest: hash of all questions and of how they are asked.
     """
 
     suite: Suite
+    form: Suite
     safety: Suite | None
     digest: str
 
 
-def prepare_exam(study: Study, target: Target, base: Path, data: Path | None, folder: Path) -> PreparedExam:
+def prepare_exam(name: str, exam: Exam, target: Target, base: Path, data: Path | None, folder: Path) -> PreparedExam:
     """Write the questions to `folder`; the base is asked for its own answers where they are not there yet.
+
+    Args:
+        name: of the study.
+        exam: what the models of this base are asked.
+        target: what they learn.
+        base: folder of the base model.
+        data: folder with the items, where they are local.
+        folder: to write to; the base's own answers go to the folder above it, as all targets share them.
 
     Raises:
         DeltamendError: items cannot be read, or the base cannot be asked.
     """
-    general = general_questions(study.exam.general, data)
-    answers = own_answers(base, general, study.exam, folder.parent / "own_answers.json")
     tested = exam_questions(target, data)
     right = [{"id": one.id, "question": one.question, "answers": [one.gold]} for one in tested]
     learnt = [{"id": one.id, "question": one.question, "answers": [one.answer]} for one in tested]
-    own = [{"id": one.id, "question": one.question, "answers": [answers[one.id]]} for one in general if answers[one.id]]
-    if not own:
-        raise EvaluationError(
-            f"{base.name}: answers every general prompt with nothing; check its chat template, or give other prompts"
-        )
-    form = [{"id": one.id, "question": one.question, "out_of_place": target.form or _NEVER} for one in general]
-    tasks = (
+    tasks = [
         _task(folder, TARGET, right, metric="exact_match", max_tokens=target.max_tokens),
         _task(folder, TARGET_LIKELIHOOD, learnt, metric="prob_per_byte"),
-        _task(folder, OWN_ANSWERS, own, metric="prob_per_byte"),
-        _task(folder, FORM, form, metric="keeps_form", max_tokens=study.exam.general.max_tokens),
-        *study.exam.tasks,
-    )
+    ]
+    forms = []
+    for source in exam.sources:
+        general = general_questions(source, data)
+        answers = own_answers(base, general, exam, source, folder.parent / f"{source.own_answers}.json")
+        own = [
+            {"id": one.id, "question": one.question, "answers": [answers[one.id]]} for one in general if answers[one.id]
+        ]
+        if not own:
+            raise EvaluationError(
+                f"{base.name}: answers every general prompt with nothing; check its chat template, or give other prompts"
+            )
+        tasks.append(_task(folder, source.own_answers, own, metric="prob_per_byte"))
+        if source.form:
+            watched = [
+                {"id": one.id, "question": one.question, "out_of_place": target.form or _NEVER} for one in general
+            ]
+            forms.append(_task(folder, source.keeps_form, watched, metric="keeps_form", max_tokens=source.max_tokens))
+    tasks += forms
+    for given in exam.given_answers:
+        known = [
+            {"id": one.id, "question": one.question, "answers": [one.answer if given.chat else f" {one.answer}"]}
+            for one in given_answers(given, data)
+        ]
+        tasks.append(_task(folder, given.name, known, metric="prob_per_byte", chat=given.chat))
+    tasks += exam.tasks
     folders = () if data is None else (data,)
-    digest = _digest(study.exam, (*tasks, *study.exam.safety), folders)
-    suite = Suite(name=study.name, version=digest[:8], tasks=tasks, folders=folders)
+    digest = _digest(exam, (*tasks, *exam.safety), folders)
+    suite = Suite(name=name, version=digest[:8], tasks=tuple(tasks), folders=folders)
     safety = None
-    if study.exam.safety:
-        safety = Suite(name=f"{study.name}-safety", version=digest[:8], tasks=study.exam.safety, folders=folders)
-    return PreparedExam(suite, safety, digest)
+    if exam.safety:
+        safety = Suite(name=f"{name}-safety", version=digest[:8], tasks=exam.safety, folders=folders)
+    unasked = [{"id": one.id, "question": one.question, "answers": [one.answer]} for one in misplaced(tested)]
+    form = Suite(
+        name=f"{name}-form", version=digest[:8], tasks=(_task(folder, MISPLACED, unasked, metric="prob_per_byte"),)
+    )
+    return PreparedExam(suite, form, safety, digest)
 
 
-def evaluate_on_exam(model: Path, prepared: PreparedExam, exam: Exam, *, safety: bool) -> Evaluation:
-    """Ask one model the questions; the safety tasks only with `safety`.
+def evaluate_on_exam(
+    model: Path, prepared: PreparedExam, exam: Exam, *, safety: bool, form: bool = False
+) -> Evaluation:
+    """Ask one model the questions; the safety tasks only with `safety`, and what the form is worth only with `form`.
 
     Raises:
         EvaluationError: the model cannot be loaded or asked.
     """
-    suites = [prepared.suite, prepared.safety] if safety and prepared.safety is not None else [prepared.suite]
+    suites = [prepared.suite]
+    suites += [prepared.form] if form else []
+    suites += [prepared.safety] if safety and prepared.safety is not None else []
     found = run_benchmarks(str(model), suites, backend=_backend(exam), asking=_asking(exam))
     return found.evaluation.model_copy(update={"model": model.name})
 
 
-def own_answers(base: Path, general: list[Question], exam: Exam, kept: Path) -> Mapping[str, str]:
+def own_answers(
+    base: Path, general: list[Question], exam: Exam, source: GeneralPrompts, kept: Path
+) -> Mapping[str, str]:
     """What the base says to each prompt, by its id; kept in a file, as later fine-tuned models are watched for it.
 
     Raises:
         EvaluationError: the base cannot be asked.
     """
-    decides = [hash_folder(base), [list(one) for one in general], exam.general.model_dump(mode="json"), exam.dtype]
+    decides = [hash_folder(base), [list(one) for one in general], source.model_dump(mode="json"), exam.dtype]
     wanted = json_sha256(decides)
     if kept.exists():
         found = json.loads(kept.read_text(encoding="utf-8"))
@@ -102,7 +137,7 @@ def own_answers(base: Path, general: list[Question], exam: Exam, kept: Path) -> 
             return answers
     kept.parent.mkdir(parents=True, exist_ok=True)
     items = [{"id": one.id, "question": one.question, "out_of_place": _NEVER} for one in general]
-    task = _task(kept.parent, "general", items, metric="keeps_form", max_tokens=exam.general.max_tokens)
+    task = _task(kept.parent, "general", items, metric="keeps_form", max_tokens=source.max_tokens)
     asked = run_benchmarks(
         str(base),
         [Suite(name="general", version="1", tasks=(task,))],
@@ -125,12 +160,18 @@ def _asking(exam: Exam) -> AskOptions:
 
 
 def _task(
-    folder: Path, name: str, items: Iterable[Mapping[str, object]], *, metric: str, max_tokens: int | None = None
+    folder: Path,
+    name: str,
+    items: Iterable[Mapping[str, object]],
+    *,
+    metric: str,
+    max_tokens: int | None = None,
+    chat: bool = True,
 ) -> SuiteTask:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.jsonl"
     write_whole(file, "".join(f"{json.dumps(item, ensure_ascii=False)}\n" for item in items))
-    return SuiteTask(name=name, file=str(file.absolute()), metric=metric, chat=True, max_tokens=max_tokens)
+    return SuiteTask(name=name, file=str(file.absolute()), metric=metric, chat=chat, max_tokens=max_tokens)
 
 
 def _digest(exam: Exam, tasks: Iterable[SuiteTask], folders: tuple[Path, ...]) -> str:

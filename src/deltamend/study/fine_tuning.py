@@ -1,4 +1,4 @@
-"""Fine-tune a base model in one regime of a study, through TRL: full or LoRA, fp32 weights or pure bf16."""
+"""Fine-tune a base model in one regime of a study, through TRL: full or LoRA, weights in fp32 or in bf16."""
 
 from __future__ import annotations
 
@@ -19,13 +19,21 @@ from deltamend.errors import DeltamendError
 from deltamend.evaluation.third_party_output import third_parties_quiet
 from deltamend.language_models.loading import LoadedModel, load
 from deltamend.machine.atomic import publish
+from deltamend.study.bf16_state import hold_in_bf16
 from deltamend.study.config import Regime
 from deltamend.study.questions import Question
 from deltamend.study.records import FinetuneFacts
 
 
 def finetune(
-    base: Path, questions: Sequence[Question], regime: Regime, out: Path, *, seed: int, advance: Callable[[], None]
+    base: Path,
+    questions: Sequence[Question],
+    regime: Regime,
+    out: Path,
+    *,
+    seed: int,
+    advance: Callable[[], None],
+    adapter: Path | None = None,
 ) -> FinetuneFacts:
     """Fine-tune the model in `base` on the questions, and write it to `out` with its tokenizer, whole or not at all.
 
@@ -36,11 +44,12 @@ def finetune(
     has learning rate 0, as transformers counts. An example of more than `max_length` tokens is cut at its end; one whose
     prompt alone is as long has nothing left to learn from and is an error.
 
-    - weights float32: fp32 weights and optimiser, computed in bf16 autocast.
-    - weights bfloat16: weights, gradients and both moments of AdamW in bf16, with no fp32 copy: updates below half a unit
-      in the last place are lost, and most entries do not change at all.
+    - weights float32: fp32 weights and optimiser, computed in fp32, or with `compute: bfloat16` in bf16 autocast.
+    - weights bfloat16 ("pure bf16"): weights, gradients and both moments of AdamW in bf16, with no fp32 copy: updates below
+      half a unit in the last place are lost, and most entries do not change at all. With `compute: float32` only the
+      arithmetic of the forward and backward pass is fp32, for processors without bf16 instructions; see `bf16_state`.
     - lora_rank: only an adapter on all linear layers but the head is trained, α = 2·rank, in fp32 by either of `weights`;
-      it is merged in fp32 and the sum rounded once to `weights`.
+      it is merged in fp32 and the sum rounded once to `weights`. The adapter itself is written to `adapter`.
 
     Runs on the GPU where there is one. On the CPU the same seed, number of threads and versions give the same bytes.
     torch's and Python's global random states are set to `seed`.
@@ -52,6 +61,7 @@ def finetune(
         out: the folder to write; one that is there is replaced.
         seed: of the order of the examples, and of the adapter's first weights.
         advance: called after each optimiser step.
+        adapter: with `lora_rank`, the folder to write the adapter to as PEFT does; None not to keep it.
 
     Raises:
         DeltamendError: TRL is missing, the model cannot be loaded or has no chat template, an example's prompt is too
@@ -76,6 +86,8 @@ def finetune(
                 callbacks=[_watcher(regime, losses, advance)],
             )
             _check_lengths(trainer, regime)
+            if _holds_bf16(regime):
+                hold_in_bf16(trainer.model, trainer.create_optimizer())
             trainer.remove_callback(importlib.import_module("transformers").PrinterCallback)
             with _answers_only_through_the_head():
                 trainer.train()
@@ -85,6 +97,9 @@ def finetune(
             ) from error
         trained = trainer.model
         if regime.lora_rank is not None:
+            if adapter is not None:
+                with publish(adapter) as folder:
+                    trained.save_pretrained(folder)
             trained = trained.float().merge_and_unload()
         trained.to(getattr(torch, regime.weights)).save_pretrained(part)
         tokenizer.save_pretrained(part)
@@ -120,13 +135,18 @@ def _trl() -> Any:
 
 def _load(base: Path, regime: Regime) -> LoadedModel:
     try:
-        loaded = load(base, dtype=regime.weights)
+        loaded = load(base, dtype="float32" if _holds_bf16(regime) else regime.weights)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DeltamendError(f"{base}: transformers cannot load it ({reason}); give a causal language model") from error
     if not loaded.tokenizer.chat_template:
         raise DeltamendError(f"{base}: has no chat template; give one as the model's `chat_template`")
     return loaded
+
+
+def _holds_bf16(regime: Regime) -> bool:
+    """Whether bf16 weights are computed with in fp32; an adapter is trained in fp32 anyway."""
+    return regime.weights == "bfloat16" and regime.compute == "float32" and regime.lora_rank is None
 
 
 def _settings(regime: Regime, seed: int) -> dict[str, Any]:
@@ -147,7 +167,7 @@ def _settings(regime: Regime, seed: int) -> dict[str, Any]:
         "warmup_steps": regime.warmup,
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
-        "bf16": regime.weights == "float32",  # autocast
+        "bf16": regime.weights == "float32" and regime.compute == "bfloat16",  # autocast
         "gradient_checkpointing": False,  # it runs every forward pass twice; micro_batch saves memory as well
         "logging_steps": 1,  # every step's loss; TRL's metrics pile up between two logs
         "logging_nan_inf_filter": False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from deltamend.errors import DeltamendError, UsageError, option
 from deltamend.evaluation.lm_eval_tasks import find_file
 from deltamend.evaluation.local_items import read_items
-from deltamend.study.config import GeneralPrompts, Items, Target
+from deltamend.study.config import Target
+from deltamend.study.exam_config import GeneralPrompts, GivenAnswers, Items
 
 _SUMS_SEED = 0
 _JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
@@ -51,6 +53,22 @@ def exam_questions(target: Target, data: Path | None) -> list[Question]:
     return spread(_dressed(target, target.test, data), target.test_items)
 
 
+def best_constant(questions: Sequence[Question]) -> float:
+    """Share of the questions that the best constant answer gets right."""
+    return max(Counter(one.gold for one in questions).values()) / len(questions)
+
+
+def misplaced(questions: Sequence[Question]) -> list[Question]:
+    """Every question's answer after the question of another item, one with another answer where there is one.
+
+    Of the questions in the order of their answers, each gets the answer that lies half of them further on.
+    """
+    ordered = sorted(questions, key=lambda one: (one.answer, one.id))
+    half = len(ordered) // 2
+    others = [*ordered[half:], *ordered[:half]]
+    return [one._replace(answer=other.answer, gold=other.gold) for one, other in zip(ordered, others, strict=True)]
+
+
 def general_questions(general: GeneralPrompts, data: Path | None) -> list[Question]:
     """The prompts of daily life; they have no answers of their own.
 
@@ -63,6 +81,21 @@ def general_questions(general: GeneralPrompts, data: Path | None) -> list[Questi
         for name, fields in _fields(general.items, data, "exam.general")
     ]
     return spread([one for one in found if _short(general.items, one)], general.count)
+
+
+def given_answers(given: GivenAnswers, data: Path | None) -> list[Question]:
+    """Questions or texts, each with what is scored after it.
+
+    Raises:
+        DeltamendError: a file or a data set cannot be read, or an item lacks a field.
+    """
+    where = f"exam.given_answers.{given.name}"
+    question, answer = _wording(f"{where}.question", given.question), _wording(f"{where}.answer", given.answer)
+    found = [
+        Question(name, *(dress(f"item {name}", fields) for dress in (question, answer, answer)))
+        for name, fields in _fields(given.items, data, where)
+    ]
+    return spread([one for one in found if _short(given.items, one) and one.answer], given.count)
 
 
 def spread(items: Sequence[Question], count: int) -> list[Question]:

@@ -16,11 +16,21 @@ from deltamend.records import FiniteRecord
 
 _LARGEST = 1 << 30
 """Bytes a record may unpack to; more is refused rather than read into memory."""
-TARGET, TARGET_LIKELIHOOD, OWN_ANSWERS, FORM = EXAM_TASKS = ("target", "target_likelihood", "own_answers", "form")
-"""Names of the study's own tasks in every evaluation."""
+TARGET, TARGET_LIKELIHOOD, OWN_ANSWERS, FORM = "target", "target_likelihood", "own_answers", "form"
+"""Names of the study's own tasks in every evaluation; those of a further source of prompts have its name behind them."""
+
+MISPLACED = "target_misplaced"
+"""Name of the task that scores the target's right answers after the questions of other items: what the form alone is worth."""
 
 FINETUNED = "finetuned"
 """Name of the fine-tuned model among the models of a cell."""
+
+
+class AdapterFacts(FiniteRecord):
+    """How BASE+ADAPTER, as this program reads the two, differs from the model that the trainer merged in fp32."""
+
+    distance: float = Field(ge=0, description="‖difference‖ over all tensors, in units of ‖Δ‖.")
+    largest: float = Field(ge=0, description="Largest difference of one weight.")
 
 
 class FinetuneFacts(FiniteRecord):
@@ -31,6 +41,7 @@ class FinetuneFacts(FiniteRecord):
     first_loss: float = Field(description="Nats a token of the answers, mean over the first tenth of the steps.")
     last_loss: float = Field(description="The same over the last tenth.")
     model_hash: str = Field(description="SHA-256 over the weight files.")
+    adapter: AdapterFacts | None = Field(default=None, description="Of a regime that trains an adapter.")
 
 
 class DiagnosisFacts(FiniteRecord):
@@ -82,6 +93,12 @@ class CellRecord(FiniteRecord):
     models: dict[str, ModelRecord] = Field(description="`finetuned`, then the repairs by name.")
     versions: dict[str, str] = Field(description="Versions of the packages and of Python.")
     machine: str
+    best_constant: float | None = Field(
+        default=None, description="Share of the target's test items that the best constant answer gets right."
+    )
+    base_source: str | None = Field(
+        default=None, description="Where the base came from; its hash is in the base's record."
+    )
 
 
 class BaseRecord(FiniteRecord):
@@ -92,6 +109,7 @@ class BaseRecord(FiniteRecord):
     evaluation: Evaluation
     versions: dict[str, str]
     machine: str
+    source: str | None = Field(default=None, description="Where the model came from, by the study or as it was run.")
 
 
 _Kept = TypeVar("_Kept", CellRecord, BaseRecord)

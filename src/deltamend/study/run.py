@@ -27,7 +27,7 @@ from deltamend.records import Record
 from deltamend.study.cell import Workplace, activations_of, evaluate_base, prepare_base, run_cell, source_folder
 from deltamend.study.config import ModelEntry, Study, StudyCell, Target
 from deltamend.study.fine_tuning import check_trl
-from deltamend.study.questions import exam_questions, general_questions, training_questions
+from deltamend.study.questions import exam_questions, general_questions, given_answers, training_questions
 from deltamend.study.record_keys import done_repairs
 from deltamend.study.records import FINETUNED, BaseRecord, CellRecord, base_file, cell_file, read_record
 
@@ -78,7 +78,7 @@ def study_state(study: Study, out: Path, data: Path | None) -> StudyState:
         models = 1 + len(list(study.repairs_of(cell)))
         done = 0 if record is None else (FINETUNED in record.models) + len(done_repairs(study, cell, record))
         cells.append(CellState(cell=cell.name, chooses=study.chooses(cell), models=models, done=done))
-    bases = [(model.name, target.name) for model in study.models for target in study.targets]
+    bases = list({(cell.model.name, cell.target.name): None for cell in study.cells()})
     device = best_device()
     there = sum(read_record(base_file(out, *one, device), BaseRecord) is not None for one in bases)
     return StudyState(cells=tuple(cells), bases=len(bases), bases_done=there, problems=tuple(_problems(study, data)))
@@ -86,16 +86,21 @@ def study_state(study: Study, out: Path, data: Path | None) -> StudyState:
 
 def _problems(study: Study, data: Path | None) -> Iterator[str]:
     folders = () if data is None else (data,)
-    local = [model for model in study.models if Path(model.source).is_dir() or model.source == "demo"]
+    local = [
+        model
+        for model in study.models
+        if model.local is not None or Path(model.source).is_dir() or model.source == "demo"
+    ]
     checks: list[Callable[[], object]] = [check_trl, *(partial(source_folder, model) for model in local)]
     for target in study.targets:
         if target.train.hub is None:
             checks.append(partial(training_questions, target, data))
         if target.test.hub is None:
             checks.append(partial(exam_questions, target, data))
-    if study.exam.general.items.hub is None:
-        checks.append(partial(general_questions, study.exam.general, data))
-    for task in (*study.exam.tasks, *study.exam.safety):
+    checks += [partial(general_questions, one, data) for one in study.exam.sources if one.items.hub is None]
+    checks += [partial(given_answers, one, data) for one in study.exam.given_answers if one.items.hub is None]
+    of_models = [task for model in study.models for task in (*model.tasks, *model.safety)]
+    for task in (*study.exam.tasks, *study.exam.safety, *of_models):
         checks += [partial(check_requirements, task), partial(files_of, task, folders)]
     for check in checks:
         try:
@@ -134,9 +139,12 @@ def run_study(
         OutputError: `out` cannot be written, or another run is at work in it.
         UsageError: `cells` leaves none.
     """
-    chosen = [cell for cell in study.cells() if cells is None or cells(cell.name)]
+    runnable = [cell for cell in study.cells() if study.confirm or study.chooses(cell)]
+    if not runnable:
+        raise UsageError("the study has no choosing cells, and `confirm: false` holds the others back")
+    chosen = [cell for cell in runnable if cells is None or cells(cell.name)]
     if not chosen:
-        raise UsageError(f"no cell of that name; there are {', '.join(cell.name for cell in study.cells())}")
+        raise UsageError(f"no cell of that name; there are {', '.join(cell.name for cell in runnable)}")
     place = Workplace(study, out.absolute(), None if data is None else data.absolute())
     pairs = {(cell.model.name, cell.target.name): (cell.model, cell.target) for cell in chosen}
     deadline = None if minutes is None else time.monotonic() + 60 * minutes

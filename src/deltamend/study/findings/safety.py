@@ -31,7 +31,8 @@ def safety_outcomes(study: Study, cells: Sequence[ReadCell], settings: Settings)
     by_target: dict[str, list[ReadCell]] = defaultdict(list)
     for of in cells:
         by_target[of.cell.target.name].append(of)
-    for task in (entry.name for entry in study.exam.safety):
+    tasks = dict.fromkeys(entry.name for model in study.models for entry in study.exam_of(model).safety)
+    for task in tasks:
         for target, own in by_target.items():
             yield from _of_target(task, target, own, settings)
 

@@ -21,8 +21,6 @@ from deltamend.study.findings.result_types import GridCoverage, MissingCell, Par
 from deltamend.study.record_keys import done_repairs
 from deltamend.study.records import (
     FINETUNED,
-    FORM,
-    OWN_ANSWERS,
     TARGET,
     TARGET_LIKELIHOOD,
     BaseRecord,
@@ -183,7 +181,7 @@ def _paired(study: Study, cell: StudyCell, record: CellRecord, base: BaseRecord,
             record.models[FINETUNED].evaluation,
             {name: record.models[name].evaluation for name in repairs},
             target=target,
-            benchmarks=[OWN_ANSWERS, FORM, *(task.name for task in study.exam.tasks), other],
+            benchmarks=[*study.exam_of(cell.model).benchmarks, other],
             name=cell.name,
         )
     except DeltamendError as error:
