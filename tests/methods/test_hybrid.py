@@ -31,7 +31,15 @@ def test_a_hybrid_is_one_method_after_another(first: dict[str, Any], then: dict[
 
 
 def test_steps_that_need_more_than_a_block_are_refused() -> None:
-    for step in ({"method": "della"}, {"method": "graft"}, {"method": "hybrid"}, {"method": "dg-hrad"}, {"rank": 3}):
+    for step in (
+        {"method": "della"},
+        {"method": "graft"},
+        {"method": "lines"},
+        {"method": "energy-cut"},
+        {"method": "hybrid"},
+        {"method": "dg-hrad"},
+        {"rank": 3},
+    ):
         with pytest.raises(deltamend.MethodError, match=r"'hybrid', parameter 'steps'"):
             deltamend.get_method("hybrid", {"steps": [step]})
 

@@ -33,6 +33,7 @@ class EnergyCut(Method):
     name: ClassVar[str] = "energy-cut"
     source: ClassVar[str] = "after arXiv 2604.27796"
     summary: ClassVar[str] = "Keep the largest singular values of all matrices together, up to a share of the energy."
+    needs_survey: ClassVar[bool] = True
     low_rank: ClassVar[bool] = True
 
     energy: float = Field(0.9, ge=0.0, le=1.0, description="Share of ‖Δ‖², summed over all matrices, that is kept.")
@@ -86,11 +87,11 @@ def _cells(values: FloatArray) -> npt.NDArray[np.uint32]:
 
 
 def _cut(counts: Counts, energy: float) -> float:
-    """The lower end of the cell with which the largest values first hold the share `energy`."""
-    starts = (np.arange(counts.size, dtype=np.uint32) << np.uint32(_SHIFT)).view(np.float32).astype(np.float64)
-    held = np.where(counts > 0, starts, 0.0) ** 2 * counts
-    from_the_top = np.cumsum(held[::-1])
-    if from_the_top[-1] == 0.0:
+    """Just below the cell with which the largest values first hold the share `energy`; 0 where all values are 0."""
+    cells = np.flatnonzero(counts)[::-1]
+    starts = (cells.astype(np.uint32) << np.uint32(_SHIFT)).view(np.float32)
+    held = np.cumsum(np.square(starts, dtype=np.float64) * counts[cells])
+    if not held.size or held[-1] == 0.0:
         return 0.0
-    place = counts.size - 1 - int(np.searchsorted(from_the_top, energy * from_the_top[-1]))
-    return float(np.nextafter(np.float32(starts[place]), np.float32(0.0)))
+    last = int(np.searchsorted(held, energy * held[-1]))
+    return float(np.nextafter(starts[min(last, starts.size - 1)], np.float32(0.0)))

@@ -32,7 +32,7 @@ class Hybrid(Method):
     """Apply several methods one after another, each to what the one before it kept: Δ* = step_k(… step_1(Δ)).
 
     For example a spectral filter and then interpolation or magnitude pruning. A method cannot be a step if it reads the
-    whole model first (`scope=model`) or needs whole rows at a time (such as `della` and `null-space`).
+    whole model first (`scope=model`, `lines`, `energy-cut`) or needs whole rows at a time (such as `della` and `null-space`).
     """
 
     name: ClassVar[str] = "hybrid"
@@ -92,7 +92,7 @@ def _made(step: dict[str, Any]) -> Method:
         method = make_method(find_method(name, methods_by_name()), name, parameters)
     except MethodError as error:
         raise ValueError(str(error)) from error
-    if method.whole_rows or getattr(method, "scope", "tensor") == "model":
+    if method.whole_rows or method.needs_survey or getattr(method, "scope", "tensor") == "model":
         raise ValueError(refusal)
     return method
 

@@ -124,6 +124,7 @@ class Method(BaseModel, ABC):
         source: the paper.
         summary: one sentence.
         whole_rows: whether it needs whole rows in every block, also of a wide matrix.
+        needs_survey: whether `apply` cannot do without what `survey` found.
         takes_vectors: whether it means anything for one-dimensional parameters.
         low_rank: whether Δ* is always Δ, 0, or what the factors of `KeptDelta.spectrum` give, so that an adapter holds it.
     """
@@ -135,6 +136,7 @@ class Method(BaseModel, ABC):
     source: ClassVar[str]
     summary: ClassVar[str]
     whole_rows: ClassVar[bool] = False
+    needs_survey: ClassVar[bool] = False
     takes_vectors: ClassVar[bool] = False
     low_rank: ClassVar[bool] = False
 
