@@ -227,11 +227,12 @@ def study() -> str:
     """Every field of a study's file."""
     from deltamend.evaluation.suite import SuiteTask
     from deltamend.repairing.rules import Rule
-    from deltamend.study import config
+    from deltamend.study import config, exam_config
 
     kinds = (
-        config.Study, config.ModelEntry, config.Target, config.Items, config.Regime, config.Repair, Rule, config.Exam,
-        config.GeneralPrompts, SuiteTask, config.OwnTexts, config.Choosing,
+        config.Study, config.ModelEntry, config.Target, exam_config.Items, config.Regime, config.Repair, Rule,
+        exam_config.Exam, exam_config.GeneralPrompts, exam_config.GivenAnswers, SuiteTask, config.OwnTexts,
+        config.Choosing,
     )  # fmt: skip
     return _models(kinds, defaults=True)
 
