@@ -9,13 +9,16 @@ import torch
 import transformers as hf
 from transformers import PreTrainedModel
 
+VOCABULARY = 272
+"""Rows of every embedding: enough for a tokenizer of bytes, and then some for images."""
+
 _TEXT: dict[str, Any] = {
     "hidden_size": 48,
     "intermediate_size": 40,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "vocab_size": 160,
+    "vocab_size": VOCABULARY,
     "max_position_embeddings": 64,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -41,10 +44,10 @@ _QWEN_VISION: dict[str, Any] = {
 }
 _MROPE = {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 10000.0}
 _VISION_TOKENS = {
-    "image_token_id": 151,
-    "video_token_id": 152,
-    "vision_start_token_id": 153,
-    "vision_end_token_id": 154,
+    "image_token_id": 261,
+    "video_token_id": 262,
+    "vision_start_token_id": 263,
+    "vision_end_token_id": 264,
 }
 
 
@@ -54,7 +57,7 @@ def llama() -> PreTrainedModel:
 
 def gpt2() -> PreTrainedModel:
     config = hf.GPT2Config(
-        n_embd=48, n_layer=2, n_head=4, vocab_size=160, n_positions=64, bos_token_id=1, eos_token_id=2
+        n_embd=48, n_layer=2, n_head=4, vocab_size=VOCABULARY, n_positions=64, bos_token_id=1, eos_token_id=2
     )
     return hf.GPT2LMHeadModel(config)
 
@@ -120,7 +123,7 @@ def recurrent_gemma() -> PreTrainedModel:
 
 def mamba() -> PreTrainedModel:
     config = hf.MambaConfig(
-        hidden_size=48, num_hidden_layers=2, state_size=8, vocab_size=160, time_step_rank=6, pad_token_id=0
+        hidden_size=48, num_hidden_layers=2, state_size=8, vocab_size=VOCABULARY, time_step_rank=6, pad_token_id=0
     )
     return hf.MambaForCausalLM(config)
 
@@ -140,7 +143,7 @@ def zamba() -> PreTrainedModel:
 
 def gemma3() -> PreTrainedModel:
     text = {**_TEXT, "head_dim": 12, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
-    tokens = {"image_token_index": 151, "boi_token_index": 152, "eoi_token_index": 153}
+    tokens = {"image_token_index": 261, "boi_token_index": 262, "eoi_token_index": 263}
     config = hf.Gemma3Config(text_config=text, vision_config=_VISION, mm_tokens_per_image=4, **tokens)
     return hf.Gemma3ForConditionalGeneration(config)
 
@@ -169,7 +172,7 @@ def paligemma() -> PreTrainedModel:
         vision_config={**_VISION, "model_type": "siglip_vision_model", "projection_dim": 48},
         projection_dim=48,
         hidden_size=48,
-        image_token_index=151,
+        image_token_index=261,
     )
     return hf.PaliGemmaForConditionalGeneration(config)
 
@@ -178,7 +181,7 @@ def llava() -> PreTrainedModel:
     config = hf.LlavaConfig(
         text_config={**_TEXT, "model_type": "llama"},
         vision_config={**_VISION, "model_type": "clip_vision_model", "projection_dim": 16},
-        image_token_index=151,
+        image_token_index=261,
     )
     return hf.LlavaForConditionalGeneration(config)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltamend.calibration.checks import check_file, refuse_not_finite
+from deltamend.calibration.stored_names import stored_names
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import CheckpointError, UsageError, option
-from deltamend.inputs.open_models import open_checkpoint
 from deltamend.language_models.loading import (
     TODAY,
     LoadedModel,
@@ -37,6 +38,8 @@ _DATE = TODAY.strftime("%d %b %Y")
 _TOP_P = 0.95
 _NOTHING = 1e-7
 """Eigenvalues below this share of the largest are nothing but the rounding of float32."""
+_OTHER_INPUT = re.compile(r"(image|video|audio|vision|boi|eoi|boa|eoa)\w*_token_(id|index)$")
+"""Keys of config.json."""
 _TRANSPOSED = "Conv1D"
 """The class of transformers for a linear layer whose weight has the shape (in, out)."""
 
@@ -77,8 +80,8 @@ def write_activations(
 
     Raises:
         UsageError: the texts cannot be read, one of them is too short, or the tokenizer gives no beginning of a text.
-        CheckpointError: the model cannot be loaded, holds or makes NaN or Inf, or stores linear layers transposed, as
-            GPT-2, or under other names than transformers.
+        CheckpointError: the model cannot be loaded, holds or makes NaN or Inf, stores linear layers transposed, as GPT-2, or
+            has no tensor for one of them.
         OutputError: `out` exists, belongs to an input or cannot be written.
     """
     report = progress or ignore_progress
@@ -104,43 +107,32 @@ def write_activations(
         examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=tokens)
         sequences = [[*example.prompt, *example.answer] for example in examples]
     moments, same, count = second_moments(loaded.model, sequences, report)
+    stored = stored_names(loaded.model, [*moments, *same], model)
     del loaded
+    moments, same = _of_stored(moments, same, stored)
     if not moments:
         raise CheckpointError(f"{model}: has no linear layer, so null-space cannot be used with it; use another method")
     refuse_not_finite(moments.items(), f"{model}: the inputs of")
     from safetensors.torch import save_file
 
-    stored = stored_names([*moments, *same], model)
-    same = {stored[name]: stored[other] for name, other in same.items()}
     directions = {}
     for name in list(moments):  # each C makes room for its eigenvectors
-        directions[stored[name]], directions[f"{stored[name]}{EIGENVALUES}"] = principal_directions(moments.pop(name))
+        directions[name], directions[f"{name}{EIGENVALUES}"] = principal_directions(moments.pop(name))
     with whole_file(out) as temporary:
         save_file(directions, temporary, metadata=described(same))
     return count
 
 
-def stored_names(names: Sequence[str], folder: Path) -> dict[str, str]:
-    """The names that the checkpoint has for weights that transformers calls `names`: the same, or with another prefix.
-
-    The language part of a multimodal model, loaded alone, has `model.layers…` for `model.language_model.layers…`.
-
-    Raises:
-        CheckpointError: the checkpoint has no such tensor, or several.
-    """
-    with open_checkpoint(folder) as checkpoint:
-        known = list(checkpoint.tensors)
-    found = {}
-    for name in names:
-        end = f".{name.partition('.')[2]}"
-        alike = [name] if name in known else [tensor for tensor in known if tensor.endswith(end)]
-        if len(alike) != 1:
-            raise CheckpointError(
-                f"{folder}: transformers holds a matrix {name!r} that the checkpoint does not; save it again with "
-                "save_pretrained of the transformers that is installed"
-            )
-        found[name] = alike[0]
-    return found
+def _of_stored(
+    moments: dict[str, torch.Tensor], same: dict[str, str], stored: dict[str, str]
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The moments by the names of the files, and which weight shares whose input; without what is no tensor of the files."""
+    groups: dict[str, list[str]] = {}
+    for name in [*moments, *same]:
+        if name in stored:
+            groups.setdefault(same.get(name, name), []).append(stored[name])
+    shared = {other: first for first, *others in groups.values() for other in others}
+    return {members[0]: moments[name] for name, members in groups.items()}, shared
 
 
 def described(same: dict[str, str]) -> dict[str, str]:
@@ -183,9 +175,15 @@ def own_texts(loaded: LoadedModel, *, samples: int, tokens: int, seed: int) -> l
             top_p=_TOP_P,
             top_k=0,
             eos_token_id=None,
+            suppress_tokens=_tokens_of_other_inputs(loaded.model.config.to_dict()) or None,
             pad_token_id=loaded.tokenizer.pad_token_id,
         )
     return [list(map(int, text)) for text in written]
+
+
+def _tokens_of_other_inputs(config: dict[str, Any]) -> list[int]:
+    """The tokens that stand for images, video or sound, by config.json; a text does not hold them."""
+    return sorted({value for key, value in config.items() if _OTHER_INPUT.match(key) and isinstance(value, int)})
 
 
 def opening_of_a_message(tokenizer: Any) -> list[int]:

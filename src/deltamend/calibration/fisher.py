@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from deltamend.calibration.checks import check_file, refuse_not_finite
+from deltamend.calibration.stored_names import stored_names
 from deltamend.calibration.texts import as_examples, read_texts
-from deltamend.errors import CheckpointError
-from deltamend.inputs.open_models import open_checkpoint
 from deltamend.language_models.loading import LoadedModel, load, quiet_transformers
 from deltamend.language_models.training import Example
 from deltamend.machine.atomic import whole_file
@@ -18,6 +17,8 @@ from deltamend.progress import Progress
 
 if TYPE_CHECKING:
     import torch
+
+_METADATA = {"format": "pt"}
 
 
 def write_fisher(
@@ -54,15 +55,14 @@ def write_fisher(
 
     Raises:
         UsageError: the texts cannot be read, or one of them is too short.
-        CheckpointError: the model cannot be loaded, holds or makes NaN or Inf, or transformers calls a matrix by a name
-            that the checkpoint does not hold.
+        CheckpointError: the model cannot be loaded, holds or makes NaN or Inf, or has no tensor for a parameter.
         OutputError: `out` exists, belongs to an input or cannot be written.
     """
     check_file(out, [model], texts, overwrite=overwrite)
     read = read_texts(texts)
     with quiet_transformers():
         loaded = load(model)
-    refuse_other_names(loaded, model)
+    names = stored_names(loaded.model, [name for name, _ in loaded.model.named_parameters()], model)
     refuse_not_finite(loaded.model.named_parameters(), f"{model}: the weights of")
     examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=max_tokens)
     squares = squared_gradients(loaded, examples, labels=labels, seed=seed, progress=progress)
@@ -70,7 +70,7 @@ def write_fisher(
     from safetensors.torch import save_file
 
     with whole_file(out) as temporary:
-        save_file(squares, temporary, metadata={"format": "pt"})
+        save_file({names[name]: square for name, square in squares.items() if name in names}, temporary, _METADATA)
     return len(examples)
 
 
@@ -97,25 +97,6 @@ def squared_gradients(
         if progress is not None:
             progress(f"text {number + 1}", (number + 1) / len(examples))
     return squares
-
-
-def refuse_other_names(loaded: LoadedModel, folder: Path) -> None:
-    """Refuse a model whose matrices have other names in transformers than in the checkpoint, so that none could be paired.
-
-    Raises:
-        CheckpointError: naming the first of them.
-    """
-    with open_checkpoint(folder) as checkpoint:
-        strange = [
-            name
-            for name, parameter in loaded.model.named_parameters()
-            if parameter.ndim == 2 and name not in checkpoint.tensors
-        ]
-    if strange:
-        raise CheckpointError(
-            f"{folder}: transformers holds a matrix {strange[0]!r} that the checkpoint does not; save it again with "
-            "save_pretrained of the transformers that is installed"
-        )
 
 
 def _surprise(model: torch.nn.Module, example: Example, draw: tuple[int, int] | None) -> torch.Tensor:

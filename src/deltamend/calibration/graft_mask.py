@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltamend.calibration.checks import check_file, refuse_not_finite
-from deltamend.calibration.fisher import refuse_other_names
+from deltamend.calibration.stored_names import stored_names
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import PairingError
-from deltamend.language_models.loading import LoadedModel, load, quiet_transformers
+from deltamend.language_models.loading import load, quiet_transformers
 from deltamend.language_models.training import Example, answer_loss
 from deltamend.machine.atomic import whole_file
 from deltamend.methods.elementwise import Tile, magnitudes, summed
@@ -71,8 +71,7 @@ def write_graft_mask(
 
     Raises:
         UsageError: the texts cannot be read, or one of them is too short.
-        CheckpointError: a model cannot be loaded or holds NaN or Inf, or transformers calls a matrix by a name that the
-            checkpoint does not hold.
+        CheckpointError: a model cannot be loaded or holds NaN or Inf, or a checkpoint has no tensor for a matrix.
         PairingError: the two models do not have the same parameters.
         OutputError: `out` exists, belongs to an input or cannot be written.
     """
@@ -80,7 +79,9 @@ def write_graft_mask(
     read = read_texts(texts)
     with quiet_transformers():
         loaded, tuned = load(base), load(finetuned).model
-    refuse_other_names(LoadedModel(tuned, None), finetuned)
+    names = stored_names(
+        tuned, [name for name, parameter in tuned.named_parameters() if parameter.ndim == 2], finetuned
+    )
     for folder, model in ((base, loaded.model), (finetuned, tuned)):
         refuse_not_finite(model.named_parameters(), f"{folder}: the weights of")
     examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=max_tokens)
@@ -95,7 +96,8 @@ def write_graft_mask(
     from safetensors.torch import save_file
 
     with whole_file(out) as temporary:
-        save_file(graft.masks(), temporary, metadata={"format": "pt"})
+        masks = {names[name]: mask for name, mask in graft.masks().items() if name in names}
+        save_file(masks, temporary, metadata={"format": "pt"})
     return before, after
 
 

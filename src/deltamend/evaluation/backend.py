@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltamend.errors import EvaluationError, UsageError, option
+from deltamend.language_models.loading import auto_class
 from deltamend.machine.processor import computes_in_bf16
 
 _BATCH_TOKENS = 1024
@@ -148,6 +149,17 @@ class _GivenContext:
         return apart or super()._encode_pair(context, continuation)  # type: ignore[misc]
 
 
+class _AskedInText:
+    """A model of text and images is asked in text, and loaded by the class that transformers has for it."""
+
+    def _get_backend(self, config: Any, *arguments: Any, **more: Any) -> None:
+        lm: Any = self
+        chosen_before = lm.AUTO_MODEL_CLASS
+        super()._get_backend(config, *arguments, **more)  # type: ignore[misc]
+        if chosen_before is None and lm.backend == "causal":
+            lm.AUTO_MODEL_CLASS = auto_class(config)
+
+
 def _watched(backend: Any, batch_size: int | None, report_share: Callable[[float], None]) -> Any:
     """`backend`, with requests handed to it in slices where it runs on the CPU.
 
@@ -159,7 +171,7 @@ def _watched(backend: Any, batch_size: int | None, report_share: Callable[[float
     def fitting(longest: int) -> int:
         return batch_size or max(1, _BATCH_TOKENS // longest)
 
-    class Watched(_GivenContext, backend):  # type: ignore[misc]  # any of lm-eval's backends
+    class Watched(_GivenContext, _AskedInText, backend):  # type: ignore[misc]  # any of lm-eval's backends
         answers_from = 0
 
         def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[Any]:  # noqa: ARG002

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from deltamend.checkpoint.architecture import architecture_of
 from deltamend.checkpoint.file_names import CONFIG_FILE
 from deltamend.errors import CheckpointError
-from deltamend.language_models.loading import quiet_transformers, transformers_module
+from deltamend.language_models.loading import auto_class, quiet_transformers, transformers_module
 
 if TYPE_CHECKING:
     import torch
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 _LARGEST_COUNT = 4096
 """Of layers, experts and other modules that a config may ask for; building more would take hours."""
 _COUNTS = re.compile(r"layers|depth|experts|blocks|heads|stages|codebooks|levels")
-_AUTO_CLASSES = (
-    "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModelForSeq2SeqLM", "AutoModel",
-)  # fmt: skip
 
 
 class NameInMemory(NamedTuple):
@@ -117,17 +114,6 @@ def _renamed_by_patterns(name: str, patterns: Mapping[str, str], prefix: str, kn
     return NameInMemory(next((candidate for candidate in candidates if candidate in known), shown), converted=False)
 
 
-def auto_class(config: Any) -> Any:
-    """The class of transformers' Auto classes that loads a model of this config: one with a head where there is one.
-
-    Args:
-        config: a `PreTrainedConfig`.
-    """
-    transformers = transformers_module()
-    classes = [getattr(transformers, name) for name in _AUTO_CLASSES if hasattr(transformers, name)]
-    return next((found for found in classes if type(config) in found._model_mapping), classes[0])
-
-
 def _read_config(config: Mapping[str, Any]) -> Any:
     """The config as transformers reads it from a file; what names Python of the checkpoint's own is left out."""
     with tempfile.TemporaryDirectory() as folder:
@@ -140,7 +126,9 @@ def _class_of(config: Mapping[str, Any], made: Any) -> Any:
     named = getattr(transformers, architecture_of(config) or "-", None)
     if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
         return named
-    found = auto_class(made)._model_mapping[type(made)]
+    others = (transformers.AutoModelForSeq2SeqLM, transformers.AutoModel)
+    chosen = next((auto for auto in (auto_class(made), *others) if type(made) in auto._model_mapping), others[-1])
+    found = chosen._model_mapping[type(made)]
     return found[0] if isinstance(found, tuple | list) else found
 
 

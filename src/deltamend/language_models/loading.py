@@ -59,7 +59,9 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def load(folder: Path, *, dtype: str = "float32") -> LoadedModel:
-    """The causal language model in `folder`, in `dtype` and in evaluation mode, with its tokenizer. Not thread-safe.
+    """The language model in `folder`, in `dtype` and in evaluation mode, with its tokenizer. Not thread-safe.
+
+    A model of text and images is loaded whole where transformers does not load its language part alone.
 
     Raises:
         CheckpointError: there is no such folder, transformers cannot load it, or its weights are not those of its config.
@@ -71,7 +73,8 @@ def load(folder: Path, *, dtype: str = "float32") -> LoadedModel:
     # Without a plain no, transformers asks on the terminal whether to run the checkpoint's own Python.
     where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        auto = auto_class(transformers.AutoConfig.from_pretrained(folder, **where))
+        model, found = auto.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **where
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **where)
@@ -89,6 +92,19 @@ def load(folder: Path, *, dtype: str = "float32") -> LoadedModel:
             f"{folder}: its weights hold {strange[0]}, unlike its config.json says; check both, or download it again"
         )
     return LoadedModel(model.eval(), tokenizer)
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers' Auto classes that loads a language model of this config, by itself or with images.
+
+    Args:
+        config: a `PreTrainedConfig`.
+    """
+    transformers = transformers_module()
+    names = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+    classes = [getattr(transformers, name) for name in names if hasattr(transformers, name)]
+    fitting = [found for found in classes if type(config) in found._model_mapping]
+    return classes[0] if config.is_encoder_decoder or not fitting else fitting[0]
 
 
 def clockless_template(tokenizer: Any) -> str | None:

@@ -1,0 +1,52 @@
+"""The names that a checkpoint has for the weights of a loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deltamend.errors import CheckpointError
+from deltamend.inputs.open_models import open_checkpoint
+from deltamend.language_models.empty_model import names_in_memory
+
+if TYPE_CHECKING:
+    import torch
+
+
+def stored_names(model: torch.nn.Module, names: Iterable[str], folder: Path) -> dict[str, str]:
+    """The names in the files of a checkpoint, by the names of the loaded model's parameters.
+
+    Args:
+        model: the model that transformers loaded from the checkpoint.
+        names: those of its parameters that are asked for.
+        folder: of the checkpoint.
+
+    Returns:
+        By the name in memory; without parameters that are stacked or cut on loading, such as the experts of a mixture, which
+        are no tensors of the files.
+
+    Raises:
+        CheckpointError: the checkpoint has no tensor for a parameter.
+    """
+    with open_checkpoint(folder) as checkpoint:
+        stored = list(checkpoint.tensors)
+    shown = names_in_memory(model, stored)
+    found = {name.name: tensor for tensor, name in shown.items() if not name.converted}
+    made = {name.name for name in shown.values() if name.converted}
+    # Some conversions make several parameters of one tensor, and name only the first of them.
+    made |= {name.rpartition(".")[0] for name in made}
+    asked = list(names)
+    for name in asked:
+        if name not in found and name not in made and not _beside(name, made):
+            raise CheckpointError(
+                f"{folder}: transformers holds a matrix {name!r} that the checkpoint does not; save it again with "
+                "save_pretrained of the transformers that is installed"
+            )
+    return {name: found[name] for name in asked if name in found}
+
+
+def _beside(name: str, made: set[str]) -> bool:
+    """Whether a parameter belongs to a module beside one that a conversion makes, such as the key beside a query."""
+    module = name.rpartition(".")[0].rpartition(".")[0]
+    return any(other.startswith(f"{module}.") for other in made)

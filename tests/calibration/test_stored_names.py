@@ -1,0 +1,30 @@
+"""The names of parameters in the files of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deltamend.calibration.stored_names import stored_names
+from deltamend.errors import CheckpointError
+from tests.inputs.architectures import build
+from tests.reference import load
+
+
+@pytest.mark.parametrize("name", ["llava", "mixtral", "qwen2_5_vl"])
+def test_every_parameter_has_its_name_in_the_file_unless_it_is_stacked_on_loading(name: str, tmp_path: Path) -> None:
+    model = build(name)
+    model.save_pretrained(tmp_path)
+    own = dict(model.named_parameters())
+    found = stored_names(model, own, tmp_path)
+    file = load(tmp_path)
+    assert all(file[stored].equal(own[shown]) for shown, stored in found.items())
+    assert own.keys() - found.keys() == {shown for shown in own if ".experts." in shown}
+
+
+def test_a_parameter_without_a_tensor_is_refused(tmp_path: Path) -> None:
+    model = build("llama")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"'model\.extra\.weight' that the checkpoint does not"):
+        stored_names(model, ["model.extra.weight"], tmp_path)
