@@ -169,7 +169,7 @@ def rows_without_a_resized_vocabulary(pair: Pair) -> None:
 def nothing_in_common(pair: Pair) -> None:
     def change(tensors: dict[str, torch.Tensor]) -> None:
         for name in list(tensors):
-            tensors[f"wrapped.{name}"] = tensors.pop(name)
+            tensors[f"{name}.of.another.kind"] = tensors.pop(name)
 
     edit_tensors(pair.base / "model.safetensors", change)
 
@@ -190,7 +190,17 @@ def fp8_with_scales(pair: Pair) -> None:
 
 
 def quantised_config(pair: Pair) -> None:
-    edit_json(pair.finetuned / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    packed_int4(pair)
+    edit_json(pair.base / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+def placeholders_of_zero3(pair: Pair) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in tensors:
+            if "layers" in name:
+                tensors[name] = torch.empty(0, dtype=torch.bfloat16)
+
+    edit_tensors(first_shard(pair), change)
 
 
 CASES: dict[Damage, tuple[str, ...]] = {
@@ -216,10 +226,11 @@ CASES: dict[Damage, tuple[str, ...]] = {
     other_architecture: ("model_type is 'gpt2' in BASE and 'llama' in FINETUNED", "give the base model"),
     other_shapes: ("'model.layers.0.mlp.up_proj.weight'", "[64, 64]", "[160, 64]", "give the base model"),
     rows_without_a_resized_vocabulary: ("'lm_head.weight'", "not a resized vocabulary", "give the base model"),
-    nothing_in_common: ("no matrix has the same name", "'wrapped.", "give a base of the same layout"),
+    nothing_in_common: ("no matrix has the same name", ".of.another.kind'", "give a base of the same layout"),
     packed_int4: ("'model.layers.0.mlp.up_proj.qweight'", "quantised", "give the unquantised checkpoint"),
     fp8_with_scales: ("'model.layers.0.mlp.up_proj.weight'", "F8_E4M3", "give the unquantised checkpoint"),
-    quantised_config: ("finetuned/config.json", "quantised", "give the unquantised checkpoint"),
+    quantised_config: ("base/config.json", "quantised", "give the unquantised checkpoint"),
+    placeholders_of_zero3: ("FINETUNED was saved unassembled", "has the shape [0]", "zero_to_fp32.py"),
 }
 
 

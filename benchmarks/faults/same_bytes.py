@@ -24,7 +24,8 @@ code of a run that the program refused, whose message may change. Not everything
 - README.md is the model card, whose wording may change on purpose. Its hash stands under `words`. Rows whose words differ
   are counted and named, and are no failure.
 - deltamend.json is parsed and hashed without what differs from run to run (`run`, which holds seconds, workers and versions;
-  `seconds` of each tensor) and without what follows from the rest (`self_sha256`, and the entry of README.md in `files`).
+  `seconds` of each tensor), without what follows from the rest (`self_sha256`, and the entry of README.md in `files`), and
+  without what was only found about the pair (`coverage`, `parent`).
 - The sentences in deltamend.json (every `reason`, and `notes`), the program's version and `plan_sha256`, which depends on the
   version, are left out of that hash as well. They have a hash of their own under `words`.
 
@@ -121,6 +122,8 @@ def facts_and_words(text: bytes) -> tuple[bytes, bytes]:
     manifest = json.loads(text)
     words = [manifest.pop("deltamend"), manifest.pop("plan_sha256"), manifest.pop("notes")]
     del manifest["run"], manifest["self_sha256"]
+    for added in ("coverage", "parent"):  # fields that say what was found, and no part of what was done
+        manifest.pop(added, None)
     manifest["files"] = [file for file in manifest["files"] if file["name"] != "README.md"]
 
     def facts_of(value: Any) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 import deltamend
@@ -25,15 +26,41 @@ def test_names_that_differ_by_a_prefix_are_matched_by_a_rule_that_is_printed(
     assert "BASE's 'language_model.' is FINETUNED's '': 16 of 16 matrices get a partner this way" in printed.out
     ours, theirs = load(tmp_path / "out"), load(tmp_path / "expected")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    renamed(pair.base, lambda name: name.replace("language_model.", "odd."))
+    renamed(pair.base, lambda name: name.replace("proj.weight", "map.weight"))
     printed = deltamend_cli("repair", pair.base, pair.finetuned, tmp_path / "no")
-    assert (printed.code, "no matrix has the same name" in printed.err) == (1, True)
-    printed = deltamend_cli("repair", pair.base, pair.finetuned, tmp_path / "told", "--rename", "odd.=")
-    assert printed.code == 0, printed.err
-    told = load(tmp_path / "told")
-    assert all(torch.equal(told[name], theirs[name]) for name in theirs)
+    assert (printed.code, "14 of 16 matrices of FINETUNED (" in printed.err) == (1, True)
+    assert "have no partner in BASE and would not be repaired: 'model.layers.0.mlp.down_proj.weight'" in printed.err
+    printed = deltamend_cli("repair", pair.base, pair.finetuned, tmp_path / "part", "--allow-unpaired")
+    assert (printed.code, "in 2 of the 16 matrices" in printed.out) == (0, True)
     for wrong in ("odd.", "x=y"):
         assert deltamend_cli("repair", pair.base, pair.finetuned, tmp_path / "w", "--rename", wrong).code == 2
+
+
+def test_several_rules_are_given_as_several_flags_as_a_list_in_yaml_and_as_one_text(
+    tmp_path: Path, deltamend_cli: Cli
+) -> None:
+    pair = save_pair(llama(torch.float32), tmp_path)
+    deltamend.repair(pair.base, pair.finetuned, tmp_path / "expected", method="wise-ft")
+    expected = load(tmp_path / "expected")
+    renamed(pair.base, lambda name: name.replace(".mlp.", ".ffn.").replace("layers.0.", "first.0."))
+    rules = [f"model.{old}=model.{new}" for old, new in (
+        ("first.0.ffn.", "layers.0.mlp."), ("first.0.", "layers.0."), ("layers.1.ffn.", "layers.1.mlp."),
+    )]  # fmt: skip
+    flags = [part for rule in rules for part in ("--rename", rule)]
+    printed = deltamend_cli("repair", pair.base, pair.finetuned, tmp_path / "flags", "--method", "wise-ft", *flags)
+    assert printed.code == 0, printed.err
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump({"method": "wise-ft", "rename": rules}))
+    printed = deltamend_cli("repair", "--config", config, pair.base, pair.finetuned, tmp_path / "yaml")
+    assert printed.code == 0, printed.err
+    report = deltamend.repair(pair.base, pair.finetuned, tmp_path / "python", method="wise-ft", rename=rules)
+    assert report.manifest.options["rename"] == ", ".join(rules)
+    for out in ("flags", "yaml", "python"):
+        assert all(torch.equal(load(tmp_path / out)[name], expected[name]) for name in expected)
+    one = deltamend.repair(
+        pair.base, pair.finetuned, tmp_path / "one", method="wise-ft", rename=rules[2], allow_unpaired=True
+    )
+    assert one.manifest.options["rename"] == rules[2]
 
 
 def test_one_name_in_common_does_not_hide_that_all_others_have_another_prefix(tmp_path: Path) -> None:

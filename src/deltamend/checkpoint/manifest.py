@@ -128,6 +128,20 @@ class LeftOutRecord(Record):
     reason: str = Field(description="Why it was left out.")
 
 
+class CoverageRecord(Record):
+    """How much of FINETUNED a repair reaches. Rows of tokens that only FINETUNED has do not count as repaired."""
+
+    matrices: int = Field(description="Tensors of FINETUNED that are matrices, or hold some.")
+    repaired: int = Field(description="How many of them were given to a method.")
+    entries: int = Field(description="Entries of all these matrices.")
+    repaired_entries: int = Field(description="How many of these entries were given to a method.")
+
+    @property
+    def share(self) -> float:
+        """The share of the entries, 0 to 1; 1 where there is no matrix."""
+        return self.repaired_entries / self.entries if self.entries else 1.0
+
+
 class RunRecord(Record):
     """What may differ between two runs that give the same weights."""
 
@@ -152,6 +166,10 @@ class Manifest(Record):
     )
     only_in_base: tuple[str, ...] = Field(description="Tensors of BASE that FINETUNED lacks, and so does the output.")
     left_out: tuple[LeftOutRecord, ...] = Field(description="Files of FINETUNED that were not copied to the output.")
+    coverage: CoverageRecord | None = Field(
+        default=None,
+        description="How much of FINETUNED was repaired; none in files that were written before it was recorded.",
+    )
     tensors: tuple[TensorRecord, ...] = Field(description="Every tensor of the output.")
     files: tuple[FileRecord, ...] = Field(description="Every file of the output but this one.")
     run: RunRecord = Field(description="Time, workers and versions; differs from run to run.")

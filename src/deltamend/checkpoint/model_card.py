@@ -23,7 +23,8 @@ tensor, and hashes of inputs and outputs, are in `deltamend.json`; `deltamend ve
 | method | `{{ manifest.method }}`{% for key, value in manifest.parameters.items() %}, `{{ key }}={{ value }}`{% endfor %} |
 | matrices | {{ filtered|length }} of {{ manifest.tensors|length }} tensors were given to the method; the others are as fine-tuned, {% if manifest.options.out_dtype %}cast to {{ manifest.options.out_dtype }}{% else %}bit for bit{% endif %} |
 | kept energy | {{ "%.2f"|format(100 * manifest.kept_energy) }} % of the squared Frobenius norm of the update |
-{% if manifest.is_adapter %}| output | a PEFT LoRA adapter to the base: load the base, in float32 to lose nothing, and then `PeftModel.from_pretrained(base, folder)` |
+{% if manifest.coverage and manifest.coverage.share < 1 %}| repaired | {{ manifest.coverage.repaired }} of {{ manifest.coverage.matrices }} matrices, {{ "%.2f"|format(100 * manifest.coverage.share) }} % of their entries |
+{% endif %}{% if manifest.is_adapter %}| output | a PEFT LoRA adapter to the base: load the base, in float32 to lose nothing, and then `PeftModel.from_pretrained(base, folder)` |
 {% endif %}| lost in rounding | {{ "%.2f"|format(100 * manifest.realised_error) }} % of the kept update, by Frobenius norm, in casting to the stored dtypes{% if manifest.undone_by_rounding %}: {{ "%.0f"|format(100 * manifest.undone_by_rounding) }} % of what was taken away{% endif %} |
 
 Whether this helped is not known from the weights alone: measure the model on what it had lost, and on its own task.

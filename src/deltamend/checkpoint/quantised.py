@@ -16,6 +16,13 @@ PACKED_SUFFIXES = (
 )  # fmt: skip
 
 
+def is_packed(tensor: StoredTensor) -> bool:
+    """Whether a tensor holds packed codes, values that need scales beside them, or such scales."""
+    if tensor.name.endswith(PACKED_SUFFIXES) or tensor.dtype.startswith("F8_"):
+        return True
+    return tensor.dtype in {"U8", "I8"} and len(tensor.shape) >= 2
+
+
 def refuse_quantised(tensors: Iterable[StoredTensor], where: Path | str) -> None:
     """Refuse tensors that hold packed codes, or values that need scales beside them.
 
@@ -27,8 +34,7 @@ def refuse_quantised(tensors: Iterable[StoredTensor], where: Path | str) -> None
         CheckpointError: naming the first such tensor.
     """
     for tensor in tensors:
-        packed = tensor.name.endswith(PACKED_SUFFIXES) or tensor.dtype.startswith("F8_")
-        if packed or (tensor.dtype in {"U8", "I8"} and len(tensor.shape) >= 2):
+        if is_packed(tensor):
             raise CheckpointError(
                 f"{where}: tensor {tensor.name!r} ({tensor.dtype}) belongs to a quantised model; the difference "
                 f"of {itemsize(tensor.dtype)}-byte codes is not an update of the weights, so give the unquantised checkpoint"

@@ -58,7 +58,7 @@ def with_options(
 
 def given_options(chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Select the options of `with_options` that were given on the command line."""
-    return {name: value for name, value in chosen.items() if value not in (None, False, "")}
+    return {name: value for name, value in chosen.items() if value not in (None, False, "", [])}
 
 
 def spelled_on_command_line(name: str, value: str | None) -> str:

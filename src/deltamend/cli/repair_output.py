@@ -13,7 +13,12 @@ from deltamend.cli.options import spelled_on_command_line
 from deltamend.cli.terminal import counted
 from deltamend.errors import spell
 from deltamend.repairing.plan import RepairPlan
-from deltamend.repairing.repair_report import RepairReport, nothing_changed_warning, rounding_warning
+from deltamend.repairing.repair_report import (
+    RepairReport,
+    coverage_clause,
+    nothing_changed_warning,
+    rounding_warning,
+)
 
 
 def print_plan(console: Console, plan: RepairPlan, workers: int, verbose: int) -> None:
@@ -72,8 +77,8 @@ def print_report(console: Console, report: RepairReport, verbose: int) -> None:
     described = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
     console.print(f"{counted(len(report.tensors), 'tensor')}: {described}")
     console.print(
-        f"the method kept {_percent(report.kept_energy)} of the update's energy (‖Δ*‖²/‖Δ‖²); rounding changed the kept update "
-        f"by {_percent(report.realised_error)}"
+        f"the method kept {_percent(report.kept_energy)} of the update's energy (‖Δ*‖²/‖Δ‖²)"
+        f"{coverage_clause(report.coverage)}; rounding changed the kept update by {_percent(report.realised_error)}"
     )
     if (warning := nothing_changed_warning(manifest) or rounding_warning(manifest)) is not None:
         console.print(f"warning: {spell(warning, spelled_on_command_line)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,8 @@ from deltamend.inputs.hub import fetch, id_and_subfolder, is_hub_id
 from deltamend.inputs.lora import add_adapter
 from deltamend.inputs.model_layout import layout_of
 from deltamend.inputs.pairing import Pairing, pair_tensors
-from deltamend.inputs.vocabulary import shared_rows
+from deltamend.inputs.stale_quantization import drop_stale_quantization
+from deltamend.inputs.vocabulary import token_rows
 
 
 def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
@@ -77,7 +78,7 @@ class OpenPair:
     finetuned: Checkpoint
     pairing: Pairing
     called: tuple[str, str]
-    selection: Mapping[str, str | bool | None]
+    selection: Mapping[str, str | tuple[str, ...] | bool | None]
 
     @property
     def names(self) -> tuple[str, str]:
@@ -107,8 +108,9 @@ def open_pair(
     *,
     include: str | None = None,
     exclude: str | None = None,
-    rename: str | None = None,
+    rename: str | Sequence[str] | None = None,
     split_fused: bool = False,
+    allow_unpaired: bool = False,
 ) -> OpenPair:
     """Open both models, show BASE in the layout of FINETUNED, and pair their tensors.
 
@@ -117,8 +119,10 @@ def open_pair(
         finetuned: its descendant, likewise.
         include: a regular expression; only matrices whose name it is found in are used.
         exclude: a regular expression; matrices whose name it is found in are left as fine-tuned.
-        rename: `OLD=NEW`: tensor names that begin with OLD in BASE begin with NEW in FINETUNED; None finds the prefixes.
+        rename: `OLD=NEW`, or several of these: tensor names that begin with OLD in BASE begin with NEW in FINETUNED. Names
+            for which no rule is given are matched by how they end.
         split_fused: whether query, key and value, or gate and up, that are stored as one matrix are treated one by one.
+        allow_unpaired: go on where many matrices of FINETUNED have no partner in BASE, and leave them as fine-tuned.
 
     Returns:
         The pair: a context manager that closes both checkpoints; `diagnose`, `compare` and `plan_repair` take it.
@@ -133,7 +137,8 @@ def open_pair(
     with ExitStack() as opened:
         ours = opened.enter_context(open_checkpoint(base))
         theirs = opened.enter_context(open_checkpoint(finetuned))
-        align_base(ours, theirs, rename=rename)
+        rules = (rename,) if isinstance(rename, str) else tuple(rename or ())
+        align_base(ours, theirs, rename=rules)
         shapes = {name: tensor.shape for name, tensor in theirs.tensors.items()}
         pairing = pair_tensors(
             ours.tensors,
@@ -141,9 +146,10 @@ def open_pair(
             (ours.config, theirs.config),
             include=include,
             exclude=exclude,
-            shared_rows=shared_rows(ours.folders[::-1], theirs.folders[::-1]),
+            tokens=token_rows(ours, theirs),
             split_fused=split_fused,
             layout=layout_of(theirs.config, shapes),
+            allow_unpaired=allow_unpaired,
         )
         if theirs.adapter is not None and ours.adapter is None and ours.folder.samefile(theirs.folder):
             ranks = {name: theirs.update_ranks.get(name) for name in theirs.tensors}
@@ -151,7 +157,13 @@ def open_pair(
                 pairing, pairs=tuple(replace(pair, update_rank=ranks[pair.name]) for pair in pairing.pairs)
             )
         opened.pop_all()
-    selection = {"include": include, "exclude": exclude, "rename": rename, "split_fused": split_fused}
+    selection: dict[str, str | tuple[str, ...] | bool | None] = {
+        "include": include,
+        "exclude": exclude,
+        "rename": rules,
+        "split_fused": split_fused,
+        "allow_unpaired": allow_unpaired,
+    }
     return OpenPair(ours, theirs, pairing, (os.fspath(base), os.fspath(finetuned)), selection)
 
 
@@ -215,6 +227,7 @@ def _open_model(text: str) -> Checkpoint:
             checkpoint.notes += (
                 f"{Path(text).name}: read from a GGUF file; what quantisation changed in it counts as part of Δ",
             )
+        drop_stale_quantization(checkpoint)
         present_dequantised(checkpoint)
         refuse_quantised(checkpoint.tensors.values(), folder)
     except BaseException:

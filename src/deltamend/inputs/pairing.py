@@ -10,10 +10,13 @@ from typing import Any, Literal
 from deltamend.checkpoint.architecture import INPUT_EMBEDDING, OUTPUT_EMBEDDING
 from deltamend.checkpoint.checkpoint_folder import StoredTensor
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
+from deltamend.checkpoint.manifest import CoverageRecord
 from deltamend.errors import PairingError, UsageError, option
 from deltamend.inputs.fused_weights import matrices_of_fused
 from deltamend.inputs.model_layout import Parameter, Parameters, Role, matrix_view, parameter_by_name
-from deltamend.inputs.vocabulary import SharedRows
+from deltamend.inputs.pair_checks import differing_configs, refuse_unassembled, refuse_unpaired
+from deltamend.inputs.resized_vocabulary import ResizedVocabulary
+from deltamend.inputs.vocabulary import TokenRows
 
 Span = tuple[int, int]
 
@@ -111,6 +114,18 @@ class Pairing:
     pairs: tuple[TensorPair, ...]
     only_in_base: tuple[str, ...]
 
+    @property
+    def coverage(self) -> CoverageRecord:
+        """How many of FINETUNED's matrices have the action "filter"."""
+        matrices = [pair for pair in self.pairs if pair.is_matrix]
+        repaired = [pair for pair in matrices if pair.action == "filter"]
+        return CoverageRecord(
+            matrices=len(matrices),
+            repaired=len(repaired),
+            entries=sum(pair.finetuned.elements for pair in matrices),
+            repaired_entries=sum(rows * columns for pair in repaired for rows, columns in pair.shapes),
+        )
+
 
 def pair_tensors(
     base: Mapping[str, StoredTensor],
@@ -119,49 +134,56 @@ def pair_tensors(
     *,
     include: str | None = None,
     exclude: str | None = None,
-    shared_rows: tuple[SharedRows, ...] | None = None,
+    tokens: TokenRows | None = None,
     split_fused: bool = False,
     layout: Parameters | None = None,
+    allow_unpaired: bool = False,
 ) -> Pairing:
     """Pair the tensors of two models by name.
 
     Args:
         base: the tensors fine-tuning started from.
         finetuned: those of its descendant; every one of them is in the output.
-        configs: the config.json of the two, or empty mappings where there is none.
+        configs: the config.json of the two, or empty mappings where there is none. They are hints: names and shapes decide.
         include: a regular expression; a matrix is kept as fine-tuned unless its name matches it somewhere.
         exclude: a regular expression; a matrix is kept as fine-tuned if its name matches it somewhere.
-        shared_rows: the rows of the vocabularies that hold the same tokens; None where a token has the same row in both.
+        tokens: the rows of both vocabularies by token; None where rows are matched by their numbers.
         split_fused: whether the query, key and value, or the gate and up projection, are repaired one by one where they are
             stored as one weight.
         layout: what each tensor of FINETUNED is to its model; None for what their names and shapes say.
+        allow_unpaired: whether many matrices of FINETUNED may have no partner.
 
     Raises:
-        PairingError: other architecture, shapes that differ by more than a resized vocabulary, or no matrix in common.
+        CheckpointError: one of the two was saved unassembled.
+        PairingError: shapes differ by more than a resized vocabulary, there is no matrix in common, or too many have no
+            partner.
         UsageError: `include` or `exclude` is not a regular expression.
     """
-    for key in () if _is_language_part(*configs) else ("model_type", "architectures"):
-        ours, theirs = (config.get(key) for config in configs)
-        if ours is not None and theirs is not None and ours != theirs:
-            raise PairingError(
-                f"config.json: {key} is {ours!r} in BASE and {theirs!r} in FINETUNED; give the base model this one was fine-tuned from"
-            )
-    vocabularies = (_vocabulary(configs[0]), _vocabulary(configs[1]))
+    refuse_unassembled(base, finetuned)
     fused = configs[1] if split_fused else None
-    how = _How(
-        vocabularies,
-        _Selection(_pattern(include, "include"), _pattern(exclude, "exclude")),
-        shared_rows,
-        fused,
-        layout or {},
-    )
+    selection = _Selection(_pattern(include, "include"), _pattern(exclude, "exclude"))
+    resized = ResizedVocabulary(base, finetuned, configs)
+    how = _How(resized, selection, tokens, fused, layout or {}, differing_configs(configs))
     pairs = tuple(_pair(tensor, base.get(name), how) for name, tensor in finetuned.items())
     if not any(pair.base is not None and pair.is_matrix for pair in pairs):
+        wanted_base = (
+            "give the base model that FINETUNED was made from" if how.configs else "give a base of the same layout"
+        )
         raise PairingError(
             f"no matrix has the same name in BASE (which holds {next(iter(base), 'nothing')!r}) and FINETUNED "
-            f"(which holds {next(iter(finetuned), 'nothing')!r}); give a base of the same layout"
+            f"(which holds {next(iter(finetuned), 'nothing')!r}){how.configs}; {wanted_base}, or "
+            f"{option('rename', 'OLD=NEW')} where only prefixes differ"
         )
-    return Pairing(_with_inputs(pairs), tuple(sorted(base.keys() - finetuned.keys())))
+    if not allow_unpaired:
+        wanted = [pair for pair in pairs if _could_be_repaired(pair) and not selection.refusal(pair.name)]
+        refuse_unpaired([pair.finetuned for pair in wanted if pair.base is None], [pair.finetuned for pair in wanted])
+    left = (tensor.own_name for name, tensor in base.items() if name not in finetuned)
+    return Pairing(_with_inputs(pairs), tuple(sorted(left)))
+
+
+def _could_be_repaired(pair: TensorPair) -> bool:
+    """Whether a tensor is repaired as a matrix if it has a partner."""
+    return pair.is_matrix and pair.finetuned.elements > 0 and pair.finetuned.dtype in FLOAT_NAMES
 
 
 def _with_inputs(pairs: tuple[TensorPair, ...]) -> tuple[TensorPair, ...]:
@@ -194,11 +216,12 @@ class _Selection:
 
 @dataclass(frozen=True)
 class _How:
-    vocabularies: tuple[int | None, int | None]
+    resized: ResizedVocabulary
     selection: _Selection
-    shared_rows: tuple[SharedRows, ...] | None
+    tokens: TokenRows | None
     fused_config: Mapping[str, Any] | None
     layout: Parameters
+    configs: str
 
 
 def _pattern(text: str | None, name: str) -> re.Pattern[str] | None:
@@ -206,25 +229,6 @@ def _pattern(text: str | None, name: str) -> re.Pattern[str] | None:
         return None if text is None else re.compile(text)
     except re.error as error:
         raise UsageError(f"{option(name)}: {text!r} is not a regular expression ({error}); correct it") from error
-
-
-def _is_language_part(base: Mapping[str, Any], finetuned: Mapping[str, Any]) -> bool:
-    """Whether FINETUNED is the language model of a multimodal BASE; transformers can load and save that part alone."""
-    text = base.get("text_config")
-    return (
-        isinstance(text, dict)
-        and text.get("model_type") is not None
-        and text["model_type"] == finetuned.get("model_type")
-    )
-
-
-def _vocabulary(config: Mapping[str, Any]) -> int | None:
-    """`vocab_size` of the config, or of the text part of a multimodal one."""
-    text = config.get("text_config")
-    size = config.get("vocab_size")
-    if size is None and isinstance(text, dict):
-        size = text.get("vocab_size")
-    return size if isinstance(size, int) else None
 
 
 def _pair(finetuned: StoredTensor, base: StoredTensor | None, how: _How) -> TensorPair:
@@ -244,13 +248,18 @@ def _pair(finetuned: StoredTensor, base: StoredTensor | None, how: _How) -> Tens
         return pair("keep", "only in FINETUNED", rows)
     by_token = _rows_by_token(finetuned, base, how)
     if finetuned.shape != base.shape and not by_token:
-        rows = _shared_rows(finetuned, base, how.vocabularies)
+        rows = _shared_rows(finetuned, base, how)
+    if _entries_moved(finetuned, base, how):
+        return pair("keep", "each entry belongs to a token, and the tokenizers differ", 0)
     if refusal := _why_kept(finetuned, base, view, parameter, how) or ("" if rows else "empty"):
         return pair("keep", refusal, rows)
     if view is None:
         raise AssertionError(f"{finetuned.name} is no matrix")
     if by_token:
-        reason = f"the tokenizers differ; {by_token[0].rows} of {view[0]} rows have a token that BASE has too, and are repaired"
+        reason = (
+            f"the tokenizers differ; {by_token[0].rows} of {view[0]} rows have a token that BASE has too, or none on either "
+            "side, and are repaired"
+        )
         return pair("filter", reason, by_token[0].rows, by_token)
     if finetuned.shape != base.shape:
         reason = f"vocabulary resized from {base.shape[0]} to {finetuned.shape[0]} rows; the first {rows} are repaired"
@@ -303,14 +312,11 @@ def _cut(part: Submatrix, tensor: StoredTensor, config: Mapping[str, Any]) -> tu
 
 def _rows_by_token(finetuned: StoredTensor, base: StoredTensor, how: _How) -> tuple[Submatrix, ...]:
     """The rows of an embedding or head whose tokens both models have; empty where rows are matched by their numbers."""
-    vocabulary = INPUT_EMBEDDING.search(finetuned.name) or OUTPUT_EMBEDDING.search(finetuned.name)
-    if how.shared_rows is None or not vocabulary or len(finetuned.shape) != 2 or finetuned.shape[1:] != base.shape[1:]:
+    if how.tokens is None or len(finetuned.shape) != 2 or not how.resized.holds_tokens(finetuned, base):
         return ()
-    runs = []
-    for run in how.shared_rows:
-        count = min(run.length, finetuned.shape[0] - run.finetuned, base.shape[0] - run.base)
-        if count > 0:
-            runs.append(SharedRows(run.finetuned, run.base, count))
+    runs = how.tokens.runs((finetuned.shape[0], base.shape[0]))
+    if runs is None:
+        return ()
     if not runs:
         raise PairingError(
             f"tensor {finetuned.name!r}: the tokenizers of BASE and FINETUNED have no token in common; give the base model "
@@ -320,12 +326,18 @@ def _rows_by_token(finetuned: StoredTensor, base: StoredTensor, how: _How) -> tu
     return (Submatrix("", ours, tuple((run.base, run.base + run.length) for run in runs)),)
 
 
-def _shared_rows(finetuned: StoredTensor, base: StoredTensor, vocabularies: tuple[int | None, int | None]) -> int:
+def _entries_moved(finetuned: StoredTensor, base: StoredTensor, how: _How) -> bool:
+    """Whether a vector, such as the bias of a head, has an entry for each token, and not the same ones on both sides."""
+    if how.tokens is None or len(finetuned.shape) != 1 or not how.resized.holds_tokens(finetuned, base):
+        return False
+    return how.tokens.runs((finetuned.shape[0], base.shape[0])) is not None
+
+
+def _shared_rows(finetuned: StoredTensor, base: StoredTensor, how: _How) -> int:
     """How many rows both sides hold where the vocabulary was resized; any other difference of shapes is refused."""
-    same_rows = finetuned.shape[1:] == base.shape[1:] and bool(base.shape) and bool(finetuned.shape)
-    if same_rows and (base.shape[0], finetuned.shape[0]) == vocabularies:
+    if how.resized.holds_tokens(finetuned, base):
         return min(base.shape[0], finetuned.shape[0])
     raise PairingError(
-        f"tensor {finetuned.name!r}: shape {list(base.shape)} in BASE, {list(finetuned.shape)} in FINETUNED, "
-        f"which is not a resized vocabulary (vocab_size {vocabularies[0]} and {vocabularies[1]}); give the base model this one was fine-tuned from"
+        f"tensor {finetuned.name!r}: shape {list(base.shape)} in BASE, {list(finetuned.shape)} in FINETUNED, which is not a "
+        f"resized vocabulary{how.configs}; the two are of different sizes, so give the base model that FINETUNED was made from"
     )

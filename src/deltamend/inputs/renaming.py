@@ -1,120 +1,174 @@
-"""Find the prefix by which the names of BASE and FINETUNED differ, and show BASE under FINETUNED's names."""
+"""Show BASE under FINETUNED's names, where the two call the same tensors differently."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from deltamend.checkpoint.checkpoint_folder import Checkpoint, ComputedTensor, StoredTensor
 from deltamend.errors import PairingError, UsageError, option
 from deltamend.inputs.computed_tensors import EntrySpan
+from deltamend.inputs.name_rules import SAME, NameMatch, NamePair, NameRule, Shapes, match_names, plain_names
+from deltamend.inputs.weight_samples import Values, is_related, sample_of
 
-_Shapes = Mapping[str, tuple[int, ...]]
-_Rule = tuple[str, str]
-
-# What models are wrapped in: multimodal ones around their text part, and the head around the body.
-_PREFIXES = (
-    "", "model.", "language_model.", "language_model.model.", "model.language_model.", "text_model.", "transformer.", "module.",
-)  # fmt: skip
+_ASKED = 4
+"""From how many matrices a rule's evidence is taken."""
 
 
-def rename_base(base: Checkpoint, finetuned: Checkpoint, given: str | None) -> None:
-    """Show BASE's tensors under FINETUNED's names where only a prefix differs; otherwise leave BASE as it is.
+@dataclass(frozen=True)
+class Renaming:
+    """Under which names the tensors of BASE are shown.
+
+    Attributes:
+        shown: the tensors of BASE by the names that they have in FINETUNED.
+        notes: what was found, a sentence a rule.
+    """
+
+    shown: dict[str, StoredTensor]
+    notes: tuple[str, ...]
+
+
+def rename_base(base: Checkpoint, finetuned: Checkpoint, given: Sequence[str] = ()) -> None:
+    """Show BASE's tensors under FINETUNED's names; where both have the same names, BASE stays as it is.
 
     Args:
-        base: what is shown under other names; its notes say which prefix was replaced.
+        base: what is shown under other names; its notes say by which rules.
         finetuned: stays as it is.
-        given: `OLD=NEW`, a prefix in BASE and what it is in FINETUNED; None tries the prefixes that models are wrapped in.
+        given: rules `OLD=NEW`: a prefix in BASE and what it is in FINETUNED. What they leave is matched by `match_names`.
 
     Raises:
-        PairingError: two pairs of prefixes match equally many matrices in different ways, or two tensors get one name.
-        UsageError: `given` is not written like OLD=NEW, or matches nothing.
+        PairingError: the names match in several ways, or two tensors get one name.
+        UsageError: a given rule is not written like OLD=NEW, or matches nothing.
     """
-    rule = prefix_rule(base.tensors, finetuned.tensors, given)
-    if rule is not None:
-        _show_renamed(base, rule, rule_note(base.tensors, finetuned.tensors, rule))
+    renaming = find_renaming(base.tensors, finetuned.tensors, given, (base.values, finetuned.values))
+    if renaming is None:
+        return
+    computed: dict[StoredTensor, ComputedTensor] = {}
+    for shown in renaming.shown.values():
+        held = base.tensors.get(shown.own_name)
+        if held is not None and shown != held and base.is_computed(held):
+            computed[shown] = EntrySpan(base, held)
+    base.present(renaming.shown, computed, renaming.notes)
 
 
-def rule_note(base: Mapping[str, StoredTensor], finetuned: Mapping[str, StoredTensor], rule: _Rule) -> str:
-    """What a rule of `prefix_rule` means, and how many matrices it pairs, as one sentence for a person."""
-    ours, theirs = _matrices(base), _matrices(finetuned)
-    count = _matched(ours, theirs, rule)
-    return f"BASE's {rule[0]!r} is FINETUNED's {rule[1]!r}: {count} of {len(theirs)} matrices get a partner this way"
+def find_renaming(
+    base: Mapping[str, StoredTensor],
+    finetuned: Mapping[str, StoredTensor],
+    given: Sequence[str],
+    values: tuple[Values, Values] | None,
+) -> Renaming | None:
+    """Find the names of BASE's tensors in FINETUNED; see `rename_base` for the rules and the errors.
 
-
-def prefix_rule(
-    base: Mapping[str, StoredTensor], finetuned: Mapping[str, StoredTensor], given: str | None
-) -> _Rule | None:
-    """Which prefix of names in BASE stands for which in FINETUNED; see `rename_base` for arguments and errors.
+    Args:
+        base: the tensors of BASE.
+        finetuned: those of FINETUNED.
+        given: rules `OLD=NEW`.
+        values: read BASE and FINETUNED, to tell which of several possible rules is right; None where they cannot be read.
 
     Returns:
-        (OLD, NEW); None where as many matrices have the same name on both sides as would have by any rule.
+        None if every tensor of BASE is shown under its own name.
     """
     ours, theirs = _matrices(base), _matrices(finetuned)
-    return _found_rule(ours, theirs) if given is None else _given_rule(given, ours, theirs)
+    rules = [_given_rule(text) for text in given]
+    evidence = None if values is None else _evidence(base, finetuned, values)
+    match = match_names(ours, theirs, rules, evidence)
+    used = {rule for rule, _ in match.rules}
+    for text, rule in zip(given, rules, strict=True):
+        if rule not in used:
+            raise UsageError(
+                f"{option('rename')}: {text!r} gives no matrix of BASE a name and shape that FINETUNED has; compare the names "
+                "of both with `deltamend inspect`"
+            )
+    names = _names_of_all(base, finetuned, match)
+    _refuse_doubled(names, base, rules)
+    if all(name == shown for name, shown in names.items()):
+        return None
+    shown = {
+        new: base[name] if new == name else replace(base[name], name=new, origin=base[name].own_name)
+        for name, new in names.items()
+    }
+    return Renaming(shown, _notes(match, len(theirs)))
 
 
-def _given_rule(given: str, ours: _Shapes, theirs: _Shapes) -> _Rule:
+def _notes(match: NameMatch, matrices: int) -> tuple[str, ...]:
+    notes = [
+        f"BASE's {rule.old!r} is FINETUNED's {rule.new!r}: {count} of {matrices} matrices get a partner this way"
+        for rule, count in match.rules
+        if rule != SAME
+    ]
+    ours, theirs = plain_names(match.pairs), plain_names(match.pairs.values())
+    wrapped = [name for name, plain in [*ours.items(), *theirs.items()] if name != plain]
+    if wrapped:
+        notes.append(
+            f"names are compared without the parts that wrappers such as torch.compile and FSDP put into them, as in {wrapped[0]!r}"
+        )
+    return tuple(notes)
+
+
+def _given_rule(given: str) -> NameRule:
     old, separator, new = given.partition("=")
     if not separator:
         raise UsageError(
             f"{option('rename')}: {given!r} is not of the form OLD=NEW; write it like "
             f"{option('rename', 'model.=language_model.model.')}"
         )
-    if not _matched(ours, theirs, (old, new)):
-        raise UsageError(
-            f"{option('rename')}: {given!r} gives no matrix of BASE a name and shape that FINETUNED has; compare the names of "
-            "both with `deltamend inspect`"
-        )
-    return old, new
+    return NameRule(old, new)
 
 
-def _found_rule(ours: _Shapes, theirs: _Shapes) -> _Rule | None:
-    """The pair of known prefixes that matches the most matrices; None where the names as they are match as many."""
-    scores = {(old, new): _matched(ours, theirs, (old, new)) for old in _PREFIXES for new in _PREFIXES if old != new}
-    top = max(scores.values())
-    if top <= _matched(ours, theirs, ("", "")):
-        return None
-    winners = [rule for rule, score in scores.items() if score == top]
-    # A longer pair of prefixes with the same ending says the same; the shortest is the rule.
-    best = min(winners, key=lambda rule: (len(rule[0]) + len(rule[1]), rule))
-    mappings = [{name: renamed(name, rule) for name in ours if renamed(name, rule) in theirs} for rule in winners]
-    if any(mapping != mappings[winners.index(best)] for mapping in mappings):
-        written = ", ".join(f"{old}={new}" for old, new in sorted(winners))
-        raise PairingError(
-            f"the tensor names of BASE match those of FINETUNED in several ways ({written}); choose one with {option('rename', 'OLD=NEW')}"
-        )
-    return best
+def _names_of_all(
+    base: Mapping[str, StoredTensor], finetuned: Mapping[str, StoredTensor], match: NameMatch
+) -> dict[str, str]:
+    """The name under which each tensor of BASE is shown: matrices by the match, everything else by its rules."""
+    plain_ours, named = plain_names(base), {plain: name for name, plain in plain_names(finetuned).items()}
+    names = dict(match.pairs)
+    taken = set(names.values())
+    for name, tensor in base.items():
+        if name in names:
+            continue
+        own = plain_ours[name]
+        rules = [*match.rules_for(own), SAME]
+        wanted = [rule.new + own.removeprefix(rule.old) for rule in rules]
+        partners = [named[plain] for plain in wanted if plain in named and named[plain] not in taken]
+        fitting = [partner for partner in partners if finetuned[partner].shape == tensor.shape] or partners
+        # A tensor without a partner goes by the same rule, so that stacked experts find the layer they belong to.
+        alone = next((plain for plain in (wanted[0], name) if plain not in taken and plain not in named), None)
+        found = fitting[0] if fitting else alone
+        if found is None:
+            found = f"{name} (in BASE)"
+        names[name] = found
+        taken.add(found)
+    return {name: names[name] for name in base}
 
 
-def _show_renamed(base: Checkpoint, rule: _Rule, note: str) -> None:
-    tensors: dict[str, StoredTensor] = {}
-    computed: dict[StoredTensor, ComputedTensor] = {}
-    for tensor in base.tensors.values():
-        shown = replace(tensor, name=renamed(tensor.name, rule), origin=tensor.own_name)
-        if shown.name in tensors:
-            raise PairingError(
-                f"two tensors of BASE would both be renamed to {shown.name!r}; give another {option('rename', 'OLD=NEW')}"
-            )
-        tensors[shown.name] = shown
-        if shown != tensor and base.is_computed(tensor):
-            computed[shown] = EntrySpan(base, tensor)
-    base.present(tensors, computed, [note])
+def _refuse_doubled(names: Mapping[str, str], base: Mapping[str, StoredTensor], rules: Sequence[NameRule]) -> None:
+    """Refuse given rules that give a tensor the name that another tensor of BASE has already."""
+    for rule in rules:
+        for name in base:
+            new = rule.new + name.removeprefix(rule.old)
+            doubled = new in base and not any(new.startswith(other.old) for other in rules)
+            if name.startswith(rule.old) and names[name] == new != name and doubled:
+                raise PairingError(
+                    f"two tensors of BASE would both be renamed to {new!r}; give another {option('rename', 'OLD=NEW')}"
+                )
 
 
-def _matrices(tensors: Mapping[str, StoredTensor]) -> _Shapes:
+def _matrices(tensors: Mapping[str, StoredTensor]) -> Shapes:
     return {name: tensor.shape for name, tensor in tensors.items() if len(tensor.shape) >= 2}
 
 
-def _matched(ours: _Shapes, theirs: _Shapes, rule: _Rule) -> int:
-    """How many matrices of BASE get a partner in FINETUNED of the same name and number of columns."""
-    return sum(
-        shape[1:] == theirs.get(renamed(name, rule), ())[1:] and renamed(name, rule) in theirs
-        for name, shape in ours.items()
-    )
+def _evidence(
+    base: Mapping[str, StoredTensor], finetuned: Mapping[str, StoredTensor], values: tuple[Values, Values]
+) -> Callable[[Sequence[NamePair]], bool | None]:
+    """What the values say about pairs of names, from the first, the last and some between."""
 
+    def says(pairs: Sequence[NamePair]) -> bool | None:
+        places = sorted({round(place * (len(pairs) - 1) / (_ASKED - 1)) for place in range(_ASKED)})
+        samples = []
+        for ours, theirs in (pairs[place] for place in places):
+            tensors = base[ours], finetuned[theirs]
+            found = sample_of(tensors, values)
+            if found is not None:
+                samples.append(found)
+        return is_related(samples)
 
-def renamed(name: str, rule: _Rule) -> str:
-    """The name of a tensor of BASE by a rule of `prefix_rule`."""
-    old, new = rule
-    return new + name.removeprefix(old) if name.startswith(old) else name
+    return says

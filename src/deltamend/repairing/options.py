@@ -42,7 +42,7 @@ class Flag:
     Attributes:
         names: the spellings, such as ("-i", "--include"); messages use the last one. None if the option has no flag.
         metavar: the placeholder for the value in the help text.
-        repeated: whether the flag may be given several times, with one KEY=VALUE each time.
+        repeated: whether the flag may be given several times, with one value each time.
     """
 
     names: tuple[str, ...] | None
@@ -61,14 +61,24 @@ class PairOptions(Record):
         default=None,
         description="Leave matrices whose name matches this regular expression anywhere as fine-tuned.",
     )
-    rename: Annotated[str | None, Flag(("--rename",), "OLD=NEW")] = Field(
-        default=None,
-        description="Pair tensors whose name begins with OLD in BASE and with NEW in FINETUNED; detected automatically by default.",
+    rename: Annotated[tuple[str, ...], Flag(("--rename",), "OLD=NEW", repeated=True)] = Field(
+        default=(),
+        description="Pair tensors whose name begins with OLD in BASE and with NEW in FINETUNED. Names for which no rule is given are "
+        "matched automatically.",
     )
     split_fused: bool = Field(
         default=False,
         description="Treat query, key and value, or gate and up, as separate matrices if they are stored as one fused matrix.",
     )
+    allow_unpaired: bool = Field(
+        default=False,
+        description="Go on if many matrices of FINETUNED have no partner in BASE; they stay as fine-tuned.",
+    )
+
+    @field_validator("rename", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
 
 class RepairOptions(PairOptions):
@@ -138,8 +148,9 @@ class PairKeywords(TypedDict, total=False):
 
     include: str | None
     exclude: str | None
-    rename: str | None
+    rename: str | Sequence[str] | None
     split_fused: bool
+    allow_unpaired: bool
 
 
 class RepairKeywords(PairKeywords, total=False):
@@ -248,6 +259,7 @@ def pair_of(
         exclude=options.exclude,
         rename=options.rename,
         split_fused=options.split_fused,
+        allow_unpaired=options.allow_unpaired,
     )
 
 

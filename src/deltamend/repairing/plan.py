@@ -134,7 +134,7 @@ class RepairPlan:
             "max_shard_size": None if size is None else str(size),
             "rules": json.dumps([_described_rule(rule, self.method.name) for rule in self.options.rules]),
             "vectors": str(self.options.vectors),
-            "rename": self.options.rename,
+            "rename": ", ".join(self.options.rename) or None,
             "split_fused": str(self.options.split_fused),
             "output": self.options.output,
             "rounding": self.options.rounding,
@@ -298,7 +298,7 @@ def assign_methods(pairing: Pairing, choice: MethodChoice) -> tuple[Pairing, dic
 
 
 def is_shared_vector(pair: TensorPair) -> bool:
-    """Whether both sides hold the tensor, in one shape and in floating-point dtypes, and it is not a matrix."""
-    if pair.base is None or pair.is_matrix or pair.finetuned.shape != pair.base.shape:
+    """Whether both sides hold the tensor, in one shape and in floating-point dtypes, entry by entry, and it is not a matrix."""
+    if pair.base is None or pair.is_matrix or pair.finetuned.shape != pair.base.shape or not pair.rows:
         return False
     return pair.finetuned.elements > 0 and {pair.finetuned.dtype, pair.base.dtype} <= FLOAT_NAMES

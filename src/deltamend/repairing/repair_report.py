@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from deltamend.checkpoint.manifest import Manifest, TensorRecord
+from deltamend.checkpoint.manifest import CoverageRecord, Manifest, TensorRecord
 from deltamend.errors import option, spell, spelled_in_python
 from deltamend.methods.registry import method_class
 from deltamend.repairing.options import Recommendation
@@ -36,6 +37,11 @@ class RepairReport:
     def tensors(self) -> tuple[TensorRecord, ...]:
         """One record for each tensor, in the order in which the output's files hold them."""
         return self.manifest.tensors
+
+    @property
+    def coverage(self) -> CoverageRecord | None:
+        """How much of FINETUNED was repaired: its matrices, and their entries."""
+        return self.manifest.coverage
 
     @property
     def kept_energy(self) -> float:
@@ -71,6 +77,21 @@ def nothing_changed_warning(manifest: Manifest) -> str | None:
             "repair; check that FINETUNED is the fine-tuned model"
         )
     return None
+
+
+def coverage_clause(coverage: CoverageRecord | None) -> str:
+    """Which part of FINETUNED a share of the update is about, for the end of a sentence; nothing where it is all of it."""
+    if coverage is None or coverage.share == 1.0:
+        return ""
+    return (
+        f" in {coverage.repaired} of the {coverage.matrices} matrices of FINETUNED, {_rounded_down(coverage.share)} of their "
+        "entries; the others are as fine-tuned"
+    )
+
+
+def _rounded_down(share: float) -> str:
+    """A share in percent, of which 100 % means all."""
+    return f"{math.floor(10_000 * share) / 100:.2f} %"
 
 
 def rounding_warning(manifest: Manifest) -> str | None:

@@ -11,12 +11,19 @@ import numpy as np
 
 from deltamend.checkpoint.checkpoint_folder import StoredTensor
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES, all_finite
-from deltamend.checkpoint.manifest import MatrixRepair, kept_energy_of, realised_error_of, undone_by_rounding_of
+from deltamend.checkpoint.manifest import (
+    CoverageRecord,
+    MatrixRepair,
+    kept_energy_of,
+    realised_error_of,
+    undone_by_rounding_of,
+)
 from deltamend.checkpoint.quantised import refuse_quantised
-from deltamend.errors import FilterError, PairingError, UsageError, option
+from deltamend.errors import FilterError, UsageError, option
 from deltamend.inputs.model_layout import Parameters, layout_of, layout_of_module
 from deltamend.inputs.pairing import Pairing, TensorPair, pair_tensors
-from deltamend.inputs.renaming import prefix_rule, renamed, rule_note
+from deltamend.inputs.renaming import find_renaming
+from deltamend.inputs.weight_samples import Values
 from deltamend.machine.threads import Workers
 from deltamend.matrices.buffers import Array, Buffers
 from deltamend.matrices.update_walk import SidesReader
@@ -47,11 +54,13 @@ class RepairedInMemory:
         records: what was done to each tensor that has a method, by the name of the tensor.
         only_in_base: the names of tensors that only BASE has; they are not in the result.
         notes: how the names of BASE were matched, where they are not those of FINETUNED.
+        coverage: how much of FINETUNED was repaired.
     """
 
     records: dict[str, MatrixRepair]
     only_in_base: tuple[str, ...]
     notes: tuple[str, ...]
+    coverage: CoverageRecord
 
     @property
     def kept_energy(self) -> float:
@@ -155,9 +164,8 @@ def _repaired(
     described = _described(base, _first_names(base)), _described(finetuned, {})
     for side, tensors_of in zip(("BASE", "FINETUNED"), described, strict=True):
         refuse_quantised(tensors_of.values(), side)
-    rule = prefix_rule(*described, wanted.rename)
-    notes = () if rule is None else (rule_note(*described, rule),)
-    shown = described[0] if rule is None else _renamed_by(rule, described[0])
+    renaming = find_renaming(*described, wanted.rename, (_entries_of(base), _entries_of(finetuned)))
+    shown, notes = (described[0], ()) if renaming is None else (renaming.shown, renaming.notes)
     pairing = pair_tensors(
         shown,
         described[1],
@@ -166,6 +174,7 @@ def _repaired(
         exclude=wanted.exclude,
         split_fused=wanted.split_fused,
         layout=layout or layout_of(configs[1], {name: tensor.shape for name, tensor in described[1].items()}),
+        allow_unpaired=wanted.allow_unpaired,
     )
     pairing, methods = assign_methods(pairing, choice)
     _refuse_split_ties(ties, methods)
@@ -188,7 +197,7 @@ def _repaired(
     for name, first in ties.items():
         if first in records:
             tensors[name], records[name] = tensors[first], records[first]
-    return RepairedStateDict(records, pairing.only_in_base, notes, tensors)
+    return RepairedStateDict(records, pairing.only_in_base, notes, pairing.coverage, tensors)
 
 
 def repair_module(
@@ -235,7 +244,7 @@ def repair_module(
     )
     result = copy.deepcopy(finetuned)
     result.load_state_dict(repaired.tensors)
-    return RepairedModule(repaired.records, repaired.only_in_base, repaired.notes, result)
+    return RepairedModule(repaired.records, repaired.only_in_base, repaired.notes, repaired.coverage, result)
 
 
 class MemoryOutput:
@@ -308,17 +317,13 @@ def _options_in_memory(given: RepairKeywords) -> RepairOptions:
     return options
 
 
-def _renamed_by(rule: tuple[str, str], base: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors of BASE under the names that they have in FINETUNED, by a rule of `prefix_rule`."""
-    shown: dict[str, StoredTensor] = {}
-    for tensor in base.values():
-        name = renamed(tensor.name, rule)
-        if name in shown:
-            raise PairingError(
-                f"two tensors of BASE would be called {name!r}; give another {option('rename', 'OLD=NEW')}"
-            )
-        shown[name] = replace(tensor, name=name, origin=tensor.own_name)
-    return shown
+def _entries_of(tensors: Mapping[str, torch.Tensor]) -> Values:
+    """Read entries of a state dict, counted row by row."""
+
+    def read(tensor: StoredTensor, start: int, stop: int) -> Array:
+        return _array(tensors[tensor.own_name].reshape(-1)[start:stop])
+
+    return read
 
 
 def _first_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
