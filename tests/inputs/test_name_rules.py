@@ -9,7 +9,9 @@ import pytest
 from deltamend.errors import PairingError
 from deltamend.inputs.name_rules import NameMatch, NameRule, Shapes, match_names, plain_names
 
-TEXT = {
+Names = dict[str, tuple[int, ...]]
+
+TEXT: Names = {
     "embed_tokens.weight": (160, 32),
     **{
         f"layers.{layer}.{name}.weight": shape
@@ -17,14 +19,14 @@ TEXT = {
         for name, shape in (("self_attn.q_proj", (32, 32)), ("self_attn.k_proj", (16, 32)), ("mlp.up_proj", (48, 32)))
     },
 }
-VISION = {
+VISION: Names = {
     f"vision_model.encoder.layers.{layer}.{name}.weight": shape
     for layer in range(4)
     for name, shape in (("self_attn.q_proj", (32, 32)), ("mlp.fc1", (48, 32)), ("mlp.fc2", (32, 48)))
 }
 
 
-def under(prefix: str, names: Shapes) -> dict[str, tuple[int, ...]]:
+def under(prefix: str, names: Names) -> Names:
     return {prefix + name: shape for name, shape in names.items()}
 
 
@@ -32,7 +34,7 @@ def pairs(ours: Shapes, theirs: Shapes, *given: tuple[str, str]) -> NameMatch:
     return match_names(ours, theirs, [NameRule(*rule) for rule in given], None)
 
 
-CHANGES: dict[str, tuple[dict[str, tuple[int, ...]], Callable[[str], str]]] = {
+CHANGES: dict[str, tuple[Names, Callable[[str], str]]] = {
     "same": (TEXT, lambda name: name),
     "a head around the body": (under("model.", TEXT) | {"lm_head.weight": (160, 32)}, lambda name: name),
     "embedding model": (under("model.", TEXT), lambda name: name.removeprefix("model.")),
@@ -96,7 +98,7 @@ def test_a_matrix_of_another_width_is_no_partner() -> None:
     assert pairs(TEXT, under("model.", theirs)).pairs == {}
 
 
-def two_towers() -> tuple[Shapes, Shapes]:
+def two_towers() -> tuple[Names, Names]:
     return under("thinker.", TEXT) | under("talker.", TEXT), TEXT
 
 
