@@ -94,7 +94,7 @@ def test_what_only_one_side_has_stays_alone() -> None:
 
 
 def test_a_matrix_of_another_width_is_no_partner() -> None:
-    theirs = {name: (rows, 2 * columns) for name, (rows, columns) in TEXT.items()}
+    theirs: Names = {name: (shape[0], 2 * shape[1]) for name, shape in TEXT.items()}
     assert pairs(TEXT, under("model.", theirs)).pairs == {}
 
 

@@ -16,7 +16,7 @@ from transformers import (
 
 import deltamend
 from tests.conftest import llama, save_pair
-from tests.inputs.checkpoints import Cli, check, mixtral, qwen3_moe, tuned, wrap_config
+from tests.inputs.checkpoints import Cli, check, mixtral, qwen3_moe, tuned
 from tests.reference import load
 
 
@@ -81,11 +81,20 @@ def test_a_depthwise_kernel_is_no_matrix_and_stays_as_fine_tuned(tmp_path: Path)
     assert torch.equal(load(tmp_path / "out")["conv1d.weight"], finetuned["conv1d.weight"])
 
 
-def test_the_language_part_of_another_family_is_refused(tmp_path: Path, deltamend_cli: Cli) -> None:
+@pytest.mark.parametrize("key", ["model_type", "architectures"])
+def test_a_config_of_another_kind_is_a_hint_where_names_and_shapes_agree(
+    key: str, tmp_path: Path, deltamend_cli: Cli
+) -> None:
     pair = save_pair(llama(torch.float32), tmp_path)
-    wrap_config(pair.base)
+    deltamend.repair(pair.base, pair.finetuned, tmp_path / "expected")
     config = json.loads((pair.finetuned / "config.json").read_text())
-    (pair.finetuned / "config.json").write_text(json.dumps(config | {"model_type": "mistral"}))
+    other = "mistral" if key == "model_type" else ["FSDPLlamaForCausalLM"]
+    (pair.finetuned / "config.json").write_text(json.dumps(config | {key: other}))
     printed = deltamend_cli("repair", pair.base, pair.finetuned, tmp_path / "out")
-    assert printed.code == 1
-    assert "model_type is 'seeing' in BASE and 'mistral' in FINETUNED" in printed.err
+    assert printed.code == 0, printed.err
+    assert (
+        f"config.json: {key} is {config[key]!r} in BASE and {other!r} in FINETUNED; names and shapes agree"
+        in printed.out
+    )
+    ours, theirs = load(tmp_path / "out"), load(tmp_path / "expected")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

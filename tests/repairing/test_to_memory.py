@@ -119,7 +119,7 @@ def test_renamed_tensors_are_paired_as_in_folders(own_pair: Pair, tmp_path: Path
 def test_two_names_may_not_become_one() -> None:
     base = {"a.w": torch.zeros(3, 4), "b.w": torch.ones(3, 4)}
     with pytest.raises(
-        deltamend.PairingError, match=r"two tensors of BASE would be called 'b\.w'; give another rename="
+        deltamend.PairingError, match=r"two tensors of BASE would both be renamed to 'b\.w'; give another rename="
     ):
         deltamend.repair_state_dict(base, {"b.w": torch.ones(3, 4)}, rename="a.=b.")
 

@@ -19,6 +19,7 @@ from deltamend.inputs.fp8_weights import present_dequantised
 from deltamend.inputs.hub import fetch, id_and_subfolder, is_hub_id
 from deltamend.inputs.lora import add_adapter
 from deltamend.inputs.model_layout import layout_of
+from deltamend.inputs.pair_checks import differing_configs
 from deltamend.inputs.pairing import Pairing, pair_tensors
 from deltamend.inputs.stale_quantization import drop_stale_quantization
 from deltamend.inputs.vocabulary import token_rows
@@ -151,6 +152,10 @@ def open_pair(
             layout=layout_of(theirs.config, shapes),
             allow_unpaired=allow_unpaired,
         )
+        if differing := differing_configs((ours.config, theirs.config)):
+            theirs.notes += (
+                f"{differing.removeprefix('; ')}; names and shapes agree, so they are taken as one family",
+            )
         if theirs.adapter is not None and ours.adapter is None and ours.folder.samefile(theirs.folder):
             ranks = {name: theirs.update_ranks.get(name) for name in theirs.tensors}
             pairing = replace(
