@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltamend.calibration.checks import check_file, refuse_not_finite
-from deltamend.calibration.stored_names import stored_names
+from deltamend.calibration.names_in_files import stored_names
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import CheckpointError, UsageError, option
 from deltamend.language_models.loading import (

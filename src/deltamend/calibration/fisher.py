@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from deltamend.calibration.checks import check_file, refuse_not_finite
-from deltamend.calibration.stored_names import stored_names
+from deltamend.calibration.names_in_files import stored_names
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.language_models.loading import LoadedModel, load, quiet_transformers
 from deltamend.language_models.training import Example

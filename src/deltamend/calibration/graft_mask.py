@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltamend.calibration.checks import check_file, refuse_not_finite
-from deltamend.calibration.stored_names import stored_names
+from deltamend.calibration.names_in_files import stored_names
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.errors import PairingError
 from deltamend.language_models.loading import load, quiet_transformers

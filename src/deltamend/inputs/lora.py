@@ -18,6 +18,7 @@ from deltamend.inputs.adapted_parameters import AdaptedParameters, Target
 from deltamend.inputs.adapted_weights import AdaptedBias, AdaptedWeight, LowRankUpdate, RecentArrays, WithNewRows
 from deltamend.inputs.adapter_config import refuse_other_kinds, removed_by_start, scaling_of
 from deltamend.inputs.adapter_keys import AdapterTensors, Role, sort_tensors
+from deltamend.inputs.adapter_names import named_as_in
 from deltamend.inputs.computed_tensors import EntrySpan
 from deltamend.inputs.layer_replication import layer_sources, replicate_layers
 
@@ -50,16 +51,17 @@ def add_adapter(checkpoint: Checkpoint, folder: Path) -> None:
     if (sources := layer_sources(config.get("layer_replication"), folder)) is not None:
         replicate_layers(checkpoint, sources)
     brought = sort_tensors(adapter.tensors, folder)
-    merged = _Merged(checkpoint, adapter)
-    merged.untie(brought)
-    for name, tensor in brought.whole.items():
-        merged.put_whole(name, tensor)
-    for module, tensor in brought.tokens.items():
-        merged.put_tokens(module, tensor)
-    parameters = AdaptedParameters(merged.tensors, checkpoint.config, config, str(folder))
-    for module, parts in brought.factors.items():
-        merged.add_factors(module, parts, parameters)
-    merged.show(len(brought.factors))
+    with named_as_in(brought, checkpoint, str(folder)):
+        merged = _Merged(checkpoint, adapter)
+        merged.untie(brought)
+        for name, tensor in brought.whole.items():
+            merged.put_whole(name, tensor)
+        for module, tensor in brought.tokens.items():
+            merged.put_tokens(module, tensor)
+        parameters = AdaptedParameters(merged.tensors, checkpoint.config, config, str(folder))
+        for module, parts in brought.factors.items():
+            merged.add_factors(module, parts, parameters)
+        merged.show(len(brought.factors))
 
 
 def _open_adapter(folder: Path, config: dict[str, Any]) -> Checkpoint:

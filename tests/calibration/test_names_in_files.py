@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deltamend.calibration.stored_names import stored_names
+from deltamend.calibration.names_in_files import stored_names
 from deltamend.errors import CheckpointError
 from tests.inputs.architectures import build
 from tests.reference import load

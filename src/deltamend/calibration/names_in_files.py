@@ -1,4 +1,4 @@
-"""The names that a checkpoint has for the weights of a loaded model."""
+"""The names that the files of a checkpoint have for the weights of a loaded model."""
 
 from __future__ import annotations
 
