@@ -24,12 +24,12 @@ def adapted(name: str, folder: Path, **options: Any) -> Any:
     base = type(build(name)).from_pretrained(folder / "base", dtype=torch.float32)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # peft's own
-        model = get_peft_model(base, LoraConfig(**(given | options)))
+        model: Any = get_peft_model(base, LoraConfig(**(given | options)))
     with torch.no_grad():
         for parameter, values in model.named_parameters():
             if "lora_" in parameter or "modules_to_save" in parameter:
-                values += 0.1 * torch.randn_like(values)
-    model.save_pretrained(folder / "adapter")
+                values.add_(0.1 * torch.randn_like(values))
+    model.save_pretrained(str(folder / "adapter"))
     return model.eval()
 
 

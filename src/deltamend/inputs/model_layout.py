@@ -37,8 +37,12 @@ convolution whose channels do not mix, so that each row is a filter of its own.
 Layer = Literal["linear", "conv1d", "embedding", ""]
 Shapes = Mapping[str, tuple[int, ...]]
 _MATRICES: frozenset[Role] = frozenset({"matrix", "stack", "convolution", "embedding"})
-_VERSION = 2
-"""Of the files in the cache."""
+_CODE = (
+    "deltamend.inputs.model_layout",
+    "deltamend.language_models.empty_model",
+    "deltamend.language_models.parameter_use",
+)
+"""The modules that an answer depends on; an answer in the cache is one of the same code."""
 _STATE = frozenset({"A_log", "A", "D", "dt_bias", "time_decay", "time_first", "time_faaaa"})
 """Parameters of state-space and linear-attention layers that act entry by entry."""
 _BIAS = re.compile(r"(^|_)bias(es)?(_|$)")
@@ -152,7 +156,7 @@ def layout_of(config: Mapping[str, Any], shapes: Shapes, *, names_in_memory: boo
     """What each tensor of a checkpoint is to its model.
 
     transformers is asked only where names and shapes do not settle it, and its answer is kept in the user's cache by the digest
-    of config.json, the names and shapes, and the version of transformers.
+    of config.json, the names and shapes, the version of transformers and the code that asks it.
 
     Args:
         config: the content of config.json.
@@ -275,12 +279,17 @@ def _ask_transformers(config: Mapping[str, Any], shapes: Shapes) -> dict[str, Pa
 
 def _cache_file(config: Mapping[str, Any], shapes: Shapes) -> Path:
     key = {
-        "version": _VERSION,
+        "code": [_source(module) for module in _CODE],
         "transformers": version("transformers"),
         "config": dict(config),
         "shapes": {name: list(shape) for name, shape in shapes.items()},
     }
     return default_cache_dir() / "layouts" / f"{json_sha256(key)[:32]}.json"
+
+
+def _source(module: str) -> str | None:
+    found = importlib.util.find_spec(module)
+    return None if found is None or found.origin is None else Path(found.origin).read_text(encoding="utf-8")
 
 
 def _read_cache(file: Path) -> dict[str, Parameter] | None:
