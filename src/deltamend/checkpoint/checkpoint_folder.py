@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class StoredTensor:
         written_dtype: the dtype it is written in, where that is another than `dtype`.
         origin: its name in its own checkpoint, where it is shown under another.
         view: the (rows, columns) that its entries are read as; None where nothing was decided about it.
+        packing: the format its values are quantised in, where they are dequantised as they are read.
     """
 
     name: str
@@ -54,6 +55,7 @@ class StoredTensor:
     written_dtype: str | None = None
     origin: str | None = None
     view: tuple[int, int] | None = field(default=None, compare=False)
+    packing: str | None = None
 
     @property
     def own_name(self) -> str:
@@ -88,6 +90,14 @@ class ComputedTensor(Protocol):
 
     def read_into(self, start: int, stop: int, out: Array) -> None:
         """Fill `out` with the values of entries [start, stop), counted row by row, in the dtype of its StoredTensor."""
+
+
+@runtime_checkable
+class QuantisedTensor(ComputedTensor, Protocol):
+    """The source of a tensor that is dequantised as it is read."""
+
+    def squared_errors(self, start: int, stop: int) -> Array:
+        """See `Checkpoint.squared_errors`."""
 
 
 class Checkpoint:
@@ -186,6 +196,17 @@ class Checkpoint:
                     f"{self.folder / tensor.file}: truncated inside tensor {tensor.name!r}; download it again"
                 )
             done += count
+
+    def squared_errors(self, tensor: StoredTensor, start: int, stop: int) -> Array | None:
+        """The expected squared rounding error of entries [start, stop) of a tensor that is quantised.
+
+        Assumed: each value was rounded once, to the nearest that its format has, from a value spread evenly over its cell.
+
+        Returns:
+            fp32, shape (stop − start,); None where the tensor is not quantised, or its source cannot tell.
+        """
+        source = None if tensor.packing is None else self._computed.get(tensor)
+        return source.squared_errors(start, stop) if isinstance(source, QuantisedTensor) else None
 
     def values(self, tensor: StoredTensor, start: int, stop: int) -> Array:
         """Entries [start, stop) of a tensor, counted row by row, in its stored dtype."""

@@ -22,12 +22,13 @@ from deltamend.diagnosis.base_overlap import (
 from deltamend.diagnosis.controls import Sample
 from deltamend.diagnosis.noise_checks import bulk_record, controls_record, entries_record
 from deltamend.diagnosis.records import MatrixDiagnosis, Measured
-from deltamend.diagnosis.rounding_effect import rounding_record
+from deltamend.diagnosis.rounding_effect import rounding_record, stored_as
 from deltamend.diagnosis.spectrum_facts import KnownSpectrum, RecordingRule, facts_of_spectrum
 from deltamend.diagnosis.verdict import judge
 from deltamend.errors import FilterError
 from deltamend.matrices.buffers import Buffers, row_chunks
 from deltamend.matrices.delta import BaseBlocks, DeltaBlocks
+from deltamend.matrices.quantisation_error import quantisation_variance
 from deltamend.matrices.views import Matrix
 from deltamend.methods.dg_hard import DGHard
 from deltamend.methods.finetuned_blocks import BaseOnly, FinetunedBlocks
@@ -53,6 +54,7 @@ class Question:
         written: the dtype that a repair would write, whose rounding is predicted.
         all_values: whether the record holds every singular value.
         update_rank: the rank of the update if it is known, because the update is an adapter; else None.
+        packings: the formats that the base and the fine-tuned side are quantised in; None for a side that is not.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Question:
     written: np.dtype[Any]
     all_values: bool = False
     update_rank: int | None = None
+    packings: tuple[str | None, str | None] = (None, None)
 
 
 def diagnose_matrix(base: Matrix, finetuned: Matrix, question: Question, buffers: Buffers) -> MatrixDiagnosis:
@@ -124,7 +127,7 @@ class _Measuring:
         base = leading_directions(BaseOnly(self._delta, base_blocks), directions_of_base(found.shape), workspace)
         finetuned = leading_directions(FinetunedBlocks(self._delta, base_blocks), EXAMINED, workspace)
         sums = self._one_pass(found, base)
-        rounding = math.sqrt(sums.rounding / math.prod(self._delta.shape))
+        rounding = math.sqrt(sums.rounding / math.prod(self._delta.shape) + self._quantisation())
         bulk = None
         if found.outcome != "no-noise-floor":
             bulk = bulk_record(check_bulk(spectrum.values(), spectrum.shape, found.threshold))
@@ -138,9 +141,21 @@ class _Measuring:
             base=against_base_record(found, sums.inside, base, finetuned),
             # The last measurement, because it overwrites Δ.
             rounding=rounding_record(
-                self._delta, found, self._sides, rounding, question.written, question.name, self._buffers
+                self._delta,
+                found,
+                self._sides,
+                (rounding, stored_as(str(self._sides[1].dtype), question.packings)),
+                question.written,
+                question.name,
+                self._buffers,
             ),
         )
+
+    def _quantisation(self) -> float:
+        """The mean variance of an entry by quantisation; 0 for an adapter's update, whose two sides share it."""
+        if self._question.update_rank is not None:
+            return 0.0
+        return quantisation_variance(self._sides, self._question.rows)
 
     def _as_adapter(self, found: SpectralFilter) -> SpectralFilter:
         """The filter that keeps all of Δ if Δ is known to be an adapter's update, as DG-Hard does; else `found`.

@@ -113,9 +113,11 @@ class Entries(Record):
 class Rounding(Record):
     """How much of Δ is rounding of the stored dtype, and how much of Δ* rounding to the written dtype would lose."""
 
-    stored: str = Field(description="The dtype that FINETUNED is stored in.")
+    stored: str = Field(
+        description="The dtype that FINETUNED is stored in, or the format it is quantised in; and that of BASE if it is quantised."
+    )
     floor: float = Field(
-        description="Standard deviation of the rounding of one entry, if rounding errors were uniform: ulp/√12."
+        description="Standard deviation of the rounding of one entry, if rounding errors were uniform: ulp/√12 of FINETUNED's dtype, and the cells of the formats that a quantised side is rounded to."
     )
     share: float | None = Field(
         description="floor²/noise²: the share of the bulk that rounding explains; it may exceed 1."

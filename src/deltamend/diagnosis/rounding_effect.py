@@ -33,11 +33,17 @@ class DiscardingSink:
         """Do nothing."""
 
 
+def stored_as(dtype: str, packings: tuple[str | None, str | None]) -> str:
+    """What the weights are rounded to: the dtype of FINETUNED or the format it is quantised in, and that of BASE if it is."""
+    base, finetuned = packings
+    return (finetuned or dtype) + ("" if base is None else f", and of BASE to {base},")
+
+
 def rounding_record(
     delta: DeltaBlocks,
     found: SpectralFilter,
     sides: tuple[Matrix, Matrix],
-    rounding: float,
+    rounding: tuple[float, str],
     written: np.dtype[Any],
     name: str,
     buffers: Buffers,
@@ -48,16 +54,17 @@ def rounding_record(
         delta: Δ of the matrix.
         found: the filter of DG-Hard.
         sides: the base and the fine-tuned matrix.
-        rounding: the standard deviation of the rounding of one entry in the stored dtype.
+        rounding: the standard deviation of the rounding of one entry, and the dtype or format that is its cause.
         written: the dtype that a repair would write.
         name: the name of the tensor.
         buffers: the memory of this thread.
     """
     norms = write_merged(delta, spectral_result(found), sides, DiscardingSink(written), name, buffers)
+    floor, stored = rounding
     return Rounding(
-        stored=str(sides[1].dtype),
-        floor=rounding,
-        share=(rounding / found.noise) ** 2 if found.noise else None,
+        stored=stored,
+        floor=floor,
+        share=(floor / found.noise) ** 2 if found.noise else None,
         written=str(written),
         lost=math.sqrt(norms.lost / norms.kept) if norms.kept else None,
         unmoved=(norms.unmoved or 0) / math.prod(delta.shape),

@@ -109,5 +109,7 @@ def refuse_nothing_to_diagnose(pair: OpenPair) -> None:
 def _diagnose_item(item: MatrixItem, reader: SidesReader, written: str | None, values: bool) -> MatrixDiagnosis:
     """Diagnose one matrix, in the memory of the calling thread."""
     dtype = NUMPY_DTYPES[written or item.pair.finetuned.output_dtype]
-    question = Question(item.name, item.rows, dtype, values, item.pair.update_rank)
+    base, finetuned = item.pair.base, item.pair.finetuned
+    packings = (None if base is None else base.packing, finetuned.packing)
+    question = Question(item.name, item.rows, dtype, values, item.pair.update_rank, packings)
     return diagnose_matrix(*reader.sides(item), question, reader.buffers())

@@ -181,7 +181,7 @@ RULES = (
         _rounded_reasons,
         "The bulk that determines τ is mostly rounding of the stored dtype. So τ separates changes that are larger than rounding "
         "from smaller ones, not the task from the damage; and writing in the same dtype may undo the repair.",
-        "If the fp32 weights exist, diagnose and repair those; otherwise write the repaired model in fp32.",
+        "If the weights exist in fp32, or from before a quantisation, diagnose and repair those; otherwise write the repaired model in fp32.",
         ("deltamend repair BASE FINETUNED OUT --out-dtype fp32",),
     ),
     VerdictRule(

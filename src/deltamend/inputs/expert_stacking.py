@@ -34,7 +34,9 @@ def restack_experts(base: Checkpoint, finetuned: Checkpoint) -> None:
     for wanted in theirs.fused():
         if wanted.name not in tensors and (found := ours.stacked(wanted)) is not None:
             shown = StoredTensor(wanted.name, found[0].dtype, wanted.shape, found[0].file, 0, 0)
-            tensors[wanted.name] = shown = replace(shown, stop=wanted.elements * NUMPY_DTYPES[shown.dtype].itemsize)
+            tensors[wanted.name] = shown = replace(
+                shown, stop=wanted.elements * NUMPY_DTYPES[shown.dtype].itemsize, packing=found[0].packing
+            )
             computed[shown] = Concatenated(base, found)
             count += 1
     for prefix, parts in theirs.single.items():

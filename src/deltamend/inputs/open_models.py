@@ -15,12 +15,12 @@ from deltamend.checkpoint.quantised import refuse_quantised
 from deltamend.errors import CheckpointError
 from deltamend.inputs.adapter_folders import find_adapter
 from deltamend.inputs.alignment import align_base
-from deltamend.inputs.fp8_weights import present_dequantised
 from deltamend.inputs.hub import fetch, id_and_subfolder, is_hub_id
 from deltamend.inputs.lora import add_adapter
 from deltamend.inputs.model_layout import layout_of
 from deltamend.inputs.pair_checks import differing_configs
 from deltamend.inputs.pairing import Pairing, pair_tensors
+from deltamend.inputs.quantised_formats.presentation import present_dequantised
 from deltamend.inputs.stale_quantization import drop_stale_quantization
 from deltamend.inputs.vocabulary import token_rows
 
@@ -232,8 +232,8 @@ def _open_model(text: str) -> Checkpoint:
             checkpoint.notes += (
                 f"{Path(text).name}: read from a GGUF file; what quantisation changed in it counts as part of Δ",
             )
-        drop_stale_quantization(checkpoint)
         present_dequantised(checkpoint)
+        drop_stale_quantization(checkpoint)
         refuse_quantised(checkpoint.tensors.values(), folder)
     except BaseException:
         checkpoint.close()

@@ -10,7 +10,7 @@ from deltamend.checkpoint.checkpoint_folder import Checkpoint, StoredTensor
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.inputs.model_layout import matrix_view, parameter_by_name
 from deltamend.inputs.row_spans import RowSpans
-from deltamend.matrices.buffers import Array, Buffers, bytes_of
+from deltamend.matrices.buffers import Array, Buffers, bytes_of, row_chunks
 
 
 class Matrix(Protocol):
@@ -35,6 +35,9 @@ class Matrix(Protocol):
             stop: the column after the last.
             rows: the first row and the row after the last; None for all rows.
         """
+
+    def squared_errors(self, start: int, stop: int) -> Array | None:
+        """The expected squared rounding error of each entry of rows start:stop, fp32; None if it is not quantised."""
 
 
 class StoredMatrix:
@@ -67,12 +70,24 @@ class StoredMatrix:
         return out
 
     def columns(self, start: int, stop: int, rows: tuple[int, int] | None = None) -> Array:
-        """See `Matrix.columns`. Each row takes one short read."""
+        """See `Matrix.columns`. Each row takes one short read; of a computed tensor, whole rows are computed, many at a time."""
         first, last = rows or (0, self.shape[0])
         out = self._buffers.get(self._use, (last - first, stop - start), self.dtype)
+        if self._checkpoint.is_computed(self._tensor):
+            for top, bottom in row_chunks((last - first, self.shape[1])):
+                whole = self._buffers.get(f"{self._use}-whole-rows", (bottom - top, self.shape[1]), self.dtype)
+                self._read((first + top) * self.shape[1], whole)
+                out[top:bottom] = whole[:, start:stop]
+            return out
         for row in range(first, last):
             self._read(row * self.shape[1] + start, out[row - first])
         return out
+
+    def squared_errors(self, start: int, stop: int) -> Array | None:
+        """See `Matrix.squared_errors`."""
+        columns = self.shape[1]
+        found = self._checkpoint.squared_errors(self._tensor, start * columns, stop * columns)
+        return None if found is None else found.reshape(-1, columns)
 
     def _read(self, element: int, out: Array) -> None:
         self._checkpoint.read_into(self._tensor, element * self.dtype.itemsize, bytes_of(out))
@@ -94,6 +109,10 @@ class MemoryMatrix:
         """See `Matrix.columns`."""
         first, last = rows or (0, self.shape[0])
         return np.ascontiguousarray(self._array[first:last, start:stop])
+
+    def squared_errors(self, start: int, stop: int) -> Array | None:  # noqa: ARG002 - what is in memory is not quantised
+        """See `Matrix.squared_errors`."""
+        return None
 
 
 class SubMatrix:
@@ -139,3 +158,9 @@ class SubMatrix:
         for piece in self._spans.pieces(first, last):
             out[piece.start : piece.stop] = self._matrix.columns(self._first + start, self._first + stop, piece.source)
         return out
+
+    def squared_errors(self, start: int, stop: int) -> Array | None:
+        """See `Matrix.squared_errors`."""
+        found = [self._matrix.squared_errors(*piece.source) for piece in self._spans.pieces(start, stop)]
+        known = [errors[:, self._first : self._first + self.shape[1]] for errors in found if errors is not None]
+        return np.concatenate(known) if known else None

@@ -58,6 +58,8 @@ class TensorContext:
         inputs_of: the weight of BASE, by its name there, that is given what the columns of the delta are; None where that is
             the tensor's own name, and "" where there is none, as for an embedding that is not tied to the head.
         workspace: scratch memory of this thread for spectral filters.
+        quantisation: gives the mean variance that the quantisation of either side adds to an entry of the delta; None where
+            neither is quantised.
     """
 
     name: str
@@ -69,6 +71,7 @@ class TensorContext:
     update_rank: int | None = None
     inputs_of: str | None = None
     workspace: Workspace = field(default_factory=Workspace)
+    quantisation: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)

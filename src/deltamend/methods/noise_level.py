@@ -86,10 +86,14 @@ class NoiseMethod(Method):
 
 
 def rounding_floor(delta: Blocks, context: TensorContext) -> float:
-    """Standard deviation of what rounding to the stored dtype adds to an entry; see `noise.rounding_variance`."""
+    """Standard deviation of what rounding to the stored dtype, and quantisation, add to an entry of Δ.
+
+    See `noise.rounding_variance` and `quantisation_error.quantisation_variance`.
+    """
     m, n = delta.shape
     total = 0.0
     for block in FinetunedBlocks(delta, context.base):
         for tile in tiles(block, delta.shape):
             total += float(np.sum(rounding_variance(tile.values, context.stored_dtype)))
-    return math.sqrt(total / (m * n))
+    quantisation = 0.0 if context.quantisation is None else context.quantisation()
+    return math.sqrt(total / (m * n) + quantisation)

@@ -12,6 +12,7 @@ from deltamend.checkpoint.manifest import MatrixOutcome, MatrixRepair, SpectrumR
 from deltamend.errors import FilterError, option
 from deltamend.matrices.buffers import Buffers
 from deltamend.matrices.delta import BaseBlocks, DeltaBlocks
+from deltamend.matrices.quantisation_error import quantisation_variance
 from deltamend.matrices.views import Matrix
 from deltamend.methods.method import KeptDelta, Method, Place, TensorContext
 from deltamend.repairing.merge import copy_rows, refuse_damaged, write_merged
@@ -60,6 +61,10 @@ def open_delta(base: Matrix, finetuned: Matrix, job: Job, buffers: Buffers) -> t
         place=job.place,
         inputs_of=job.inputs_of,
         workspace=buffers.workspace,
+        # The two sides of an adapter's update share their quantisation.
+        quantisation=None
+        if job.update_rank is not None
+        else lambda: quantisation_variance((base, finetuned), job.rows),
     )
     return delta, context
 
