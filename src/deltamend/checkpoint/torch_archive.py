@@ -127,7 +127,7 @@ def read_torch_archive(path: Path, span: tuple[int, int] | None = None, inert: t
 
 def _read(descriptor: int, start: int, stop: int, inert: tuple[str, ...]) -> Any:
     file = _Part(descriptor, start, stop)
-    with zipfile.ZipFile(file) as archive:  # type: ignore[arg-type]  # it only reads
+    with zipfile.ZipFile(file) as archive:
         members = {member.filename: member for member in archive.infolist()}
         if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
             raise pickle.UnpicklingError("compressed")

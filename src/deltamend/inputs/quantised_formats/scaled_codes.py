@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def _block(checkpoint: Checkpoint, codes: StoredTensor, scale: StoredTensor) -> 
         config = quantisation_config(checkpoint.config)
         table = config if isinstance(config, dict) else {}
         stated = (scheme.get("block_structure") for scheme in weight_schemes(checkpoint.config))
-        block = table.get("weight_block_size") or next((found for found in stated if found), None)
+        block: Any = table.get("weight_block_size") or next((found for found in stated if found), None)
         sizes = (
             isinstance(block, list) and len(block) == 2 and all(isinstance(size, int) and size > 0 for size in block)
         )
