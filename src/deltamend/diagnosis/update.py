@@ -110,6 +110,8 @@ def _diagnose_item(item: MatrixItem, reader: SidesReader, written: str | None, v
     """Diagnose one matrix, in the memory of the calling thread."""
     dtype = NUMPY_DTYPES[written or item.pair.finetuned.output_dtype]
     base, finetuned = item.pair.base, item.pair.finetuned
-    packings = (None if base is None else base.packing, finetuned.packing)
+    # The two sides of an adapter's update share their quantisation, which is not part of it.
+    known = item.pair.update_rank is not None or base is None
+    packings = (None, None) if known else (base.packing, finetuned.packing)
     question = Question(item.name, item.rows, dtype, values, item.pair.update_rank, packings)
     return diagnose_matrix(*reader.sides(item), question, reader.buffers())
