@@ -32,7 +32,8 @@ SIZE = 1 << 22
 
 def nearest(values: Array, table: Array) -> Array:
     """The nearest value of a sorted table."""
-    return table[np.searchsorted((table[1:] + table[:-1]) / 2, values)]
+    found: Array = table[np.searchsorted((table[1:] + table[:-1]) / 2, values)]
+    return found
 
 
 def by_table(table: Array, block: int) -> Callable[[Array], Array]:
@@ -42,7 +43,7 @@ def by_table(table: Array, block: int) -> Callable[[Array], Array]:
     def rounded(weights: Array) -> Array:
         blocks = weights.reshape(-1, block)
         scale = np.abs(blocks).max(axis=1, keepdims=True)
-        return nearest(blocks / scale, spread / np.abs(spread).max()) * scale
+        return np.asarray(nearest(blocks / scale, spread / np.abs(spread).max()) * scale)
 
     return rounded
 
@@ -55,7 +56,7 @@ def integers(bits: int, group: int) -> Callable[[Array], Array]:
         low, high = groups.min(axis=1, keepdims=True), groups.max(axis=1, keepdims=True)
         scale = (high - low) / (2**bits - 1)
         zero = np.round(-low / scale)
-        return (np.clip(np.round(groups / scale) + zero, 0, 2**bits - 1) - zero) * scale
+        return np.asarray((np.clip(np.round(groups / scale) + zero, 0, 2**bits - 1) - zero) * scale)
 
     return rounded
 
@@ -66,18 +67,18 @@ def eight_bit_rows(length: int) -> Callable[[Array], Array]:
     def rounded(weights: Array) -> Array:
         rows = weights.reshape(-1, length)
         scale = np.abs(rows).max(axis=1, keepdims=True) / 127
-        return np.round(rows / scale) * scale
+        return np.asarray(np.round(rows / scale) * scale)
 
     return rounded
 
 
-def floats(dtype: Any, length: int) -> Callable[[Array], Array]:
+def floats(dtype: Any, largest: float, length: int) -> Callable[[Array], Array]:
     """Round to an 8-bit float, with a scale that maps the largest magnitude of each row to the largest float."""
 
     def rounded(weights: Array) -> Array:
         rows = weights.reshape(-1, length)
-        scale = np.abs(rows).max(axis=1, keepdims=True) / float(ml_dtypes.finfo(dtype).max)
-        return (rows / scale).astype(np.float32).astype(dtype).astype(np.float64) * scale
+        scale = np.abs(rows).max(axis=1, keepdims=True) / largest
+        return np.asarray((rows / scale).astype(np.float32).astype(dtype).astype(np.float64) * scale)
 
     return rounded
 
@@ -87,7 +88,7 @@ def micro(weights: Array) -> Array:
     blocks = weights.reshape(-1, 32)
     scale = np.exp2(np.floor(np.log2(np.abs(blocks).max(axis=1, keepdims=True))) - 2)
     table = np.unique(np.concatenate((E2M1, -E2M1)))
-    return nearest(np.clip(blocks / scale, -6, 6), table) * scale
+    return np.asarray(nearest(np.clip(blocks / scale, -6, 6), table) * scale)
 
 
 def nvidia(weights: Array) -> Array:
@@ -97,7 +98,7 @@ def nvidia(weights: Array) -> Array:
     wanted = np.abs(blocks).max(axis=1, keepdims=True) / 6 * whole
     scale = wanted.astype(np.float32).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) / whole
     table = np.unique(np.concatenate((E2M1, -E2M1)))
-    return nearest(np.clip(blocks / scale, -6, 6), table) * scale
+    return np.asarray(nearest(np.clip(blocks / scale, -6, 6), table) * scale)
 
 
 ROUNDINGS: dict[str, tuple[str, Callable[[Array], Array]]] = {
@@ -107,8 +108,8 @@ ROUNDINGS: dict[str, tuple[str, Callable[[Array], Array]]] = {
     "int3": ("groups of 128, least and largest entry", integers(3, 128)),
     "int4": ("groups of 128, least and largest entry", integers(4, 128)),
     "int8": ("rows of 4096, largest magnitude", eight_bit_rows(4096)),
-    "fp8 (e4m3)": ("rows of 4096", floats(ml_dtypes.float8_e4m3fn, 4096)),
-    "fp8 (e5m2)": ("rows of 4096", floats(ml_dtypes.float8_e5m2, 4096)),
+    "fp8 (e4m3)": ("rows of 4096", floats(ml_dtypes.float8_e4m3fn, 448, 4096)),
+    "fp8 (e5m2)": ("rows of 4096", floats(ml_dtypes.float8_e5m2, 57344, 4096)),
     "MXFP4": ("blocks of 32", micro),
     "NVFP4": ("blocks of 16", nvidia),
 }

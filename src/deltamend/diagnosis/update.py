@@ -111,7 +111,9 @@ def _diagnose_item(item: MatrixItem, reader: SidesReader, written: str | None, v
     dtype = NUMPY_DTYPES[written or item.pair.finetuned.output_dtype]
     base, finetuned = item.pair.base, item.pair.finetuned
     # The two sides of an adapter's update share their quantisation, which is not part of it.
-    known = item.pair.update_rank is not None or base is None
-    packings = (None, None) if known else (base.packing, finetuned.packing)
+    if base is None or item.pair.update_rank is not None:
+        packings: tuple[str | None, str | None] = (None, None)
+    else:
+        packings = (base.packing, finetuned.packing)
     question = Question(item.name, item.rows, dtype, values, item.pair.update_rank, packings)
     return diagnose_matrix(*reader.sides(item), question, reader.buffers())
