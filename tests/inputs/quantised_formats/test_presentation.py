@@ -43,7 +43,9 @@ def test_values_are_those_that_the_format_stands_for_and_any_part_can_be_read(na
             assert tensor.packing == FORMATS[name].packing
             errors = checkpoint.squared_errors(tensor, 0, tensor.elements)
             assert errors is not None
-            assert np.array_equal(checkpoint.squared_errors(tensor, start, stop), errors[start:stop])
+            inside = checkpoint.squared_errors(tensor, start, stop)
+            assert inside is not None
+            assert np.array_equal(inside, errors[start:stop])
             # An even spread over the cells is an assumption; the rounding that was done is near it.
             done = float(torch.mean((stored[key].reshape(-1) - meant[key].reshape(-1)) ** 2))
             assert 0.5 < float(errors.mean()) / done < 2.0
