@@ -15,7 +15,7 @@ import deltamend
 from deltamend.calibration.activations import opening_of_a_message, own_texts, write_activations
 from deltamend.errors import CheckpointError, UsageError
 from deltamend.language_models.loading import _CLOCK, chat_prompt, clockless_template, load
-from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT
+from deltamend.methods.input_moments import EIGENVALUES, SAME_INPUT
 from tests.calibration.conftest import Task
 from tests.conftest import gpt2
 from tests.evaluation.conftest import save_tokenizer, tiny_model

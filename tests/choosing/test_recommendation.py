@@ -16,7 +16,7 @@ import deltamend
 from deltamend.checkpoint.safetensors_header import read_header
 from deltamend.errors import CheckpointError
 from deltamend.language_models.loading import load
-from deltamend.methods.null_space import VERSION
+from deltamend.methods.input_moments import VERSION
 from tests.conftest import Pair, gpt2
 from tests.evaluation.conftest import save_tokenizer, tiny_model
 

@@ -18,7 +18,7 @@ from deltamend.matrices import buffers
 from deltamend.matrices import delta as delta_module
 from deltamend.matrices.buffers import Buffers
 from deltamend.matrices.views import MemoryMatrix
-from deltamend.methods.null_space import EIGENVALUES
+from deltamend.methods.input_moments import EIGENVALUES
 from deltamend.methods.registry import all_methods, get_method
 from deltamend.repairing.one_matrix import Job, open_delta
 from tests.conftest import Pair
@@ -79,6 +79,7 @@ TABLE = {
         {"activations": ACTIVATIONS, "effect": 0},
         spectral=True,
     ),
+    "two-sided": Row({"activations": ACTIVATIONS}, {"activations": ACTIVATIONS, "strength": 0}, spectral=True),
     "hybrid": Row(
         {"steps": [{"method": "rank", "rank": 3}, {"method": "magnitude", "density": 0.3}]},
         {"steps": [{"method": "none"}, {"method": "wise-ft", "alpha": 1}]},

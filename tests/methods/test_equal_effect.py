@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import deltamend
 from deltamend.calibration.activations import described, principal_directions
-from deltamend.methods.null_space import EIGENVALUES
+from deltamend.methods.input_moments import EIGENVALUES
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 

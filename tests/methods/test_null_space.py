@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import deltamend
 from deltamend.calibration.activations import described, principal_directions
 from deltamend.errors import FilterError, MethodError
-from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT
+from deltamend.methods.input_moments import EIGENVALUES, SAME_INPUT
 from tests.conftest import fine_tune, llama, save_pair
 
 NAME = "model.layers.0.mlp.up_proj.weight"

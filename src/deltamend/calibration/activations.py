@@ -23,7 +23,7 @@ from deltamend.language_models.loading import (
     transformers_module,
 )
 from deltamend.machine.atomic import whole_file
-from deltamend.methods.null_space import EIGENVALUES, SAME_INPUT, VERSION
+from deltamend.methods.input_moments import EIGENVALUES, SAME_INPUT, VERSION
 from deltamend.progress import Progress, ignore_progress
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from deltamend.errors import CheckpointError, OutputError, UsageError, option
 from deltamend.inputs.open_models import model_and_adapter, model_folder
 from deltamend.machine.cache import default_cache_dir
 from deltamend.machine.digests import fingerprint
-from deltamend.methods.null_space import VERSION
+from deltamend.methods.input_moments import VERSION
 from deltamend.methods.registry import all_methods
 from deltamend.progress import Progress
 from deltamend.repairing.options import AUTO, Recommendation, RepairOptions

@@ -9,9 +9,9 @@ import numpy as np
 from pydantic import Field, FilePath, field_serializer
 
 from deltamend.methods.file_parameters import name_and_content
+from deltamend.methods.input_moments import effect_by_direction, inputs_of, refuse_other_model
 from deltamend.methods.interpolation import scaled
 from deltamend.methods.method import Deltas, KeptDelta, Method, TensorContext
-from deltamend.methods.null_space import effect_by_direction, inputs_of, refuse_other_model
 from deltamend.spectrum.blocks import Blocks
 
 

@@ -30,6 +30,7 @@ from deltamend.methods.null_space import NullSpace
 from deltamend.methods.rank import Rank
 from deltamend.methods.shrink import Shrink
 from deltamend.methods.ties import Ties
+from deltamend.methods.two_sided import TwoSided
 
 ENTRY_POINT_GROUP = "deltamend.methods"
 
@@ -53,6 +54,7 @@ METHODS: tuple[type[Method], ...] = (
     Fisher,
     NullSpace,
     EqualEffect,
+    TwoSided,
 )
 REFERENCES: tuple[type[Method], ...] = (NoRepair, Revert)
 """What every method is compared with; last in every list."""

@@ -27,7 +27,7 @@ from deltamend.machine.atomic import publish, remove, write_whole
 from deltamend.machine.cache import default_cache_dir
 from deltamend.machine.digests import fingerprint, json_sha256
 from deltamend.machine.threads import one_thread_each
-from deltamend.methods.null_space import VERSION
+from deltamend.methods.input_moments import VERSION
 from deltamend.progress import Progress
 from deltamend.study.config import ModelEntry, Repair, Study, StudyCell, Target
 from deltamend.study.exam import PreparedExam, evaluate_on_exam, prepare_exam
