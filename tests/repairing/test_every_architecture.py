@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,44 +11,55 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 import deltamend
-from deltamend.inputs.model_layout import Parameters, layout_of, matrix_view
-from deltamend.inputs.open_models import open_checkpoint
 from tests.inputs.architectures import MULTIMODAL, TEXT, build
 from tests.reference import load
 
 RANK = 3
 TOKENS = torch.arange(3, 13)[None]
-STACKED = {"granite_moe_hybrid", "jetmoe", "gpt_oss", "llama4", "recurrent_gemma", "zamba"}
+FUSED = {f"{name} fused": name for name in ("mixtral", "qwen3_moe", "deepseek_v3")}
+"""Saved as they are in memory, with all experts of a layer in one tensor."""
+FAST = {"granite_moe_hybrid", "gpt_oss", "mamba", "gemma3"}
+STACKED = {"granite_moe_hybrid", "jetmoe", "gpt_oss", "llama4", "recurrent_gemma", "zamba", *FUSED}
 """Their files hold several matrices in one tensor, each with factors of its own, which an adapter cannot hold."""
+NO_MATRIX = re.compile(r"bias$|A_log$|\.D$|conv_?1d|probe$|norm\.weight$")
+"""What has two dimensions or more and is no matrix, in any of these models: biases, states, depthwise kernels, a query."""
 MERGED = {"qwen3_moe", "deepseek_v3", "mixtral"}
 """Their experts are stacked on loading, so that they are no modules of the loaded model."""
 
 
-@pytest.fixture(scope="module", params=[*TEXT, *MULTIMODAL])
+ALL = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in (*TEXT, *FUSED, *MULTIMODAL)]
+
+
+@pytest.fixture(scope="module", params=ALL)
 def sides(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """The name of an architecture, and a folder with a base and a fine-tuned checkpoint of it, in fp32."""
-    folder = tmp_path_factory.mktemp(request.param)
-    model = build(request.param)
+    folder = tmp_path_factory.mktemp("model")
+    model = model_of(request.param)
+    fused = {"save_original_format": False} if request.param in FUSED else {}
     with torch.no_grad():  # nothing is left at 0 or 1, where an error could hide
         for parameter in model.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
-    model.save_pretrained(folder / "base")
+    model.save_pretrained(folder / "base", **fused)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
         for name, buffer in model.named_buffers():
             if name in model.state_dict():
                 buffer += 0.02
-    model.save_pretrained(folder / "finetuned")
+    model.save_pretrained(folder / "finetuned", **fused)
     return request.param, folder
+
+
+def model_of(name: str) -> PreTrainedModel:
+    return build(FUSED.get(name, name))
 
 
 def loaded(folder: Path, name: str) -> Any:
     """The model in a folder; every tensor of the file has a place in it, and the other way round."""
-    kind = type(build(name))
-    model, found = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, found = type(model_of(name)).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not found["missing_keys"]
     assert not found["unexpected_keys"]
     assert not found["mismatched_keys"]
@@ -73,32 +85,44 @@ def test_revert_gives_base_and_none_gives_finetuned(sides: tuple[str, Path], tmp
 
 def test_every_matrix_is_cut_to_its_rank_and_nothing_else_is_touched(sides: tuple[str, Path], tmp_path: Path) -> None:
     name, folder = sides
-    report = deltamend.repair(
-        folder / "base", folder / "finetuned", tmp_path / "out", method="rank", parameters={"rank": RANK}
-    )
+    options: dict[str, Any] = {"method": "rank", "parameters": {"rank": RANK}}
+    report = deltamend.repair(folder / "base", folder / "finetuned", tmp_path / "out", **options)
     base, finetuned, out = load(folder / "base"), load(folder / "finetuned"), load(tmp_path / "out")
-    layout = layout_of_folder(folder / "finetuned")
     assert out.keys() == finetuned.keys()
-    for tensor, action in {record.name: record.action for record in report.tensors}.items():
-        parameter = layout[tensor]
-        view = matrix_view(parameter, finetuned[tensor].shape)
-        assert (view is not None) == (action == "filter"), tensor
-        if view is None:
-            assert torch.equal(out[tensor], finetuned[tensor]), tensor
+    kept = {record.name: record.reason for record in report.tensors if record.action == "keep"}
+    assert {tensor for tensor in kept if finetuned[tensor].ndim > 1} == {
+        tensor for tensor in finetuned if finetuned[tensor].ndim > 1 and NO_MATRIX.search(tensor)
+    }
+    for tensor, value in finetuned.items():
+        if tensor in kept:
+            assert torch.equal(out[tensor], value), tensor
+            assert kept[tensor].startswith("not a matrix")
             continue
-        shape = (parameter.count, view[0] // parameter.count, view[1])
-        delta = (finetuned[tensor].double() - base[tensor].double()).reshape(shape)
-        u, s, v = torch.linalg.svd(delta, full_matrices=False)
-        kept = (u[..., :RANK] * s[..., None, :RANK]) @ v[..., :RANK, :]
-        expected = base[tensor].double() + kept.reshape(base[tensor].shape)
+        expected = base[tensor].double() + cut_to_rank(value.double() - base[tensor].double())
         torch.testing.assert_close(out[tensor].double(), expected, rtol=1e-5, atol=2e-6, msg=tensor)
     loaded(tmp_path / "out", name)
 
 
-def layout_of_folder(folder: Path) -> Parameters:
-    with open_checkpoint(folder) as checkpoint:
-        shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-        return layout_of(checkpoint.config, shapes)
+def cut_to_rank(delta: torch.Tensor) -> torch.Tensor:
+    """The nearest of rank `RANK`: of three dimensions for each matrix of the stack, of more for the kernel of a convolution."""
+    matrices = delta.flatten(1) if delta.ndim > 3 else delta
+    u, s, v = torch.linalg.svd(matrices, full_matrices=False)
+    found: torch.Tensor = (u[..., :RANK] * s[..., None, :RANK]) @ v[..., :RANK, :]
+    return found.reshape(delta.shape)
+
+
+def test_in_memory_the_modules_decide_and_give_the_same(sides: tuple[str, Path], tmp_path: Path) -> None:
+    name, folder = sides
+    options: dict[str, Any] = {"method": "rank", "parameters": {"rank": RANK}}
+    deltamend.repair(folder / "base", folder / "finetuned", tmp_path / "out", **options)
+    base, finetuned, expected = (
+        loaded(each, name) for each in (folder / "base", folder / "finetuned", tmp_path / "out")
+    )
+    found = deltamend.repair_module(base, finetuned, **options).module.state_dict()
+    for tensor, value in expected.state_dict().items():
+        if name in MERGED and ".experts.gate_up_proj" in tensor:  # two matrices in the file, one in memory
+            continue
+        torch.testing.assert_close(found[tensor], value, rtol=1e-5, atol=2e-6, msg=tensor)
 
 
 def test_as_an_adapter_it_gives_the_logits_of_the_checkpoint(sides: tuple[str, Path], tmp_path: Path) -> None:
