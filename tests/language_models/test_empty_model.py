@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 
 from deltamend.errors import CheckpointError
+from deltamend.language_models import empty_model
 from deltamend.language_models.empty_model import build_empty, names_in_memory
 from tests.inputs.architectures import build
 
@@ -44,3 +45,25 @@ def test_names_in_memory_stay_as_they_are() -> None:
 def test_a_config_that_makes_no_model_is_refused(config: dict[str, object], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         build_empty(config)
+
+
+def test_the_patterns_of_transformers_4_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_the_modules_of_version_5(name: str) -> object:
+        raise ImportError(name)
+
+    class Old(torch.nn.Module):
+        base_model_prefix = "model"
+        _checkpoint_conversion_mapping = {r"^language_model\.model": "model.language_model"}  # noqa: RUF012 - as there
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = torch.nn.ModuleDict({"language_model": torch.nn.Linear(2, 2), "norm": torch.nn.LayerNorm(2)})
+            self.lm_head = torch.nn.Linear(2, 2, bias=False)
+
+    monkeypatch.setattr(empty_model.importlib, "import_module", without_the_modules_of_version_5)
+    stored = ["language_model.model.weight", "norm.bias", "lm_head.weight", "unknown.weight"]
+    assert {name: shown.name for name, shown in names_in_memory(Old(), stored).items()} == {
+        "language_model.model.weight": "model.language_model.weight",
+        "norm.bias": "model.norm.bias",
+        "lm_head.weight": "lm_head.weight",
+    }
