@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import torch
 from safetensors import safe_open
 
 from deltamend.errors import CheckpointError
-from deltamend.language_models import empty_model
 from deltamend.language_models.empty_model import build_empty, names_in_memory
 from tests.inputs.architectures import build
 
@@ -60,7 +60,7 @@ def test_the_patterns_of_transformers_4_are_followed(monkeypatch: pytest.MonkeyP
             self.model = torch.nn.ModuleDict({"language_model": torch.nn.Linear(2, 2), "norm": torch.nn.LayerNorm(2)})
             self.lm_head = torch.nn.Linear(2, 2, bias=False)
 
-    monkeypatch.setattr(empty_model.importlib, "import_module", without_the_modules_of_version_5)
+    monkeypatch.setattr(importlib, "import_module", without_the_modules_of_version_5)
     stored = ["language_model.model.weight", "norm.bias", "lm_head.weight", "unknown.weight"]
     assert {name: shown.name for name, shown in names_in_memory(Old(), stored).items()} == {
         "language_model.model.weight": "model.language_model.weight",

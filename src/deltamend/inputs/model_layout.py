@@ -250,7 +250,7 @@ def _role_in(owner: torch.nn.Module, leaf: str, shape: tuple[int, ...]) -> tuple
     if isinstance(owner, torch.nn.modules.conv._ConvNd):
         return ("depthwise" if owner.groups > 1 and shape[1] == 1 else "convolution"), False
     if isinstance(owner, torch.nn.Linear):
-        return "matrix", False
+        return ("matrix" if len(shape) == 2 else "stack"), False
     if _NORM.search(kind.__name__):
         return "norm", False
     if kind.__name__ == "Conv1D":  # transformers' linear map of GPT-2

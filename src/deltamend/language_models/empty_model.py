@@ -85,13 +85,14 @@ def _renaming(model: Any, known: Mapping[str, Any]) -> Any:
     """The function from a stored name to its `NameInMemory`, which may be a name that the model does not have."""
     prefix = getattr(model, "base_model_prefix", "")
     try:
-        mapping = importlib.import_module("transformers.conversion_mapping")
         core = importlib.import_module("transformers.core_model_loading")
-    except ImportError:  # transformers 4
+        mapping = importlib.import_module("transformers.conversion_mapping")
+        rules = mapping.get_model_conversion_mapping(model) if hasattr(model, "config") else []
+        core.rename_source_key("", [], [], prefix, known)
+    except (ImportError, AttributeError, TypeError):  # transformers 4, or one in which these are called otherwise
         return lambda name: _renamed_by_patterns(
             name, getattr(model, "_checkpoint_conversion_mapping", {}), prefix, known
         )
-    rules = mapping.get_model_conversion_mapping(model) if hasattr(model, "config") else []
     renamings = [rule for rule in rules if isinstance(rule, core.WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, core.WeightConverter)]
 
@@ -134,10 +135,11 @@ def _class_of(config: Mapping[str, Any], made: Any) -> Any:
 
 def _refuse_huge(config: Mapping[str, Any]) -> None:
     for key, value in config.items():
+        counts = value if isinstance(value, list) else [value]
         if isinstance(value, Mapping):
             _refuse_huge(value)
-        elif _COUNTS.search(str(key)) and isinstance(value, int) and value > _LARGEST_COUNT:
-            raise CheckpointError(f"config.json: {key} is {value}, which no model has; download it again")
+        elif _COUNTS.search(str(key)) and any(isinstance(count, int) and count > _LARGEST_COUNT for count in counts):
+            raise CheckpointError(f"config.json: {key} is {str(value)[:60]}, which no model has; download it again")
 
 
 @contextmanager
