@@ -141,6 +141,21 @@ def zamba() -> PreTrainedModel:
     return hf.ZambaForCausalLM(config)
 
 
+def dbrx() -> PreTrainedModel:
+    experts = {"ffn_hidden_size": 40, "moe_num_experts": 3, "moe_top_k": 2, "hidden_size": 48}
+    config = hf.DbrxConfig(
+        d_model=48,
+        n_heads=4,
+        n_layers=1,
+        max_seq_len=64,
+        vocab_size=VOCABULARY,
+        attn_config={"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
+        ffn_config=experts,
+        pad_token_id=0,
+    )
+    return hf.DbrxForCausalLM(config)
+
+
 def gemma3() -> PreTrainedModel:
     text = {**_TEXT, "head_dim": 12, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
     tokens = {"image_token_index": 261, "boi_token_index": 262, "eoi_token_index": 263}
@@ -187,7 +202,7 @@ def llava() -> PreTrainedModel:
 
 
 _OF_TEXT = (
-    llama, gpt2, granite_moe_hybrid, jetmoe, gpt_oss, llama4, qwen3_moe, deepseek_v3, mixtral, recurrent_gemma, mamba, zamba,
+    llama, gpt2, granite_moe_hybrid, jetmoe, gpt_oss, llama4, qwen3_moe, deepseek_v3, mixtral, recurrent_gemma, mamba, zamba, dbrx,
 )  # fmt: skip
 _OF_MORE = (gemma3, qwen2_5_vl, qwen3_vl, paligemma, llava)
 TEXT: dict[str, Callable[[], PreTrainedModel]] = {made.__name__: made for made in _OF_TEXT}

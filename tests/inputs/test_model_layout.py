@@ -89,6 +89,12 @@ def test_the_modules_of_the_model_decide_and_the_rules_for_names_say_the_same(
         assert shown or found[tensor].module_name == tensor
 
 
+def test_experts_that_lie_below_each_other_in_two_dimensions_are_known_by_their_module() -> None:
+    layout = layout_of_module(build("dbrx"))
+    counts = {name.rpartition(".")[2]: found.count for name, found in layout.items() if ".ffn." in name}
+    assert counts == {"weight": 1, "w1": 3, "v1": 3, "w2": 3}
+
+
 @pytest.mark.parametrize("name", ["gpt_oss", "llama4"])
 def test_experts_stored_as_inputs_by_outputs_are_known(name: str) -> None:
     layout = layout_of_module(build(name))

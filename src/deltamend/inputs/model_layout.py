@@ -231,8 +231,18 @@ def _parameter_of(
     if converted and role == "stack" and len(stored) == 2:  # one of the matrices that are stacked on loading
         role = "matrix"
     count = math.prod(stored[:-2]) if role == "stack" else groups
+    if role == "matrix" and len(stored) == 2 and not layer and (experts := _experts_below_each_other(owner, stored)):
+        role, count = "stack", experts
     kind: Layer = layer if leaf_of(name) == "weight" and not converted else ""
     return Parameter(role, name, type(owner).__name__, transposed and not converted, count, converted, kind)
+
+
+def _experts_below_each_other(owner: torch.nn.Module, shape: tuple[int, ...]) -> int:
+    """How many experts' matrices of equally many rows lie in a tensor of two dimensions, as in DBRX; 0 where it is one matrix."""
+    sizes = (getattr(owner, name, None) for name in ("num_experts", "moe_num_experts", "num_local_experts"))
+    count = next((size for size in sizes if isinstance(size, int)), 0)
+    # A router has a row for each expert.
+    return count if count > 1 and shape[0] > count and shape[0] % count == 0 else 0
 
 
 def _role_in(owner: torch.nn.Module, leaf: str, shape: tuple[int, ...]) -> tuple[Role, bool]:
