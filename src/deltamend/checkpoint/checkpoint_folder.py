@@ -115,6 +115,7 @@ class Checkpoint:
         adapter: the adapter that is added to the weights; None where there is none.
         update_ranks: the rank of what the adapter adds to a tensor, by the name of the tensor.
         layer_sources: of each layer as shown, the number that it has in the files, where layers are repeated; else None.
+        assembled: whether its files are those of a training run, which no loader takes, and are not the model for the output's.
         notes: how it is read where that is not simply as stored, a sentence each.
         tensors: all tensors by name. Some may be computed as they are read; see `present`.
     """
@@ -127,6 +128,7 @@ class Checkpoint:
         self.headers = headers
         self.has_index = has_index
         self.config_altered = False
+        self.assembled = False
         self.source: Path | None = None
         self.adapter: Checkpoint | None = None
         self.update_ranks: dict[str, int] = {}

@@ -13,6 +13,9 @@ from typing import Any
 
 PersistentLoad = Callable[[Any], Any]
 
+_TODAY = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+"""What the older protocols of pickle, one of which torch.save uses, call modules of Python 3."""
+
 
 class Inert:
     """An object of a pickle, with the arguments and the state that its constructor was given."""
@@ -55,7 +58,7 @@ class _Reader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """What stands for a name; never what the name means in Python."""
-        full = f"{module}.{name}"
+        full = f"{_TODAY.get(module, module)}.{name}"
         if full in self._functions:
             return self._functions[full]
         if any(full == known or (known.endswith(".") and full.startswith(known)) for known in self._inert):

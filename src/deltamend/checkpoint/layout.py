@@ -15,6 +15,7 @@ from deltamend.checkpoint.file_names import INDEX_FILE, TORCH_SUFFIX
 from deltamend.checkpoint.safetensors_header import encode_header
 from deltamend.errors import UsageError, option
 
+_USUAL_SHARD_SIZE = "5GB"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)[KMGT]B", re.IGNORECASE)
 
 
@@ -49,12 +50,15 @@ def plan_layout(
     Args:
         finetuned: the checkpoint whose files, order and dtypes are taken over.
         out_dtype: safetensors name of the dtype of every floating-point tensor; None keeps each tensor's own.
-        max_shard_size: bytes, or text such as "5GB"; None keeps FINETUNED's shards.
+        max_shard_size: bytes, or text such as "5GB"; None keeps FINETUNED's shards, or makes some of 5 GB where its files are
+            those of a training run.
 
     Raises:
         UsageError: `max_shard_size` is not a size.
     """
     tensors = {name: _planned_dtype(tensor, out_dtype) for name, tensor in finetuned.tensors.items()}
+    if max_shard_size is None and finetuned.assembled:
+        max_shard_size = _USUAL_SHARD_SIZE
     if max_shard_size is None:
         files: dict[str, list[str]] = {_written_name(file): [] for file in finetuned.headers}
         for tensor in finetuned.tensors.values():

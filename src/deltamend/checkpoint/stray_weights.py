@@ -27,7 +27,7 @@ _WHOLE_MODEL_SUFFIXES = frozenset({".gguf", ".ckpt", ".tflite", ".msgpack", ".ot
 _OTHER_FORMATS = frozenset({"original", "onnx", "openvino", "gguf", "coreml", "tflite"})
 _TRAINING = re.compile(
     r"optimizer.*|optim_states.*|scheduler.*|scaler.*|rng_state.*|random_states.*|training_args\.bin|.*zero_pp_rank.*"
-    r"|mp_rank_\d+_model_states.*|.*\.distcp|trainer_state\.json|training_args\.json"
+    r"|mp_rank_\d+_model_states.*|.*\.distcp|trainer_state\.json|zero_to_fp32\.py|latest|training_args\.json"
 )
 
 

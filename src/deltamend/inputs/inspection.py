@@ -11,11 +11,12 @@ from typing import Any
 from pydantic import Field
 
 from deltamend.checkpoint.architecture import architecture_of, is_expert, kind_of, leaf_of, tied_head
-from deltamend.checkpoint.checkpoint_folder import StoredTensor, open_folder
+from deltamend.checkpoint.checkpoint_folder import StoredTensor
 from deltamend.checkpoint.file_names import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from deltamend.checkpoint.json_file import read_json
 from deltamend.checkpoint.safetensors_header import read_header
 from deltamend.errors import CheckpointError
+from deltamend.inputs.distributed_checkpoints.folders import open_any_folder
 from deltamend.inputs.open_models import model_folder, open_checkpoint
 from deltamend.records import Record
 
@@ -83,7 +84,7 @@ def inspect_folder(folder: str | os.PathLike[str]) -> Contents:
     config, refused = _json(path / CONFIG_FILE), _refusal(path)
     adapter = _json(path / ADAPTER_CONFIG_FILE)
     try:
-        with open_folder(path) as checkpoint:
+        with open_any_folder(path) as checkpoint:
             tensors = list(checkpoint.tensors.values())
     except CheckpointError:
         files = sorted(path.glob("*.safetensors"))

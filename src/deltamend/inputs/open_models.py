@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from deltamend.checkpoint.checkpoint_folder import Checkpoint, open_folder
+from deltamend.checkpoint.checkpoint_folder import Checkpoint
 from deltamend.checkpoint.file_names import WEIGHTS_FILE
 from deltamend.checkpoint.quantised import refuse_quantised
 from deltamend.errors import CheckpointError
 from deltamend.inputs.adapter_folders import find_adapter
 from deltamend.inputs.alignment import align_base
+from deltamend.inputs.distributed_checkpoints.folders import open_any_folder
 from deltamend.inputs.hub import fetch, id_and_subfolder, is_hub_id
 from deltamend.inputs.lora import add_adapter
 from deltamend.inputs.model_layout import layout_of
@@ -225,7 +226,7 @@ def model_folder(text: str) -> Path:
 
 def _open_model(text: str) -> Checkpoint:
     folder = model_folder(text)
-    checkpoint = open_folder(folder)
+    checkpoint = open_any_folder(folder)
     try:
         if text.endswith(GGUF_SUFFIX):
             checkpoint.source = Path(text)

@@ -1,0 +1,1 @@
+"""Checkpoints that a distributed training run wrote, each process its own part: put together as they are read."""
