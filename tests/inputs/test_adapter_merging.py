@@ -16,11 +16,14 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     GptOssConfig,
     GptOssForCausalLM,
     PreTrainedModel,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     ViTConfig,
     ViTModel,
 )
@@ -74,6 +77,11 @@ CASES: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
     "some-layers": (plain, {"target_modules": QV, "layers_to_transform": [1]}),
     "tokens": (plain, {"target_modules": ["q_proj"], "trainable_token_indices": [5, 0, 199]}),
     "tokens-tied": (tied, {"target_modules": ["q_proj"], "trainable_token_indices": [5, 0, 199]}),
+    "tied-whole-embedding": (tied, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    "tied-whole-both": (
+        tied,
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ),
     "tokens-of-both": (
         plain,
         {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3, 4], "lm_head": [7]}},
@@ -201,6 +209,47 @@ def test_convolutions_are_read_as_peft_merges_them(dora: bool, tmp_path: Path) -
     name = "embeddings.patch_embeddings.projection.weight"
     np.testing.assert_allclose(found[name], expected[name].numpy(), rtol=0, atol=2e-7)
     assert not np.array_equal(found[name], load(pair.base)[name].double().numpy())
+
+
+def test_multihead_attention_is_read_as_peft_merges_it(tmp_path: Path) -> None:
+    config = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    pair = adapted(tmp_path, SiglipVisionModel(config), target_modules=["attention"])
+    expected, found = merged(pair, auto=AutoModel), shown(f"{pair.base}+{pair.finetuned}")
+    base = load(pair.base)
+    for part in ("in_proj_weight", "out_proj.weight"):
+        name = f"head.attention.{part}"
+        np.testing.assert_allclose(found[name], expected[name].numpy(), rtol=0, atol=2e-7)
+        assert not np.array_equal(found[name], base[name].double().numpy())
+
+
+def test_rows_of_a_tied_head_of_its_own_untie_it(tmp_path: Path) -> None:
+    """PEFT's merge gives both matrices all rows, unlike the model it runs."""
+    rows = {"embed_tokens": [3, 5], "lm_head": [7]}
+    pair = adapted(tmp_path, tied(), target_modules=["q_proj"], trainable_token_indices=rows)
+    deltamend.repair(pair.base, f"{pair.base}+{pair.finetuned}", tmp_path / "out", method="none")
+    ids = torch.tensor([[1, 5, 3, 7]])
+    expected = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(pair.base), pair.finetuned)
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(found(ids).logits, expected(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_head_of_a_reward_model_takes_the_place_of_the_causal_one(tmp_path: Path) -> None:
+    plain().save_pretrained(tmp_path / "base")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    model.config.pad_token_id = 0
+    trained = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], init_lora_weights=False))
+    trained.save_pretrained(str(tmp_path / "adapter"))
+    with deltamend.open_checkpoint(f"{tmp_path / 'base'}+{tmp_path / 'adapter'}") as checkpoint:
+        assert "lm_head.weight" not in checkpoint.tensors
+        assert checkpoint.tensors["score.weight"].shape == (3, 64)
+        assert checkpoint.config["architectures"] == ["LlamaForSequenceClassification"]
+        assert checkpoint.config["num_labels"] == 3
+        head = checkpoint.values(checkpoint.tensors["score.weight"], 0, 192)
+    assert np.array_equal(
+        head, trained.get_base_model().score.modules_to_save["default"].weight.detach().numpy().ravel()
+    )
 
 
 def test_keys_of_a_wrapped_models_state_dict_are_read(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deltamend.checkpoint.architecture import has_conv1d, is_conv1d, leaf_of, module_of
@@ -35,6 +35,8 @@ class Target:
         named: the name that patterns of the adapter's config are held against.
         swapped, experts, expert, outputs, blocks: see `LowRankUpdate`.
         is_plain: whether it is the weight of a linear layer, an embedding or a convolution.
+        times: how often the update is added: twice to the output layer inside torch's MultiheadAttention, in PEFT's merge and
+            in the model that it trains alike, because there both modules add it.
     """
 
     weight: StoredTensor
@@ -46,6 +48,7 @@ class Target:
     outputs: tuple[int, int] | None = None
     blocks: tuple[int, int] = (1, 1)
     is_plain: bool = True
+    times: int = 1
 
 
 class AdaptedParameters:
@@ -75,6 +78,7 @@ class AdaptedParameters:
         module, depth = key, 0
         while module.endswith(BASE_LAYER):
             module, depth = module.removesuffix(BASE_LAYER), depth + 1
+        times = 2 if module.endswith(f"{BASE_LAYER}.out_proj") else 1
         module = module.replace(f"{BASE_LAYER}.", ".")
         if len(a.shape) != len(b.shape) or len(a.shape) < 2 or not {a.dtype, b.dtype} <= FLOAT_NAMES:
             raise CheckpointError(f"{fault} has factors that are no matrices; save the adapter again")
@@ -86,7 +90,7 @@ class AdaptedParameters:
             targets = self._parameter(module, depth, a, b) or list(self._single_experts(module, a, b))
         if not targets:
             raise CheckpointError(f"{fault} does not fit the model; give the model it was trained on")
-        return targets
+        return [replace(target, times=times) for target in targets]
 
     def _plain(
         self, weight: StoredTensor, module: str, a: StoredTensor, b: StoredTensor, *, embedding: bool

@@ -17,6 +17,7 @@ from deltamend.errors import CheckpointError
 from deltamend.inputs.adapted_parameters import AdaptedParameters, Target
 from deltamend.inputs.adapted_weights import AdaptedBias, AdaptedWeight, LowRankUpdate, RecentArrays, WithNewRows
 from deltamend.inputs.adapter_config import refuse_other_kinds, removed_by_start, scaling_of
+from deltamend.inputs.adapter_heads import config_with_head, is_new_head, is_other_head
 from deltamend.inputs.adapter_keys import AdapterTensors, Role, sort_tensors
 from deltamend.inputs.adapter_names import named_as_in
 from deltamend.inputs.computed_tensors import EntrySpan
@@ -91,13 +92,13 @@ class _Merged:
     def untie(self, brought: AdapterTensors) -> None:
         """Untie the head where the adapter changes it or the embedding, because PEFT changes only one of the two.
 
-        New rows for tokens are the exception: PEFT gives them to both.
+        New rows for the embedding's tokens are the exception: PEFT gives them to both, unless the head has rows of its own.
         """
         tied = tied_head(self.checkpoint.config, self.tensors)
         if tied is None:
             return
         embedding, head = tied
-        changed = {*brought.factors, *map(module_of, brought.whole)}
+        changed = {*brought.factors, *map(module_of, brought.whole), *({head} & {*brought.tokens})}
         if changed & {module_of(embedding), head}:
             self.tensors[f"{head}.weight"] = replace(self.tensors[embedding], name=f"{head}.weight")
             self.checkpoint.alter_config({**self.checkpoint.config, "tie_word_embeddings": False})
@@ -105,6 +106,9 @@ class _Merged:
     def put_whole(self, name: str, stored: StoredTensor) -> None:
         """Put a whole tensor of the adapter in the place of the model's."""
         original = self.tensors.get(name)
+        if original is None and stored.dtype in FLOAT_NAMES and is_new_head(self.adapter.config, name):
+            self._put_head(name, stored)
+            return
         if original is None or stored.dtype not in FLOAT_NAMES or stored.shape[1:] != original.shape[1:]:
             raise CheckpointError(
                 f"{self.adapter.folder}: tensor {stored.name!r} does not fit the model; give the model it was trained on"
@@ -114,6 +118,16 @@ class _Merged:
         self.computed[shown] = EntrySpan(self.adapter, stored)
         if stored.shape[:1] != original.shape[:1]:
             self._grow_vocabulary(original.shape[0], stored.shape[0])
+
+    def _put_head(self, name: str, stored: StoredTensor) -> None:
+        """Show a head that only the adapter has, in the place of the one that predicts tokens."""
+        file = next(iter(self.checkpoint.headers))
+        self.tensors = {other: tensor for other, tensor in self.tensors.items() if not is_other_head(other)}
+        self.tensors[name] = shown = StoredTensor(name, stored.dtype, stored.shape, file, stored.start, stored.stop)
+        self.computed[shown] = EntrySpan(self.adapter, stored)
+        self.checkpoint.alter_config(
+            config_with_head(self.checkpoint.config, self.adapter.config, stored.shape[0] if stored.shape else 1)
+        )
 
     def put_tokens(self, module: str, new: StoredTensor) -> None:
         """Put the rows of some tokens in the place of the embedding's."""
@@ -148,7 +162,7 @@ class _Merged:
                     f"{fault}: {ADAPTER_CONFIG_FILE} and the tensors say different things of {key}; save the adapter again"
                 )
         for target in parameters.targets(module, a, b, embedding=embedding):
-            scaling = scaling_of(config, target.named, a.shape[0] // target.experts, fault)
+            scaling = target.times * scaling_of(config, target.named, a.shape[0] // target.experts, fault)
             update = LowRankUpdate(
                 self.adapter, a, b, scaling, target.swapped, target.experts, target.expert, target.outputs,
                 parts.get("diagonal"), target.blocks,
