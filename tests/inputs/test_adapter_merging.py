@@ -247,9 +247,8 @@ def test_the_head_of_a_reward_model_takes_the_place_of_the_causal_one(tmp_path: 
         assert checkpoint.config["architectures"] == ["LlamaForSequenceClassification"]
         assert checkpoint.config["num_labels"] == 3
         head = checkpoint.values(checkpoint.tensors["score.weight"], 0, 192)
-    assert np.array_equal(
-        head, trained.get_base_model().score.modules_to_save["default"].weight.detach().numpy().ravel()
-    )
+    stored = trained.state_dict()["base_model.model.score.modules_to_save.default.weight"]
+    assert np.array_equal(head, stored.numpy().ravel())
 
 
 def test_keys_of_a_wrapped_models_state_dict_are_read(tmp_path: Path) -> None:
