@@ -298,6 +298,30 @@ def test_what_cannot_be_merged_is_refused_with_its_own_advice(tmp_path: Path) ->
         assert "\n" not in str(refused.value)
 
 
+STRANGE = (None, True, 3, -1, 1.5, "x", "(", [], [1], ["x"], [[0, 2]], {}, {"x": 1}, {"q_proj": [1]}, {"nblocks": 0})
+FIELDS = (
+    "peft_type", "task_type", "init_lora_weights", "lora_alpha", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora",
+    "fan_in_fan_out", "lora_bias", "kasa_config", "use_bdlora", "target_parameters", "trainable_token_indices",
+    "modules_to_save", "layer_replication", "use_qalora", "arrow_config",
+)  # fmt: skip
+
+
+def test_whatever_a_config_says_it_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    pair = adapted(tmp_path, plain(), target_modules=QV, trainable_token_indices=[3], modules_to_save=["lm_head"], r=2)
+    path = pair.finetuned / "adapter_config.json"
+    config = json.loads(path.read_text())
+    refusals = []
+    for field in FIELDS:
+        for value in STRANGE:
+            path.write_text(json.dumps({**config, field: value}))
+            try:
+                deltamend.open_checkpoint(f"{pair.base}+{pair.finetuned}").close()
+            except deltamend.DeltamendError as error:
+                refusals.append(str(error))
+    assert not any("\n" in refusal for refusal in refusals)
+    assert len(FIELDS) < len(refusals) < len(FIELDS) * len(STRANGE) - len(FIELDS)
+
+
 @pytest.mark.parametrize("start", ["corda", "lora_ga", "loftq", "pissa_niter_4"])
 def test_a_start_that_changes_the_model_is_not_taken_for_one_that_does_not(start: str) -> None:
     """PEFT's own words for every start; one that is new there must be sorted here."""

@@ -202,9 +202,9 @@ class AdaptedParameters:
                         )
                     return
 
-    def _model_types(self) -> set[object]:
+    def _model_types(self) -> set[str]:
         text = self._model.get("text_config")
-        return {part.get("model_type") for part in (self._model, text if isinstance(text, Mapping) else {})}
+        return {str(part.get("model_type")) for part in (self._model, text if isinstance(text, Mapping) else {})}
 
 
 def _same_rank(a: StoredTensor, b: StoredTensor, count: int) -> bool:

@@ -209,7 +209,7 @@ class AdaptedWeight:
             raise AssertionError(f"{self.weight.name} has no magnitude")
         _, rows, columns = self.shape
         squares = np.zeros(columns if self.update.swapped else rows)
-        step = max(1, _ENTRIES_AT_A_TIME // columns)
+        step = max(1, _ENTRIES_AT_A_TIME // max(1, columns))
         for first in range(0, rows, step):
             last = min(rows, first + step)
             block = np.empty((last - first) * columns)

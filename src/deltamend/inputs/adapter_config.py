@@ -57,7 +57,7 @@ def refuse_other_kinds(config: Mapping[str, Any], folder: Path) -> None:
             the model nor the adapter holds. What to do depends on which.
     """
     kind = config.get("peft_type")
-    if kind in _NO_WEIGHTS:
+    if isinstance(kind, str) and kind in _NO_WEIGHTS:
         raise CheckpointError(
             f"{folder}: is a {kind} adapter, which changes no weights of the model, so that there is no update to repair"
         )
@@ -69,13 +69,12 @@ def refuse_other_kinds(config: Mapping[str, Any], folder: Path) -> None:
                 f"{folder}: sets {key}, {why}, and no merged model exists; give an adapter that was trained without it"
             )
     start = config.get("init_lora_weights")
-    name = start.lower() if isinstance(start, str) else start
-    if name in (None, True, False) or name in _PLAIN_STARTS or name in _REMOVING_STARTS:
+    name = start.lower() if isinstance(start, str) else ""
+    if start is None or isinstance(start, bool) or name in _PLAIN_STARTS or name in _REMOVING_STARTS:
         return
-    fallback = f"which deltamend does not know; {_MERGE}"
-    if isinstance(name, str) and name.startswith("pissa"):
-        fallback = f"which took a part out of the model's weights that a randomised method found; {_KEEP_START}"
-    why = _LOST_STARTS.get(name, fallback) if isinstance(name, str) else fallback
+    why = _LOST_STARTS.get(name, f"which deltamend does not know; {_MERGE}")
+    if name.startswith("pissa"):
+        why = f"which took a part out of the model's weights that a randomised method found; {_KEEP_START}"
     raise CheckpointError(f"{folder}: was initialised with init_lora_weights={str(start)[:60]!a}, {why}")
 
 

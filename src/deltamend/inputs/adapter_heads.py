@@ -22,7 +22,7 @@ def is_new_head(adapter: Mapping[str, Any], name: str) -> bool:
     saved = adapter.get("modules_to_save")
     module = module_of(name)
     listed = isinstance(saved, list) and (module in saved or leaf_of(module) in saved)
-    return adapter.get("task_type") in _CLASSES and listed
+    return listed and str(adapter.get("task_type")) in _CLASSES
 
 
 def config_with_head(config: Mapping[str, Any], adapter: Mapping[str, Any], labels: int) -> dict[str, Any]:
