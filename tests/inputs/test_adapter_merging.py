@@ -19,6 +19,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     GptOssConfig,
     GptOssForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
@@ -187,6 +189,27 @@ def _expert(name: str, expected: dict[str, torch.Tensor]) -> torch.Tensor:
     if part == "down_proj":
         return expected[f"{module}.down_proj"][int(number)]
     return expected[f"{module}.gate_up_proj"][int(number)].chunk(2)[part == "up_proj"]
+
+
+def test_experts_whose_files_have_other_names_are_read_as_peft_merges_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        hidden_size=16, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        num_local_experts=4, vocab_size=60,
+    )  # fmt: skip
+    parameters = [*EXPERTS, "gate.weight"]
+    pair = adapted(tmp_path, MixtralForCausalLM(config), target_modules=["q_proj"], target_parameters=parameters, r=2)
+    expected, found, base = merged(pair), shown(f"{pair.base}+{pair.finetuned}"), load(pair.base)
+    parts = {"w1": ("gate_up_proj", 0), "w3": ("gate_up_proj", 1), "w2": ("down_proj", 0)}
+    for layer in range(2):
+        stored, loaded = f"model.layers.{layer}.block_sparse_moe", f"model.layers.{layer}.mlp"
+        np.testing.assert_allclose(found[f"{stored}.gate.weight"], expected[f"{loaded}.gate.weight"], rtol=0, atol=2e-7)
+        for number in range(4):
+            for part, (fused, half) in parts.items():
+                name = f"{stored}.experts.{number}.{part}.weight"
+                wanted = expected[f"{loaded}.experts.{fused}"][number].split(base[name].shape[0])[half]
+                np.testing.assert_allclose(found[name], wanted.numpy(), rtol=0, atol=2e-7)
+                assert not np.array_equal(found[name], base[name].double().numpy())
 
 
 def test_transposed_experts_are_read_as_peft_merges_them(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 from deltamend.checkpoint.architecture import module_of, tied_head
 from deltamend.checkpoint.checkpoint_folder import Checkpoint, ComputedTensor, StoredTensor
 from deltamend.errors import CheckpointError
+from deltamend.inputs.adapter_heads import is_new_head
 from deltamend.inputs.adapter_keys import AdapterTensors
 from deltamend.inputs.computed_tensors import EntrySpan
 from deltamend.inputs.model_layout import layout_of
 
-_BASE_LAYER = re.compile(r"(\.base_layer)+$")
+_BASE_LAYER = re.compile(r"(\.base_layer)+(?=\.|$)")
 _ONE_EXPERT = re.compile(r"\.(\d+\.[^.]+\.weight)$")
 
 
@@ -36,7 +37,9 @@ def named_as_in(brought: AdapterTensors, checkpoint: Checkpoint, fault: str) -> 
         CheckpointError: a module of the adapter is found under neither.
     """
     config = checkpoint.config
-    asked = [_BASE_LAYER.sub("", name) for name in (*brought.factors, *brought.tokens, *map(module_of, brought.whole))]
+    adapter = {} if checkpoint.adapter is None else checkpoint.adapter.config
+    whole = [module_of(name) for name in brought.whole if not is_new_head(adapter, name)]
+    asked = [_BASE_LAYER.sub("", name) for name in (*brought.factors, *brought.tokens, *whole)]
     own: dict[str, str] = {}
     if _missing(asked, checkpoint.tensors, config):
         own = _names_in_memory(checkpoint)
