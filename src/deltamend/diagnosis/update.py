@@ -111,7 +111,7 @@ def _diagnose_item(item: MatrixItem, reader: SidesReader, written: str | None, v
     dtype = NUMPY_DTYPES[written or item.pair.finetuned.output_dtype]
     base, finetuned = item.pair.base, item.pair.finetuned
     # The two sides of an adapter's update share their quantisation, which is not part of it.
-    if base is None or item.pair.update_rank is not None:
+    if base is None or item.pair.same_source:
         packings: tuple[str | None, str | None] = (None, None)
     else:
         packings = (base.packing, finetuned.packing)

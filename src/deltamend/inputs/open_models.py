@@ -159,9 +159,16 @@ def open_pair(
             )
         if theirs.adapter is not None and ours.adapter is None and ours.folder.samefile(theirs.folder):
             ranks = {name: theirs.update_ranks.get(name) for name in theirs.tensors}
-            pairing = replace(
-                pairing, pairs=tuple(replace(pair, update_rank=ranks[pair.name]) for pair in pairing.pairs)
+            pairs = tuple(
+                replace(
+                    pair,
+                    update_rank=ranks[pair.name],
+                    # What the adapter brings whole is not quantised, unlike the tensor whose place it takes.
+                    same_source=pair.base is not None and pair.base.packing == pair.finetuned.packing,
+                )
+                for pair in pairing.pairs
             )
+            pairing = replace(pairing, pairs=pairs)
         opened.pop_all()
     selection: dict[str, str | tuple[str, ...] | bool | None] = {
         "include": include,

@@ -65,6 +65,7 @@ class TensorPair:
         rows: how many rows are repaired, from the first; further rows are kept as fine-tuned.
         submatrices: where there are any, each of them is repaired by itself, and rows in none of them are kept.
         update_rank: the rank of the adapter, where the difference of the two sides is exactly the update of an adapter.
+        same_source: whether both sides are computed from the same stored weights, so that these are rounded alike.
         inputs_of: as in `TensorContext`.
         parameter: what the tensor is to its model; None for what its name and shape say.
     """
@@ -76,6 +77,7 @@ class TensorPair:
     rows: int
     submatrices: tuple[Submatrix, ...] = ()
     update_rank: int | None = None
+    same_source: bool = False
     inputs_of: str | None = None
     parameter: Parameter | None = None
 

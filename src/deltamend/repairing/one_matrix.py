@@ -32,6 +32,7 @@ class Job:
         device: where spectral filters run, "cpu" or a torch device.
         surveyed: the result of the method's survey of the whole model.
         update_rank: see `TensorContext`.
+        same_source: see `TensorPair`.
         place: see `TensorContext`.
         rounding: how W_base + Δ* is rounded to bf16 or fp16.
         inputs_of: see `TensorContext`.
@@ -43,6 +44,7 @@ class Job:
     device: str = "cpu"
     surveyed: Any = None
     update_rank: int | None = None
+    same_source: bool = False
     place: Place | None = None
     rounding: Rounding = "nearest"
     inputs_of: str | None = None
@@ -62,9 +64,7 @@ def open_delta(base: Matrix, finetuned: Matrix, job: Job, buffers: Buffers) -> t
         inputs_of=job.inputs_of,
         workspace=buffers.workspace,
         # The two sides of an adapter's update share their quantisation.
-        quantisation=None
-        if job.update_rank is not None
-        else lambda: quantisation_variance((base, finetuned), job.rows),
+        quantisation=None if job.same_source else lambda: quantisation_variance((base, finetuned), job.rows),
     )
     return delta, context
 

@@ -72,6 +72,7 @@ def job_for(
         device,
         surveyed,
         pair.update_rank,
+        pair.same_source,
         rounding=rounding,
         inputs_of=pair.inputs_of,
     )
