@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora.config import BdLoraConfig, KasaConfig, VeloraConfig
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -75,6 +75,7 @@ CASES: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
         plain,
         {"target_modules": ["q_proj", "down_proj"], "use_bdlora": BdLoraConfig(["q_proj"], ["down_proj"], nblocks=2)},
     ),
+    "monteclora": (plain, {"target_modules": QV, "monteclora_config": MontecloraConfig()}),
     "velora": (plain, {"target_modules": QV, "velora_config": VeloraConfig(num_groups=4)}),
     "excluded": (plain, {"target_modules": "all-linear", "exclude_modules": ["down_proj"], "layers_to_transform": None}),
     "some-layers": (plain, {"target_modules": QV, "layers_to_transform": [1]}),
