@@ -232,7 +232,7 @@ def study() -> str:
     kinds = (
         config.Study, config.ModelEntry, config.Target, exam_config.Items, config.Regime, config.Repair, Rule,
         exam_config.Exam, exam_config.GeneralPrompts, exam_config.GivenAnswers, SuiteTask, config.OwnTexts,
-        config.Choosing,
+        config.Choosing, config.Measure,
     )  # fmt: skip
     return _models(kinds, defaults=True)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deltamend.study.cell import Workplace, run_cell
+from deltamend.study.base_model import Workplace
+from deltamend.study.cell import run_cell
 from deltamend.study.config import Study
 from deltamend.study.records import (
     CellRecord,

@@ -10,14 +10,8 @@ from safetensors.torch import load_file
 from deltamend import repair
 from deltamend.errors import DeltamendError
 from deltamend.evaluation.backend import best_device
-from deltamend.study.cell import (
-    Workplace,
-    evaluate_base,
-    prepare_base,
-    provenance,
-    run_cell,
-    tuned_folder,
-)
+from deltamend.study.base_model import Workplace, prepare_base, provenance
+from deltamend.study.cell import evaluate_base, run_cell, tuned_folder
 from deltamend.study.config import Study
 from deltamend.study.exam import evaluate_on_exam
 from deltamend.study.fine_tuning import finetune

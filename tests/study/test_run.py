@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deltamend.errors import DeltamendError, EvaluationError, OutputError, UsageError
-from deltamend.study.cell import Workplace
+from deltamend.study.base_model import Workplace
 from deltamend.study.config import Study
 from deltamend.study.records import (
     CellRecord,

@@ -68,16 +68,9 @@ def study(
         from deltamend.study.run import run_study
 
         try:
-            with _bars(quiet) as report_progress:
-                run_study(
-                    found,
-                    out,
-                    data=data,
-                    workers=workers,
-                    cells=_chooser(cells),
-                    minutes=minutes,
-                    progress=report_progress,
-                )
+            with _bars(quiet) as seen:
+                chosen = _chooser(cells)
+                run_study(found, out, data=data, workers=workers, cells=chosen, minutes=minutes, progress=seen)
         except (OutputError, UsageError):  # nothing was run
             raise
         except DeltamendError:

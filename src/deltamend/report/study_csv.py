@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from deltamend.report.csv_output import csv_text
+from deltamend.report.equal_retention_tables import equal_retention_csv
 from deltamend.scoring.across_cells import MeanOverCells
 from deltamend.scoring.metric import PARTS
 from deltamend.scoring.result import Estimate
@@ -30,7 +31,7 @@ def study_csv_files(results: StudyResults) -> dict[str, str]:
         "rankings.csv": _rankings,
         "cells.csv": _cells,
     }
-    written = {name: list(rows(results)) for name, rows in tables.items()}
+    written = {name: list(rows(results)) for name, rows in tables.items()} | equal_retention_csv(results)
     return {name: csv_text(list(rows[0]), rows) for name, rows in written.items() if rows}
 
 

@@ -10,6 +10,14 @@ from typing import Any
 
 from deltamend.errors import OutputError
 from deltamend.machine.atomic import publish
+from deltamend.report.equal_retention_tables import (
+    admission_table,
+    capabilities_table,
+    equal_retention_sentences,
+    equal_retention_table,
+    families_table,
+    shown_phase,
+)
 from deltamend.report.page_templates import page_template
 from deltamend.report.score_tables import TITLES, Table, markdown, markdown_text
 from deltamend.report.study_csv import study_csv_files
@@ -170,6 +178,7 @@ def sections(results: StudyResults) -> list[Section]:
     """The page from top to bottom; parts with nothing in them are left out."""
     group = shown_group(results)
     found = [
+        *_at_equal_retention(results),
         Section(
             f"The repairs side by side, {group} cells",
             (_how_to_read(results),),
@@ -199,6 +208,35 @@ def sections(results: StudyResults) -> list[Section]:
         Section("How this was made", tuple(_made(results)), listed=True),
     ]
     return [of for of in found if of.sentences or of.tables]
+
+
+def _at_equal_retention(results: StudyResults) -> Iterator[Section]:
+    """The primary measure, of a study that names one."""
+    found = results.equal_retention
+    if found is None:
+        return
+    phase = shown_phase(found)
+    tables = [equal_retention_table(found, phase)] if phase in found.groups else []
+    yield Section(
+        "Healing above the WiSE-FT curve at equal retention",
+        tuple(equal_retention_sentences(found)),
+        listed=True,
+        plots=("equal-retention.svg",),
+        tables=tuple(tables),
+    )
+    yield Section("What the cells taught and damaged", tables=(admission_table(found),), folded=True)
+    if phase in found.groups:
+        others = [group for group in found.groups if group != phase]
+        yield Section(
+            "Capability by capability, family by family",
+            tables=(capabilities_table(found, phase), *(families_table(found, one) for one in found.groups)),
+            folded=True,
+        )
+        yield Section(
+            "At equal retention, by regime and by model",
+            tables=tuple(equal_retention_table(found, group) for group in others),
+            folded=True,
+        )
 
 
 def _title(results: StudyResults) -> str:

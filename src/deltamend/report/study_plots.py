@@ -47,6 +47,7 @@ def plots_of_study(results: StudyResults) -> dict[str, bytes]:
         raise UsageError("plots need matplotlib: pip install 'deltamend[study]'") from error
     drawn: dict[str, bytes] = {}
     plots: dict[str, Callable[[StudyResults, Callable[..., Any]], Any]] = {
+        "equal-retention.svg": _equal_retention,
         "trade-off.svg": _trade_off,
         "combined.svg": _combined,
         "above-wise-ft.svg": _heights,
@@ -90,6 +91,49 @@ def _combined(results: StudyResults, new: Callable[..., Any]) -> Any:
         f"combined score, mean over {group} cells; thick: 95% interval for these cells, thin: for cells like these",
         results.confidence,
     )
+
+
+def _equal_retention(results: StudyResults, new: Callable[..., Any]) -> Any:
+    """Mean healing against mean retention, regime by regime, with the curve."""
+    found = results.equal_retention
+    if found is None or not found.groups:
+        return None
+    phase = CONFIRMATION if CONFIRMATION in found.groups else CHOOSING
+    groups = [group for group in found.groups if group.startswith(f"{phase}, ")] or [phase]
+    columns = min(3, len(groups))
+    lines = -(-len(groups) // columns)
+    plot = new(figsize=(4.0 * columns, 3.6 * lines), layout="constrained")
+    panels = plot.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    for place, panel in enumerate(panels.flat):
+        if place >= len(groups):
+            panel.set_axis_off()
+            continue
+        own = [one for one in found.repairs if one.group == groups[place]]
+        curve = [one for one in own if one.above_straight is None or one.role == "trivial"]
+        curve.sort(key=lambda one: one.retention.value)
+        panel.plot(
+            [one.retention.value for one in curve],
+            [one.healing.value for one in curve],
+            color="#8a8f98",
+            marker=".",
+            linewidth=1,
+        )
+        rest = [one for one in own if one not in curve]
+        for one in rest:
+            panel.plot([one.retention.value], [one.healing.value], "o", color=ROLE_COLOURS[one.role], markersize=4)
+        for one in sorted(rest, key=lambda one: -(one.above_straight.value if one.above_straight else 0.0))[:3]:
+            panel.annotate(
+                one.name,
+                (one.retention.value, one.healing.value),
+                fontsize=7,
+                xytext=(3, 3),
+                textcoords="offset points",
+            )
+        panel.set_title(groups[place].removeprefix(f"{phase}, "), fontsize=9)
+        panel.grid(color="#e5e5e5", linewidth=0.6)
+    plot.supxlabel(f"retention of the target, mean over {phase} cells", fontsize=8)
+    plot.supylabel("healing of what was damaged", fontsize=8)
+    return plot
 
 
 def _heights(results: StudyResults, new: Callable[..., Any]) -> Any:
@@ -270,6 +314,7 @@ def _dg_hard(results: StudyResults, new: Callable[..., Any]) -> Any:
 
 
 ALT = {
+    "equal-retention.svg": "Healing against retention of every repair with the WiSE-FT curve, by regime and model",
     "trade-off.svg": "Healing against retention of every repair, with the WiSE-FT curve",
     "combined.svg": "Combined score of every repair with intervals",
     "above-wise-ft.svg": "Height of every repair above the WiSE-FT curve at the same size of the update",

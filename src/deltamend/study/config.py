@@ -220,6 +220,19 @@ class Choosing(FiniteRecord):
     seeds: tuple[int, ...] = Field(description="Seeds; a cell is for choosing if its target and its seed are listed.")
 
 
+class Measure(FiniteRecord):
+    """How repairs are compared at equal retention; frozen before a confirmation cell runs."""
+
+    curve: str = Field("wise-ft", description="Family whose strengths make the curve that repairs are compared with.")
+    standard_errors: float = Field(
+        2.0, ge=0, description="A benchmark is damaged from this many standard errors of the paired difference on."
+    )
+    at_least: float = Field(0.01, ge=0, description="And from this difference on, in units of the score.")
+    floors: tuple[float, ...] = Field(
+        (0.9, 0.95), description="Retentions that a strength has to keep, where healing at a floor is asked."
+    )
+
+
 class StudyCell(NamedTuple):
     """One (model, target, regime, seed)."""
 
@@ -258,6 +271,9 @@ class Study(FiniteRecord):
     own_texts: OwnTexts = Field(OwnTexts(), description="The texts that a base writes for null-space.")
     choosing: Choosing = Field(
         Choosing(targets=(), seeds=()), description="Cells that repairs may be chosen on; all others confirm."
+    )
+    measure: Measure | None = Field(
+        None, description="The primary measure; None for a study that goes by the combined score alone."
     )
     confirm: bool = Field(
         True, description="Whether confirmation cells are run: false until what they are to confirm is frozen."

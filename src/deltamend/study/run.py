@@ -24,7 +24,8 @@ from deltamend.errors import DeltamendError, OutputError, UsageError, option
 from deltamend.evaluation.backend import best_device
 from deltamend.evaluation.lm_eval_tasks import check_requirements, files_of
 from deltamend.records import Record
-from deltamend.study.cell import Workplace, activations_of, evaluate_base, prepare_base, run_cell, source_folder
+from deltamend.study.base_model import Workplace, activations_of, prepare_base, source_folder
+from deltamend.study.cell import evaluate_base, run_cell
 from deltamend.study.config import ModelEntry, Study, StudyCell, Target
 from deltamend.study.fine_tuning import check_trl
 from deltamend.study.questions import exam_questions, general_questions, given_answers, training_questions

@@ -10,6 +10,7 @@ from deltamend.records import FiniteRecord
 from deltamend.scoring.across_cells import MeanDifference, MeanOverCells
 from deltamend.scoring.metric import Group
 from deltamend.scoring.result import Estimate
+from deltamend.study.findings.equal_retention_types import EqualRetention
 from deltamend.study.records import DiagnosisFacts, FinetuneFacts
 
 CHOOSING, CONFIRMATION = "choosing", "confirmation"
@@ -303,6 +304,9 @@ class StudyResults(FiniteRecord):
     written_differences: tuple[WrittenDifference, ...]
     safety: tuple[SafetyOutcome, ...]
     rankings: Rankings
+    equal_retention: EqualRetention | None = Field(
+        default=None, description="The primary measure; None where the study's file names none."
+    )
     hours: dict[str, float] = Field(description="Step to wall time over all cells, as far as it was recorded.")
     machines: tuple[str, ...]
     versions: dict[str, tuple[str, ...]] = Field(description="Package to the versions that were used.")

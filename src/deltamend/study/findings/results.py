@@ -19,6 +19,7 @@ from deltamend.study.findings.alpha_curve import wise_ft_curve
 from deltamend.study.findings.answers import answer_questions
 from deltamend.study.findings.candidate_comparisons import best_strengths, comparisons
 from deltamend.study.findings.dg_hard_by_diagnosis import dg_hard_outcome
+from deltamend.study.findings.equal_retention import measure_equal_retention
 from deltamend.study.findings.headline import headline_of
 from deltamend.study.findings.outcomes_of_repairs import best_published, repair_outcomes
 from deltamend.study.findings.result_types import CHOOSING, CONFIRMATION, CellOutcome, GridCoverage, StudyResults
@@ -71,6 +72,7 @@ def study_results(
         "written": tuple(written(study, cells, by_config)),
         "written_differences": tuple(written_differences(study, cells, by_config)),
         "safety": tuple(safety_outcomes(study, cells, settings)),
+        "equal_retention": measure_equal_retention(study, cells, settings),
         "rankings": rankings(study, cells, by_config, by_other, confirming),
     }
     results = StudyResults(
