@@ -92,7 +92,10 @@ def test_a_model_may_have_fewer_targets_regimes_and_seeds_and_tasks_of_its_own()
     assert {(cell.target.name, cell.regime.name, cell.seed) for cell in gemma} == {
         (target, regime, 0) for target in ("sums", "clinc150", "snips") for regime in ("fp32", "fp32-as-bf16", "lora")
     }
-    assert {len({cell.target.name for cell in study.cells()[start : start + 5]}) for start in range(0, 25, 5)} == {5}
+    run = study.cells_to_run()
+    assert {len({cell.target.name for cell in run[start : start + 5]}) for start in range(0, 25, 5)} == {5}
+    assert {len({cell.regime.name for cell in run[start : start + 5]}) for start in range(0, 25, 5)} == {5}
+    assert {cell.name for cell in run} == {cell.name for cell in study.cells() if study.chooses(cell)}
 
 
 def test_what_the_ground_chooses_on_is_no_cell_that_confirms() -> None:

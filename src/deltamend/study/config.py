@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -311,23 +312,44 @@ class Study(FiniteRecord):
         return self
 
     def cells(self) -> list[StudyCell]:
-        """The grid: choosing cells first, then by seed and model, each target with another regime in turn.
+        """The grid, choosing cells first, then seed by seed."""
 
-        A run that is cut short has so seen every target and every regime about as often.
+        def wanted(model: ModelEntry, target: Target, regime: Regime, seed: int) -> bool:
+            return all(
+                not own or one in own
+                for own, one in (
+                    (model.targets, target.name),
+                    (model.regimes, regime.name),
+                    (model.seeds, seed),
+                )
+            )
+
+        def order(cell: StudyCell) -> tuple[bool, int]:
+            return (not self.chooses(cell), self.seeds.index(cell.seed))
+
+        whole = product(self.models, self.targets, self.regimes, self.seeds)
+        return sorted((StudyCell(*one) for one in whole if wanted(*one)), key=order)
+
+    def cells_to_run(self) -> list[StudyCell]:
+        """The cells that are run, each target of a model with another regime in turn.
+
+        A run that is cut short has so seen every target and every regime about as often. Cells that confirm wait where
+        `confirm` says so.
         """
-        places = [(model, target, regime) for model in self.models for target, regime in self._crossed(model)]
-        cells = [
-            StudyCell(*place, seed) for seed in self.seeds for place in places if seed in _or_all(place[0].seeds, seed)
-        ]
-        return sorted(cells, key=lambda cell: (not self.chooses(cell), self.seeds.index(cell.seed)))
+        targets, regimes = ([one.name for one in own] for own in (self.targets, self.regimes))
 
-    def _crossed(self, model: ModelEntry) -> Iterator[tuple[Target, Regime]]:
-        """Every target with every regime of a model, diagonal by diagonal."""
-        targets = [one for one in self.targets if one.name in _or_all(model.targets, one.name)]
-        regimes = [one for one in self.regimes if one.name in _or_all(model.regimes, one.name)]
-        for shift in range(len(regimes)):
-            for place, target in enumerate(targets):
-                yield target, regimes[(place + shift) % len(regimes)]
+        def order(cell: StudyCell) -> tuple[bool, int, int, int, int]:
+            target, regime = targets.index(cell.target.name), regimes.index(cell.regime.name)
+            model = self.models.index(cell.model)
+            return (
+                not self.chooses(cell),
+                self.seeds.index(cell.seed),
+                model,
+                (regime - target) % len(regimes),
+                target,
+            )
+
+        return sorted((cell for cell in self.cells() if self.confirm or self.chooses(cell)), key=order)
 
     def exam_of(self, model: ModelEntry) -> Exam:
         """What the models made of a base are asked.
@@ -374,13 +396,6 @@ def with_local_models(study: Study, given: Sequence[str]) -> Study:
         paths[name] = str(Path(path).absolute())
     models = tuple(one.model_copy(update={"local": paths.get(one.name, one.local)}) for one in study.models)
     return study.model_copy(update={"models": models})
-
-
-_Named = TypeVar("_Named", str, int)
-
-
-def _or_all(names: tuple[_Named, ...], name: _Named) -> tuple[_Named, ...]:
-    return names or (name,)
 
 
 def read_study(path: Path) -> Study:

@@ -140,7 +140,7 @@ def run_study(
         OutputError: `out` cannot be written, or another run is at work in it.
         UsageError: `cells` leaves none.
     """
-    runnable = [cell for cell in study.cells() if study.confirm or study.chooses(cell)]
+    runnable = study.cells_to_run()
     if not runnable:
         raise UsageError("the study has no choosing cells, and `confirm: false` holds the others back")
     chosen = [cell for cell in runnable if cells is None or cells(cell.name)]
