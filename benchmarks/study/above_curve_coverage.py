@@ -117,7 +117,7 @@ def simulated(scenario: Scenario, random: np.random.Generator) -> dict[str, tupl
         [_resampled(one, names[at]) for at, one in enumerate(targets)],
         damaged,
     )
-    found = {}
+    found: dict[str, tuple[float, float, float]] = {}
     for by in INTERPOLATIONS:
         mean = clustered_mean(seen[by][0], drawn[by], names, 0.95)
         if mean is not None and mean.low is not None and mean.high is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from deltamend.evaluation.record import TaskScores
 from deltamend.methods.registry import get_method
 from deltamend.scoring.cell_means import draw_cells, observed_means
 from deltamend.scoring.margin import Margin
@@ -152,7 +154,7 @@ def _known(**figures: float) -> dict[str, float]:
     return {name: float(value) for name, value in figures.items() if np.isfinite(value)}
 
 
-def _admission(of: ReadCell) -> dict[str, object]:
+def _admission(of: ReadCell) -> dict[str, Any]:
     """Whether the cell's fine-tuning taught a skill, and the two numbers that say so."""
     tuned, base = of.record.models[FINETUNED].evaluation.tasks, of.base.evaluation.tasks
     right = _mean(tuned, TARGET)
@@ -174,15 +176,15 @@ def _admission(of: ReadCell) -> dict[str, object]:
     }
 
 
-def _scores(tasks: object, name: str) -> FloatArray:
-    return np.array([item.score for item in tasks[name].items])  # type: ignore[index]  # a mapping of records
+def _scores(tasks: Mapping[str, TaskScores], name: str) -> FloatArray:
+    return np.array([item.score for item in tasks[name].items])
 
 
-def _mean(tasks: object, name: str) -> float:
+def _mean(tasks: Mapping[str, TaskScores], name: str) -> float:
     return float(_scores(tasks, name).mean())
 
 
-def _squared_error(tasks: object, name: str) -> float:
+def _squared_error(tasks: Mapping[str, TaskScores], name: str) -> float:
     scores = _scores(tasks, name)
     return float(scores.var(ddof=1) / len(scores))
 
@@ -330,7 +332,8 @@ def _family(
 
     def at_least(floor: float, figures: _Figures, places: list[int]) -> FloatArray:
         kept = figures.retention[..., places] >= floor
-        return np.where(kept, figures.healing[..., places], -np.inf).max(axis=-1)
+        found: FloatArray = np.where(kept, figures.healing[..., places], -np.inf).max(axis=-1)
+        return found
 
     places = [[one.names.index(name) for name in (REVERT, *names, NONE)] for one in cells]
     areas = np.array([area(one.seen, own, None) for one, own in zip(cells, places, strict=True)])
