@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import deltamend
 from deltamend.inputs import model_layout
 from deltamend.inputs.model_layout import Parameter, layout_by_names, layout_of, layout_of_module, matrix_view
 from deltamend.inputs.open_models import open_checkpoint
@@ -84,7 +86,7 @@ def test_the_modules_of_the_model_decide_and_the_rules_for_names_say_the_same(
     assert cache.exists()
     for tensor, role, count, shown in TENSORS[name]:
         for layout in (found, plain):
-            assert (layout[tensor].role, layout[tensor].count) == (role, count), tensor
+            assert (layout[tensor].role, layout[tensor].count) == (role, count), (tensor, layout[tensor])
         assert shown in found[tensor].module_name
         assert shown or found[tensor].module_name == tensor
 
@@ -152,3 +154,16 @@ def test_a_grouped_convolution_holds_a_matrix_for_each_group() -> None:
     views = {name: matrix_view(parameter, shapes[name]) for name, parameter in layout.items() if "weight" in name}
     assert views == {"grouped.weight": (8, 9), "single.weight": None, "mono.weight": (8, 5)}
     assert layout["grouped.weight"].count == 4
+
+
+def test_a_plan_knows_how_each_tensor_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DELTAMEND_CACHE", str(tmp_path / "cache"))
+    model = build("dbrx")
+    for side in ("base", "finetuned"):
+        model.save_pretrained(tmp_path / side)
+    options = {"method": "revert"}
+    known = deltamend.plan_repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", **options)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)  # transformers was uninstalled meanwhile
+    unknown = deltamend.plan_repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", **options)
+    with known, unknown:
+        assert known.sha256 != unknown.sha256  # so that a run by the one is not resumed by the other

@@ -231,7 +231,8 @@ def _parameter_of(
     if converted and role == "stack" and len(stored) == 2:  # one of the matrices that are stacked on loading
         role = "matrix"
     count = math.prod(stored[:-2]) if role == "stack" else groups
-    if role == "matrix" and len(stored) == 2 and not layer and (experts := _experts_below_each_other(owner, stored)):
+    own_matrix = role == "matrix" and len(stored) == 2 and not layer and not converted
+    if own_matrix and (experts := _experts_below_each_other(owner, stored)):
         role, count = "stack", experts
     kind: Layer = layer if leaf_of(name) == "weight" and not converted else ""
     return Parameter(role, name, type(owner).__name__, transposed and not converted, count, converted, kind)

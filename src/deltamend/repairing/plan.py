@@ -85,8 +85,10 @@ class RepairPlan:
             "base_name": None if self.adapter is None else self.adapter.base_name,
             "sidecars": [(sidecar.name, hash_file(sidecar.source, sidecar.name).sha256) for sidecar in self.sidecars],
             "parts": [
-                (pair.name, pair.rows, [astuple(part) for part in pair.submatrices]) for pair in self.pairing.pairs
+                (pair.name, pair.rows, pair.view, [astuple(part) for part in pair.submatrices])
+                for pair in self.pairing.pairs
             ],
+            "modules": None if self.adapter is None else sorted(self.adapter.names.items()),
         }
         for side, checkpoint in (("base", self.base), ("finetuned", self.finetuned)):
             tensors = sorted(checkpoint.tensors.values(), key=lambda tensor: tensor.name)
