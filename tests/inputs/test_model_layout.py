@@ -161,9 +161,8 @@ def test_a_plan_knows_how_each_tensor_is_read(tmp_path: Path, monkeypatch: pytes
     model = build("dbrx")
     for side in ("base", "finetuned"):
         model.save_pretrained(tmp_path / side)
-    options = {"method": "revert"}
-    known = deltamend.plan_repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", **options)
+    known = deltamend.plan_repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", method="revert")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)  # transformers was uninstalled meanwhile
-    unknown = deltamend.plan_repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", **options)
+    unknown = deltamend.plan_repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", method="revert")
     with known, unknown:
         assert known.sha256 != unknown.sha256  # so that a run by the one is not resumed by the other
