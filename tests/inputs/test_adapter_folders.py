@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,24 @@ def test_a_model_with_an_adapter_in_a_subfolder_is_opened(tmp_path: Path) -> Non
     for name in ("all", "all/chat"):
         found = shown(f"{pair.base}+{tmp_path / name}")
         assert all((found[tensor] == expected[tensor]).all() for tensor in expected)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("inside", [".", "chat"])
+def test_an_adapter_in_the_folder_of_its_model_is_not_in_out_once_more(inside: str, tmp_path: Path) -> None:
+    pair = adapted(tmp_path, llama(torch.float32), target_modules=["q_proj"])
+    (pair.base / inside).mkdir(exist_ok=True)
+    (pair.base / "other").mkdir()
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(pair.finetuned / file, pair.base / inside / file)
+        shutil.copy(pair.finetuned / file, pair.base / "other" / file)
+    deltamend.repair(pair.base, f"{pair.base}+{pair.base / inside}", tmp_path / "out", method="none")
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("adapter*")}
+    assert found == {"other/adapter_config.json", "other/adapter_model.safetensors"}
+    left_out = json.loads((tmp_path / "out" / "deltamend.json").read_text())["left_out"]
+    assert [file["reason"] for file in left_out] == ["is merged into the weights"] * 2
+    deltamend.repair(pair.base, f"{pair.base}+{pair.base / inside}", tmp_path / "as", method="rank", output="adapter")
+    assert deltamend.verify(tmp_path / "as") == []
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ CONFIG_FILE = "config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 TORCH_ADAPTER_FILE = "adapter_model.bin"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, TORCH_ADAPTER_FILE)
 
 MANIFEST_FILE = "deltamend.json"
 """What deltamend writes about a repair; see `manifest`."""

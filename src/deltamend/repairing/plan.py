@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from deltamend.checkpoint.checkpoint_folder import Checkpoint
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
-from deltamend.checkpoint.file_names import ADAPTER_CONFIG_FILE, CONFIG_FILE
+from deltamend.checkpoint.file_names import ADAPTER_FILES, CONFIG_FILE
 from deltamend.checkpoint.hashing import hash_file
 from deltamend.checkpoint.layout import Layout, plan_layout
 from deltamend.checkpoint.output_checks import check_output
@@ -215,6 +215,7 @@ def plan_repair(
     )
     if pair.finetuned.adapter is not None:
         sidecars = with_tokenizer_of(sidecars, pair.finetuned.adapter.folder)
+        sidecars, left_out = _without_merged_adapter(sidecars, left_out, pair.finetuned.adapter.folder)
     if options.output == "adapter":
         sidecars, left_out = _sidecars_of_an_adapter(sidecars, left_out)
     advice = None
@@ -274,11 +275,23 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
+def _without_merged_adapter(
+    sidecars: tuple[Sidecar, ...], left_out: tuple[LeftOut, ...], adapter: Path
+) -> tuple[tuple[Sidecar, ...], tuple[LeftOut, ...]]:
+    """Leave out an adapter that lies in the model's own folder and is merged into OUT; loaders would add it once more."""
+    merged = {sidecar.name for sidecar in sidecars if sidecar.source.parent.samefile(adapter)}
+    merged = {name for name in merged if PurePosixPath(name).name in ADAPTER_FILES}
+    dropped = tuple(LeftOut(name, "is merged into the weights") for name in sorted(merged))
+    return tuple(sidecar for sidecar in sidecars if sidecar.name not in merged), left_out + dropped
+
+
 def _sidecars_of_an_adapter(
     sidecars: tuple[Sidecar, ...], left_out: tuple[LeftOut, ...]
 ) -> tuple[tuple[Sidecar, ...], tuple[LeftOut, ...]]:
     """Leave out the config of FINETUNED, as the adapter is loaded into BASE, and the config of any other adapter."""
-    others = {CONFIG_FILE: "an adapter is loaded with BASE's", ADAPTER_CONFIG_FILE: "belongs to another adapter"}
+    others = {CONFIG_FILE: "an adapter is loaded with BASE's"} | dict.fromkeys(
+        ADAPTER_FILES, "belongs to another adapter"
+    )
     dropped = tuple(LeftOut(sidecar.name, others[sidecar.name]) for sidecar in sidecars if sidecar.name in others)
     return tuple(sidecar for sidecar in sidecars if sidecar.name not in others), left_out + dropped
 
