@@ -15,7 +15,8 @@ import deltamend
 from deltamend.errors import CheckpointError
 from deltamend.inputs.open_models import open_checkpoint
 from deltamend.inputs.quantised_formats.rounding_floors import ROUNDING_FLOORS
-from tests.conftest import llama, save_pair
+from tests.conftest import Pair, llama, save_pair
+from tests.inputs.adapters import adapted, merged, shown
 from tests.inputs.checkpoints import Cli, check
 from tests.inputs.quantised_formats.writers import FORMATS, write_quantised
 from tests.reference import load
@@ -158,3 +159,53 @@ def test_codes_of_an_unknown_method_are_refused_by_its_name(tmp_path: Path) -> N
     )
     with pytest.raises(CheckpointError, match=r"'aqlm'; tensor 'model.layers.0.self_attn.q_proj.codes'"):
         open_checkpoint(tmp_path / "model").close()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_adapter_on_a_packed_model_adds_to_the_dequantised_weights(tmp_path: Path) -> None:
+    """QLoRA: what PEFT gives on the dequantised model, and a bf16 OUT whose update is the adapter's alone."""
+    pair = adapted(tmp_path, llama(torch.float32), target_modules=["q_proj", "down_proj"])
+    meant = write_quantised(pair.base, FORMATS["nf4"])
+    plain = tmp_path / "plain"
+    llama(torch.float32).save_pretrained(plain)
+    save_file(meant, plain / "model.safetensors", metadata={"format": "pt"})
+    theirs = merged(Pair(plain, pair.finetuned))
+    ours = shown(f"{pair.base}+{pair.finetuned}")
+    for name, values in ours.items():
+        assert np.allclose(values, theirs[name].numpy(), rtol=1e-12, atol=1e-12), name
+    deltamend.repair(pair.base, f"{pair.base}+{pair.finetuned}", tmp_path / "out", method="none")
+    out = load(tmp_path / "out")
+    assert out["model.layers.0.self_attn.q_proj.weight"].dtype == torch.bfloat16
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    found = deltamend.diagnose(
+        pair.base, f"{pair.base}+{pair.finetuned}", include="layers.0.self_attn.q_proj"
+    ).matrices[0]
+    assert found.rounding is not None
+    assert found.rounding.stored == "float64"
+    assert found.rounding.floor < 1e-9  # the rounding of the base is no part of an adapter's update
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_the_diagnosis_counts_the_rounding_of_a_packed_base(tmp_path: Path) -> None:
+    pair = save_pair(llama(torch.bfloat16), tmp_path)
+    plain = deltamend.diagnose(pair.base, pair.finetuned, include="layers.0.mlp.up_proj").matrices[0]
+    write_quantised(pair.base, FORMATS["nf4"])
+    packed = deltamend.diagnose(pair.base, pair.finetuned, include="layers.0.mlp.up_proj").matrices[0]
+    assert plain.rounding is not None
+    assert packed.rounding is not None
+    assert packed.rounding.stored == "bfloat16, and of BASE to nf4,"
+    assert packed.rounding.floor > 5 * plain.rounding.floor
+    assert packed.rounding.share is not None
+    assert 0.5 < packed.rounding.share < 2.0  # the noise of the fine-tuning is a twentieth of this rounding
+    assert packed.verdict == "rounding-dominated"
+    assert "Rounding to bfloat16, and of BASE to nf4, would explain" in " ".join(packed.reasons)
+
+
+def test_the_rounding_floor_of_a_method_is_that_of_the_format(tmp_path: Path) -> None:
+    pair = save_pair(llama(torch.float32), tmp_path)
+    write_quantised(pair.base, FORMATS["nf4"])
+    report = deltamend.repair(pair.base, pair.finetuned, tmp_path / "out", parameters={"noise": "rounding-floor"})
+    found = next(tensor for tensor in report.tensors if "up_proj" in tensor.name)
+    assert found.spectrum is not None
+    assert found.spectrum.noise is not None
+    assert 1e-3 < found.spectrum.noise < 4e-3  # a tenth of weights of standard deviation 0.02
