@@ -18,27 +18,25 @@ _TODAY = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 class Inert:
-    """An object of a pickle, with the arguments and the state that its constructor was given."""
+    """An object of a pickle, with the arguments that its constructor was given, and its state."""
+
+    arguments: tuple[object, ...] = ()
+    state: object = None
 
     def __init__(self, *arguments: object, **_: object) -> None:
         self.arguments = arguments
-        self.state: object = None
-        self.items: dict[object, object] = {}
 
     def __setstate__(self, state: object) -> None:
         self.state = state
 
     def __setitem__(self, key: object, value: object) -> None:
-        self.items[key] = value
+        """Forget an item of what would be a dictionary."""
 
     def append(self, value: object) -> None:
-        """Remember one of the items of what would be a list."""
-        self.items[len(self.items)] = value
+        """Forget an item of what would be a list."""
 
-    def extend(self, values: list[object]) -> None:
-        """Remember items of what would be a list."""
-        for value in values:
-            self.append(value)
+    def extend(self, values: object) -> None:
+        """Forget items of what would be a list."""
 
     def field(self, name: str) -> Any:
         """A field of the state of a dataclass; None where it has none of this name."""

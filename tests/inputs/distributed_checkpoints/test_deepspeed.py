@@ -246,6 +246,24 @@ def larger(folder: Path) -> None:
         truncate(folder)
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"shared_params": [1]}, {"buffer_names": 3}, {"frozen_param_shapes": {"a": (4,)}, "frozen_param_fragments": [1]},
+        {"param_shapes": None}, {"param_shapes": [{"a": "b"}]}, {"param_shapes": [{"a": (-1,)}]}, {"module": 3, "buffer_names": ["a"]},
+    ],
+)  # fmt: skip
+def test_states_that_cannot_be_are_refused_in_one_line(beside: dict[str, Any], tmp_path: Path) -> None:
+    write_stage_2(tmp_path / "run", {"model.a.weight": torch.randn(4, 4)}, **beside)
+    llama().config.save_pretrained(tmp_path / "run")
+    if "module" in beside:  # a buffer that is named and not there is none of the weights
+        open_checkpoint(tmp_path / "run").close()
+        return
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(tmp_path / "run").close()
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("writer", ["stage 2", "stage 3"])
 @pytest.mark.parametrize("damage", [remove_rank, remove_model, truncate, split, larger])
 def test_a_damaged_folder_is_refused_in_one_line(writer: str, damage: Any, tmp_path: Path) -> None:

@@ -147,6 +147,18 @@ def test_a_config_that_says_quantised_over_plain_tensors_is_left_out_of_account(
         assert "no tensor is quantised" in checkpoint.notes[0]
 
 
+@pytest.mark.parametrize(
+    "said", [{"format": "marlin-24"}, {"format": "pack-quantized", "sparsity_config": {"format": "sparse-24-bitmask"}}]
+)
+def test_sparse_formats_are_refused_by_their_name(said: dict[str, object], tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path / "model")
+    write_quantised(tmp_path / "model", FORMATS["pack-quantized"])
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": said}))
+    with pytest.raises(CheckpointError, match=r"the sparse format '(marlin-24|sparse-24-bitmask)'"):
+        open_checkpoint(tmp_path / "model").close()
+
+
 def test_codes_of_an_unknown_method_are_refused_by_its_name(tmp_path: Path) -> None:
     llama().save_pretrained(tmp_path / "model")
     path = tmp_path / "model" / "model.safetensors"

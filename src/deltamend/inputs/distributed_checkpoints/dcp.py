@@ -34,6 +34,7 @@ _MOST_BLOCKS = 512
 """Chunks of one tensor that is cut in more than its first dimension; whether they overlap is tried for every two of them."""
 _CLASSES = (
     "torch.distributed.checkpoint.metadata.",
+    "torch.distributed._shard.sharded_tensor.metadata.",  # torch before 2.3
     "torch.distributed.checkpoint.filesystem._StorageInfo",
     "torch.distributed.checkpoint.filesystem._StoragePrefix",
     "pathlib.PosixPath",
@@ -151,8 +152,11 @@ def _places(path: Path, stored: object) -> dict[tuple[str, tuple[int, ...]], Ine
     """Where each chunk lies, by the name of its tensor and its offsets."""
     places = {}
     for index, place in stored.items() if isinstance(stored, dict) else ():
-        if isinstance(index, Inert) and isinstance(place, Inert) and isinstance(index.field("offset"), tuple):
-            places[(index.field("fqn"), index.field("offset"))] = place
+        if not isinstance(index, Inert) or not isinstance(place, Inert):
+            continue
+        name, offset = index.field("fqn"), index.field("offset")
+        if isinstance(name, str) and isinstance(offset, tuple) and all(type(at) is int for at in offset):
+            places[(name, offset)] = place
     if not places:
         raise CheckpointError(f"{path}: says of no tensor where it lies; copy the folder again")
     return places

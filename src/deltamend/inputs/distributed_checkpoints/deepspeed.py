@@ -109,14 +109,32 @@ def open_deepspeed(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{states[0][0]}: its experts are spread over the ranks (AutoEP); convert it with DeepSpeed's ds_to_universal.py, and that to Hugging Face's format"
         )
-    plans = _stage_3(parts, flat, shapes) if stage == 3 else _stages_1_and_2(parts, flat, shapes, flats[0].paddings)
+    try:
+        placed = _placed(parts, states, flat, flats[0].paddings, (stage, shapes))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: what its files say does not fit together ({type(error).__name__}: {str(error)[:80]!a}); copy the folder again"
+        ) from error
+    return _assembled(folder, parts, placed, stage)
+
+
+def _placed(
+    parts: _Parts,
+    states: list[tuple[Path, dict[Any, Any]]],
+    flat: Flat,
+    paddings: list[list[int]] | None,
+    trained: tuple[int, list[dict[str, Shape]]],
+) -> dict[str, tuple[Shape, Pieces]]:
+    """Shape and pieces of every tensor: trained ones, of a stage of ZeRO and with these shapes; others; and tied ones."""
+    stage, shapes = trained
+    plans = _stage_3(parts, flat, shapes) if stage == 3 else _stages_1_and_2(parts, flat, shapes, paddings)
     placed = dict(plans)
-    for name, shape, pieces in _others(parts, states, stage, len(optimisers)):
+    for name, shape, pieces in _others(parts, states, stage, len(flat)):
         placed.setdefault(name, (shape, pieces))
     for alias, name in _pairs(states[0][1].get("shared_params")):
         if name in placed:
             placed.setdefault(alias, placed[name])
-    return _assembled(folder, parts, placed, stage)
+    return placed
 
 
 Pieces = list[tuple[str, int, int]]

@@ -36,6 +36,7 @@ _ACTIVATION_SCALES = re.compile(
     r"\.(input_scale|output_scale|activation_scale|[kqv]_scale|input_scale_ub|input_global_scale)$"
 )
 """Scales of activations, which say nothing of the weights."""
+_SPARSE = re.compile("sparse|marlin")
 _WRITTEN = "BF16"
 
 
@@ -45,6 +46,7 @@ def present_dequantised(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: a quantised weight is damaged or incomplete, or quantised in a way that cannot be read.
     """
+    _refuse_sparse(checkpoint)
     packed: dict[str, PackedWeight] = {}
     for find in FORMATS:
         for weight in find(checkpoint):
@@ -88,6 +90,20 @@ def _notes(checkpoint: Checkpoint, packings: Counter[str]) -> list[str]:
         "their size (root mean square)"
         for packing, count in sorted(packings.items())
     ]
+
+
+def _refuse_sparse(checkpoint: Checkpoint) -> None:
+    """Refuse the formats of compressed-tensors that leave out zeros, whose tensors look like those of others."""
+    said = quantisation_config(checkpoint.config)
+    table = said if isinstance(said, Mapping) else {}
+    sparsity = table.get("sparsity_config")
+    layouts = [table.get("format"), sparsity.get("format") if isinstance(sparsity, Mapping) else None]
+    sparse = next((layout for layout in layouts if isinstance(layout, str) and _SPARSE.search(layout)), None)
+    if sparse is not None and any(tensor.dtype not in FLOAT_NAMES for tensor in checkpoint.tensors.values()):
+        raise CheckpointError(
+            f"{checkpoint.folder / CONFIG_FILE}: the weights are stored in the sparse format {sparse!r}, which deltamend cannot "
+            "read; give the unquantised checkpoint"
+        )
 
 
 def _refuse_unknown(checkpoint: Checkpoint, said: Any) -> None:
