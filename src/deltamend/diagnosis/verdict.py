@@ -180,9 +180,16 @@ RULES = (
         _rounded,
         _rounded_reasons,
         "The bulk that determines τ is mostly rounding of the stored dtype. So τ separates changes that are larger than rounding "
-        "from smaller ones, not the task from the damage; and writing in the same dtype may undo the repair.",
-        "If the weights exist in fp32, or from before a quantisation, diagnose and repair those; otherwise write the repaired model in fp32.",
-        ("deltamend repair BASE FINETUNED OUT --out-dtype fp32",),
+        "from smaller ones, not the task from the damage. Writing in the same dtype rounds the repair again, which takes away more "
+        "of the update.",
+        "If the weights exist in fp32, or from before a quantisation, diagnose and repair those. Otherwise compare other methods. "
+        "What DG-Hard keeps is best written in the dtype of the fine-tuned model, by default: in our studies most of its healing "
+        "came from that last rounding, and writing it in fp32 lost it.",
+        (
+            "deltamend compare BASE FINETUNED",
+            "deltamend repair BASE FINETUNED OUT",
+            "deltamend repair BASE FINETUNED OUT --method wise-ft --set alpha=0.5",
+        ),
     ),
     VerdictRule(
         "noise-like bulk",
