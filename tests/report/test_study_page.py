@@ -30,6 +30,7 @@ TABLES = {
     "cells.csv",
     "comparisons.csv",
     "dg_hard.csv",
+    "effects.csv",
     "minus_best_published.csv",
     "rankings.csv",
     "repairs.csv",

@@ -30,6 +30,7 @@ def study_csv_files(results: StudyResults) -> dict[str, str]:
         "safety.csv": _safety,
         "rankings.csv": _rankings,
         "cells.csv": _cells,
+        "effects.csv": _effects,
     }
     written = {name: list(rows(results)) for name, rows in tables.items()} | equal_retention_csv(results)
     return {name: csv_text(list(rows[0]), rows) for name, rows in written.items() if rows}
@@ -125,8 +126,21 @@ def _cells(results: StudyResults) -> Iterator[_Row]:
             "chooses": of.chooses,
         }
         for name in of.combined:
-            figures = {"combined": of.combined[name], "healing": of.healing[name], "retention": of.retention[name]}
+            figures = {part: getattr(of, part).get(name) for part in PARTS}
             yield named | {"repair": name} | figures | {"size": of.sizes[name]}
+
+
+def _effects(results: StudyResults) -> Iterator[_Row]:
+    for of in results.cells:
+        for benchmark, (base, finetuned) in of.effects.items():
+            yield {
+                "cell": of.name,
+                "benchmark": benchmark,
+                "base": base,
+                "finetuned": finetuned,
+                "chance": of.chances.get(benchmark),
+                "group": of.groups[benchmark],
+            }
 
 
 def _figures(over: MeanOverCells) -> _Row:

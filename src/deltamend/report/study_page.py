@@ -28,6 +28,7 @@ from deltamend.report.study_tables import (
     comparison_tables,
     curve_table,
     dg_hard_table,
+    effects_table,
     main_table,
     missing_table,
     rankings_table,
@@ -196,6 +197,7 @@ def sections(results: StudyResults) -> list[Section]:
             )
             for answer in results.answers
         ),
+        Section("What fine-tuning did to each capability", tables=(effects_table(results),), folded=True),
         Section("Every cell", plots=("cells.svg",), tables=(cells_table(results),), folded=True),
         Section("Every repair tried", tables=(repairs_table(results),), folded=True),
         Section(

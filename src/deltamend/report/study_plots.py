@@ -82,13 +82,21 @@ def by_combined(results: StudyResults, group: str) -> list[RepairOutcome]:
 def _combined(results: StudyResults, new: Callable[..., Any]) -> Any:
     group = shown_group(results)
     rows = [of for of in by_combined(results, group) if of.groups[group].combined.these_cells.value is not None]
+    most = max((of.groups[group].combined.cells for of in rows), default=0)
+    # A mean over fewer cells is of other cells, and no rank among the others: such repairs stand below all of them.
+    rows.sort(key=lambda of: of.groups[group].combined.cells < most)
+
+    def named(of: RepairOutcome) -> str:
+        cells = of.groups[group].combined.cells
+        return of.name if cells == most else f"{of.name} ({cells} of {most} cells)"
+
     return _bars(
         new,
         [
-            (of.name, of.role, of.groups[group].combined.cells_like_these, of.groups[group].combined.these_cells)
+            (named(of), of.role, of.groups[group].combined.cells_like_these, of.groups[group].combined.these_cells)
             for of in rows
         ],
-        f"combined score, mean over {group} cells; thick: 95% interval for these cells, thin: for cells like these",
+        f"combined score, mean over {group} cells\nthick: 95% interval for these cells, thin: for cells like these",
         results.confidence,
     )
 
@@ -146,8 +154,8 @@ def _heights(results: StudyResults, new: Callable[..., Any]) -> Any:
     return _bars(
         new,
         [(of.name, of.role, of.groups[group].cells_like_these, of.groups[group].these_cells) for of in shown],
-        "combined score above the WiSE-FT curve at the same ‖Δ*‖, interpolated; thick: 95% interval for these cells, "
-        "thin: for cells like these",
+        "combined score above the WiSE-FT curve at the same ‖Δ*‖, interpolated\n"
+        "thick: 95% interval for these cells, thin: for cells like these",
         results.confidence,
         zero=True,
     )
@@ -224,11 +232,11 @@ def _trade_off(results: StudyResults, new: Callable[..., Any]) -> Any:
 
 
 def _wise_ft(results: StudyResults, group: str) -> list[tuple[float, float]]:
-    """Retention and healing along the curve; nothing unless all its alphas are done in the same cells."""
+    """Retention and healing along the curve, of the alphas that are done in the most cells: means over others are of other cells."""
     points = results.curve.points if results.curve is not None else ()
     placed = [point.groups[group] for point in points if group in point.groups]
-    if len({of.combined.cells for of in placed}) != 1 or len(placed) < len(points):
-        return []
+    most = max((of.combined.cells for of in placed), default=0)
+    placed = [of for of in placed if of.combined.cells == most]
     line = [(of.retention.these_cells.value, of.healing.these_cells.value) for of in placed]
     return [(retention, healing) for retention, healing in line if retention is not None and healing is not None]
 
@@ -247,7 +255,12 @@ def _numbered(places: Sequence[tuple[float, float]]) -> list[tuple[str, tuple[fl
 
 def _heat(results: StudyResults, new: Callable[..., Any]) -> Any:
     rows = [of.name for of in by_combined(results, shown_group(results))]
-    rows += [of.name for of in results.repairs if of.name not in rows and of.groups]
+    made = {name: sum(cell.combined.get(name) is not None for cell in results.cells) for name in rows}
+    rows = [
+        name for name in rows if 2 * made[name] >= len(results.cells)
+    ]  # the others would be one grey line after another
+    if not rows:
+        return None
     cells = sorted(results.cells, key=lambda cell: (cell.chooses, cell.regime, cell.target, cell.seed))
     values = [[_share(cell.combined, name) for cell in cells] for name in rows]
     plot = new(figsize=(2.4 + max(0.17 * len(cells), 4.0), 1.9 + 0.2 * len(rows)), layout="constrained")

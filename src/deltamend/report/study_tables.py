@@ -219,6 +219,23 @@ def repairs_table(results: StudyResults) -> Table:
     return Table("Every repair tried, with its combined score", head, rows)
 
 
+def effects_table(results: StudyResults) -> Table:
+    """What fine-tuning did to every benchmark, a mean over the cells of each regime, with the score of a guess."""
+    regimes = list(dict.fromkeys(cell.regime for cell in results.cells))
+    tasks = list(dict.fromkeys(task for cell in results.cells for task in cell.effects))
+    rows = []
+    for task in tasks:
+        chance = {cell.chances[task] for cell in results.cells if task in cell.chances}
+        row = [task, f"{min(chance):.2f}" if chance else "–"]
+        for regime in regimes:
+            own = [cell for cell in results.cells if cell.regime == regime and task in cell.effects]
+            base, tuned = (sum(cell.effects[task][side] for cell in own) / len(own) if own else 0.0 for side in (0, 1))
+            damaged = sum(cell.groups[task] == "damaged" for cell in own)
+            row.append(f"{base:.3f} → {tuned:.3f}, damaged in {damaged} of {len(own)}" if own else "–")
+        rows.append(tuple(row))
+    return Table("Effect of fine-tuning by benchmark", ("benchmark", "chance", *regimes), tuple(rows))
+
+
 def cells_table(results: StudyResults) -> Table:
     """Every cell that is scored."""
     rows = []

@@ -141,9 +141,11 @@ def test_two_studies_are_told_together_after_the_one(scored: ScoredStudy) -> Non
     assert headings(both[len(alone) :]) == [
         "all 12 confirmation cells of both studies, of 4 clusters, in float32",
         "hopeless, over the cells that had not been seen when it was picked, in float32",
+        "the same over the 8 cells of which no other seed had been seen either",
         "the same in the dtype of the fine-tuned model",
         "in both studies in fp32, in the dtype of the fine-tuned model",
         "in both studies in bf16, in the dtype of the fine-tuned model",
+        "dg-hard written in bf16 minus written in float32, models trained in bf16",
     ]
     assert f"  ours − ties: {mean_in_words(lead_over([confirmation_cells(scored)] * 2, 'ours', 'ties'))}" in both
 

@@ -19,6 +19,7 @@ from deltamend.scoring.across_cells import MeanOverCells, cluster_means, mean_ov
 from deltamend.scoring.metric import FloatArray
 from deltamend.scoring.settings import make_settings
 from deltamend.study.config import Study
+from deltamend.study.findings.clustered_t import ClusteredMean, clustered_mean
 from deltamend.study.findings.scored_cells import ReadCell, ScoresOfRepairs, read_study_cells, scores_of_repairs
 
 Written = Literal["float32", "stored"]
@@ -164,6 +165,21 @@ def mean_over(parts: Sequence[tuple[Selection, Figures]]) -> MeanOverCells:
     figures = _joined([own for _, own in parts])
     clusters = [cluster for cells, _ in parts for cluster in cells.clusters]
     return mean_over_cells(figures.values, figures.draws, clusters, first.study.scores.settings)
+
+
+def over_clusters(parts: Sequence[tuple[Selection, Figures]]) -> ClusteredMean | None:
+    """The same mean with an interval by Student's t, which is honest where clusters are few; None where nothing is defined."""
+    figures = _joined([own for _, own in parts])
+    clusters = [cluster for cells, _ in parts for cluster in cells.clusters]
+    return clustered_mean(figures.values, figures.draws, clusters, parts[0][0].study.scores.settings.confidence)
+
+
+def of_clusters_never_seen(cells: Selection, later: str) -> Selection:
+    """Those of which no seed chose settings and none had been seen when `later` was picked, that is, all of which have it."""
+    scored = cells.study.scores
+    known = ~np.isnan(scored.values["combined"][:, scored.names.index(later)])
+    seen = {scored.clusters[row] for row in range(len(known)) if not known[row] or row in cells.study.choosing}
+    return cells.where(lambda of: of.cell.cluster not in seen)
 
 
 def mean_score(selected: Sequence[Selection], name: str, written: Written = "float32") -> MeanOverCells:

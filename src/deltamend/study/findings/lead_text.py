@@ -11,6 +11,7 @@ from deltamend.scoring.result import Estimate
 from deltamend.study.findings.lead import (
     ScoredStudy,
     Selection,
+    Written,
     best_by_regime,
     choosing_cells,
     cluster_leads,
@@ -20,6 +21,8 @@ from deltamend.study.findings.lead import (
     lead_over,
     mean_over,
     mean_score,
+    of_clusters_never_seen,
+    over_clusters,
     regimes_of,
     scores_by_cell,
     scores_by_retention,
@@ -208,6 +211,10 @@ def _over_both(question: LeadQuestion, selected: Sequence[Selection]) -> Iterato
     yield from (_lead(selected, ours, name) for name in others)
     yield f"{later}, over the cells that had not been seen when it was picked, in float32"
     yield from (_lead(selected, later, name) for name in question.later_over)
+    unseen = [of_clusters_never_seen(cells, later) for cells in selected]
+    yield f"the same over the {sum(len(cells.rows) for cells in unseen)} cells of which no other seed had been seen either"
+    yield from (_lead(unseen, later, name) for name in question.later_over)
+    yield from _by_t(unseen, later, question.curve)
     gaps = [
         (cells, combined_scores(cells, later).minus(combined_scores(cells, question.paper, "stored")))
         for cells in selected
@@ -217,4 +224,32 @@ def _over_both(question: LeadQuestion, selected: Sequence[Selection]) -> Iterato
     yield from _as_stored(question, selected, stored)
     for regime in regimes_of(selected[0]):
         yield f"in both studies in {regime}, in the dtype of the fine-tuned model"
-        yield from _as_stored(question, [in_regime(cells, regime) for cells in selected], stored)
+        own = [in_regime(cells, regime) for cells in selected]
+        yield from _as_stored(question, own, stored)
+        yield from _by_t(own, ours, question.curve, written="stored")
+    yield from _what_fp32_costs(selected, question.paper)
+
+
+def _what_fp32_costs(selected: Sequence[Selection], name: str) -> Iterator[str]:
+    """What a repair of models trained in bf16 loses by being written in float32."""
+    own = [cells.where(lambda of: of.cell.regime.weights == "bfloat16") for cells in selected]
+    parts = [
+        (cells, combined_scores(cells, name, "stored").minus(combined_scores(cells, name)))
+        for cells in own
+        if cells.rows
+    ]
+    if parts:
+        yield f"{name} written in bf16 minus written in float32, models trained in bf16"
+        yield f"  {mean_in_words(mean_over(parts))}"
+
+
+def _by_t(selected: Sequence[Selection], ours: str, other: str, written: Written = "float32") -> Iterator[str]:
+    """The interval of a lead for cells like these by Student's t over clusters."""
+    parts = [
+        (cells, combined_scores(cells, ours, written).minus(combined_scores(cells, other, written)))
+        for cells in selected
+        if cells.rows
+    ]
+    found = over_clusters(parts) if parts else None
+    if found is not None and found.low is not None and found.high is not None:
+        yield f"  {ours} − {other}, by Student's t over {found.clusters} clusters: {found.value:.1f}, [{found.low:.1f}, {found.high:.1f}]"

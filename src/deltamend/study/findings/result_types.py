@@ -65,6 +65,14 @@ class CellOutcome(FiniteRecord):
     combined: dict[str, float | None] = Field(description="Repair to its combined score; None where undefined.")
     healing: dict[str, float | None]
     retention: dict[str, float | None]
+    preservation: dict[str, float | None] = Field(default_factory=dict)
+    non_damage: dict[str, float | None] = Field(default_factory=dict)
+    chances: dict[str, float] = Field(
+        default_factory=dict, description="Benchmark to the score of a guess, where there is one."
+    )
+    effects: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="Benchmark to the mean score of the base and of the fine-tuned model."
+    )
     sizes: dict[str, float] = Field(description="Repair to ‖written − W_base‖/‖Δ‖.")
     notes: tuple[str, ...]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from deltamend.errors import EvaluationError
 from deltamend.scoring.cell_means import observed_means
-from deltamend.scoring.metric import Group, partition
+from deltamend.scoring.metric import PARTS, Group, partition
 from deltamend.scoring.paired_cell import NONE_AND_REVERT
 from deltamend.scoring.settings import Settings, make_settings
 from deltamend.study.config import Study
@@ -118,8 +118,7 @@ def _cell_outcome(study: Study, of: ReadCell, row: int, scored: ScoresOfRepairs,
     }
     shown = (*of.repairs, *NONE_AND_REVERT)
     figures = {
-        part: {name: _number(scored.values[part][row, scored.names.index(name)]) for name in shown}
-        for part in ("combined", "healing", "retention")
+        part: {name: _number(scored.values[part][row, scored.names.index(name)]) for name in shown} for part in PARTS
     }
     return CellOutcome(
         name=of.cell.name,
@@ -133,6 +132,11 @@ def _cell_outcome(study: Study, of: ReadCell, row: int, scored: ScoresOfRepairs,
         base_target=float(means.target_base),
         finetuned_target=float(means.target_finetuned),
         groups=groups,
+        chances={task.name: task.chance for task in of.paired.benchmarks if task.chance is not None},
+        effects={
+            task.name: (float(means.base[place]), float(means.finetuned[place]))
+            for place, task in enumerate(of.paired.benchmarks)
+        },
         sizes={name: of.size(name) for name in shown},
         notes=of.paired.notes,
         **figures,
