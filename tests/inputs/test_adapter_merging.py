@@ -277,6 +277,7 @@ def test_the_head_of_a_reward_model_takes_the_place_of_the_causal_one(tmp_path: 
     assert np.array_equal(head, stored.numpy().ravel())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dora", [False, True])
 def test_an_adapter_on_a_quantised_model_is_added_to_what_its_codes_stand_for(dora: bool, tmp_path: Path) -> None:
     """As `merge_and_unload` on the dequantised model; on the packed one PEFT packs the sum again."""
@@ -369,6 +370,7 @@ FIELDS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_whatever_a_config_says_it_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
     pair = adapted(tmp_path, plain(), target_modules=QV, trainable_token_indices=[3], modules_to_save=["lm_head"], r=2)
     path = pair.finetuned / "adapter_config.json"
