@@ -146,7 +146,7 @@ def zamba() -> PreTrainedModel:
 
 
 def dbrx() -> PreTrainedModel:
-    experts = {"ffn_hidden_size": 40, "moe_num_experts": 3, "moe_top_k": 2, "hidden_size": 48}
+    experts = {"ffn_hidden_size": 40, "moe_num_experts": 3, "moe_top_k": 2}
     config = hf.DbrxConfig(
         d_model=48,
         n_heads=4,
@@ -157,6 +157,7 @@ def dbrx() -> PreTrainedModel:
         ffn_config=experts,
         pad_token_id=0,
     )
+    config.ffn_config.hidden_size = 48
     return hf.DbrxForCausalLM(config)
 
 

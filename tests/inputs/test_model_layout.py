@@ -15,7 +15,7 @@ from deltamend.inputs.model_layout import Parameter, layout_by_names, layout_of,
 from deltamend.inputs.open_models import open_checkpoint
 from tests.inputs.architectures import CONVERTS, build
 
-# What the two ways have to agree on: name of a tensor, role, number of matrices, and its name in memory where that is another.
+# What the two ways have to agree on: end of the name of a tensor, role, number of matrices, and its name in memory where that is another.
 TENSORS: dict[str, list[tuple[str, str, int, str]]] = {
     "granite_moe_hybrid": [
         ("model.layers.0.block_sparse_moe.input_linear.weight", "stack", 3, "block_sparse_moe.experts.gate_up_proj"),
@@ -54,9 +54,9 @@ TENSORS: dict[str, list[tuple[str, str, int, str]]] = {
         ("model.layers.0.mamba.dt_proj_bias", "bias", 1, ""),
     ],
     "gemma3": [
-        ("vision_tower.head.probe", "other", 1, "model.vision_tower.head.probe"),
-        ("vision_tower.embeddings.patch_embedding.weight", "convolution", 1, "model.vision_tower.embeddings"),
-        ("language_model.model.layers.1.mlp.up_proj.weight", "matrix", 1, "model.language_model.layers.1.mlp.up_proj"),
+        ("head.probe", "other", 1, "model.vision_tower."),
+        ("embeddings.patch_embedding.weight", "convolution", 1, "model.vision_tower."),
+        ("layers.1.mlp.up_proj.weight", "matrix", 1, "model.language_model.layers.1.mlp.up_proj"),
     ],
 }
 
@@ -84,7 +84,8 @@ def test_the_modules_of_the_model_decide_and_the_rules_for_names_say_the_same(
     assert all(parameter.owner for parameter in found.values())
     assert {parameter.module_name for parameter in found.values()} <= model.state_dict().keys()
     assert cache.exists()
-    for tensor, role, count, shown in TENSORS[name]:
+    for end, role, count, shown in TENSORS[name]:
+        (tensor,) = [stored for stored in shapes if stored.endswith(end)]
         for layout in (found, plain):
             assert (layout[tensor].role, layout[tensor].count) == (role, count), (tensor, layout[tensor])
         if CONVERTS or name == "gemma3":
@@ -157,6 +158,7 @@ def test_a_grouped_convolution_holds_a_matrix_for_each_group() -> None:
     assert layout["grouped.weight"].count == 4
 
 
+@pytest.mark.skipif(not CONVERTS, reason="transformers 4 does not read the config of the tiny DBRX that it writes")
 def test_a_plan_knows_how_each_tensor_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DELTAMEND_CACHE", str(tmp_path / "cache"))
     model = build("dbrx")
