@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from deltamend.calibration.checks import check_file, refuse_not_finite
-from deltamend.calibration.names_in_files import stored_names
+from deltamend.calibration.names_in_files import as_stored, stored_names
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.language_models.loading import LoadedModel, load, quiet_transformers
 from deltamend.language_models.training import Example
@@ -62,7 +62,7 @@ def write_fisher(
     read = read_texts(texts)
     with quiet_transformers():
         loaded = load(model)
-    names = stored_names(loaded.model, [name for name, _ in loaded.model.named_parameters()], model)
+    stored_names(loaded.model, [name for name, _ in loaded.model.named_parameters()], model)  # or it is refused now
     refuse_not_finite(loaded.model.named_parameters(), f"{model}: the weights of")
     examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=max_tokens)
     squares = squared_gradients(loaded, examples, labels=labels, seed=seed, progress=progress)
@@ -70,7 +70,7 @@ def write_fisher(
     from safetensors.torch import save_file
 
     with whole_file(out) as temporary:
-        save_file({names[name]: square for name, square in squares.items() if name in names}, temporary, _METADATA)
+        save_file(as_stored(loaded.model, squares, model), temporary, _METADATA)
     return len(examples)
 
 

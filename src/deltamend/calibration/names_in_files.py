@@ -1,8 +1,9 @@
-"""The names that the files of a checkpoint have for the weights of a loaded model."""
+"""The names and shapes that the files of a checkpoint have for the weights of a loaded model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import importlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,32 @@ def stored_names(model: torch.nn.Module, names: Iterable[str], folder: Path) -> 
                 "save_pretrained of the transformers that is installed"
             )
     return {name: found[name] for name in asked if name in found}
+
+
+def as_stored(model: torch.nn.Module, values: Mapping[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
+    """Numbers for the entries of a loaded model's parameters, by the names and in the shapes of the checkpoint's tensors.
+
+    What is stacked or cut on loading is taken apart again by transformers, as it does when it saves a model.
+
+    Args:
+        model: the model that transformers loaded from the checkpoint.
+        values: a tensor of the shape of each parameter that is asked for, by its name.
+        folder: of the checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint has no tensor for a parameter.
+    """
+    names = stored_names(model, values, folder)
+    found = {stored: values[name] for name, stored in names.items()}
+    stacked = {name: value for name, value in values.items() if name not in names}
+    if stacked:
+        core = importlib.import_module("transformers.core_model_loading")
+        with open_checkpoint(folder) as checkpoint:
+            shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        for name, value in core.revert_weight_conversion(model, stacked).items():
+            if shapes.get(name) == tuple(value.shape):
+                found[name] = value.contiguous()
+    return found
 
 
 def _beside(name: str, made: set[str]) -> bool:
