@@ -111,6 +111,7 @@ def test_the_leads_are_those_of_the_records() -> None:
         ("docs/explanation/reliability.md", "faults.md"),
         ("docs/explanation/rounding.md", "rounding.md"),
         ("docs/formats/adapter.md", "adapter-output.md"),
+        ("docs/formats/parent.md", "parent.md"),
     ],
 )
 def test_measured_tables_are_those_that_the_benchmarks_wrote(page: str, measured: str) -> None:

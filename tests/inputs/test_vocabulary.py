@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -13,6 +15,7 @@ from transformers import (
 import deltamend
 from tests.conftest import llama, save_pair
 from tests.inputs.checkpoints import check, tokenizer
+from tests.inputs.numpy_pairs import body, normal, read, tuned, write
 from tests.reference import load
 
 
@@ -67,3 +70,134 @@ def test_another_tokenizer_of_the_same_size_is_noticed(tmp_path: Path) -> None:
     (head,) = [tensor for tensor in report.tensors if tensor.name == "lm_head.weight"]
     assert head.rows == 150
     assert torch.equal(load(tmp_path / "out")["lm_head.weight"][150:], load(pair.finetuned)["lm_head.weight"][150:])
+
+
+def padded(tmp_path: Path, base_tokens: list[str], finetuned_tokens: list[str], rows: tuple[int, int]) -> list[Path]:
+    """Two models whose vocabularies have more rows than tokens; the head has a bias."""
+    random = np.random.default_rng(0)
+    folders = []
+    for name, tokens, count in (("base", base_tokens, rows[0]), ("finetuned", finetuned_tokens, rows[1])):
+        vocabulary = {key: normal(random, (count, 32)) for key in ("model.embed_tokens.weight", "lm_head.weight")}
+        tensors = body(random) | vocabulary | {"lm_head.bias": normal(random, (count,))}
+        folders.append(write(tmp_path / name, tensors, vocab_size=count))
+        tokenizer(folders[-1], tokens)
+    same = read(folders[0])
+    write(folders[1], read(folders[1]) | tuned(random, {name: same[name] for name in body(random)}))
+    return folders
+
+
+T = [f"t{row}" for row in range(100)]
+CHANGES = {
+    "new tokens in padding rows": (T[:90], [*T[:90], "<think>", "</think>"], (100, 100), {90, 91}),
+    "new tokens in padding rows and beyond": (T[:90], [*T[:90], *(f"n{row}" for row in range(20))], (100, 112), {*range(90, 112)}),
+    "a reserved token was given a new name": (T[:90], [*T[:5], "<think>", *T[6:90]], (100, 100), {5}),
+    "the last tokens are gone": (T[:90], T[:80], (100, 100), {*range(80, 90)}),
+    "the vocabulary shrank": (T[:90], T[:80], (100, 88), {*range(80, 88)}),
+    "tokens moved": (T[:90], ["<new>", *T[:89]], (100, 100), {0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_rows_are_shared_by_token_also_where_no_row_was_added(case: str, tmp_path: Path) -> None:
+    ours, theirs, rows, new = CHANGES[case]
+    folders = padded(tmp_path, ours, theirs, rows)
+    reports = {
+        method: deltamend.repair(*folders, tmp_path / method, method=method, allow_unrelated=True, vectors=vectors)
+        for method, vectors in (("revert", "base"), ("none", "finetuned"))
+    }
+    base, finetuned, out = (read(folder) for folder in (*folders, tmp_path / "revert"))
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        for row in range(rows[1]):
+            token = theirs[row] if row < len(theirs) else None
+            own = row if token is None else ours.index(token) if token in ours else None
+            kept = row in new
+            assert kept == (own is None or (token is None and (row < len(ours) or row >= rows[0])))
+            right = finetuned[name][row] if kept or own is None else base[name][own]
+            assert np.array_equal(out[name][row], right), (name, row)
+    assert np.array_equal(out["lm_head.bias"], finetuned["lm_head.bias"]), "its entries belong to other tokens"
+    (reason,) = {tensor.reason for tensor in reports["revert"].tensors if tensor.name == "lm_head.weight"}
+    assert reason.startswith(f"the tokenizers differ; {rows[1] - len(new)} of {rows[1]} rows have a token")
+    unchanged = read(tmp_path / "none")
+    assert all(np.array_equal(unchanged[name], finetuned[name]) for name in finetuned)
+
+
+def test_padding_rows_that_no_tokenizer_names_are_repaired_by_number(tmp_path: Path) -> None:
+    folders = padded(tmp_path, T[:90], [*T[:90], "<new>"], (100, 100))
+    deltamend.repair(*folders, tmp_path / "out", method="revert", allow_unrelated=True)
+    name = "model.embed_tokens.weight"
+    assert np.array_equal(read(tmp_path / "out")[name][91:], read(folders[0])[name][91:])
+
+
+@pytest.mark.parametrize("side", ["base", "finetuned"])
+def test_a_side_without_a_tokenizer_is_told(side: str, tmp_path: Path) -> None:
+    folders = padded(tmp_path, T[:90], [*T[:90], "<new>"], (100, 100))
+    (tmp_path / side / "tokenizer.json").unlink()
+    report = deltamend.repair(*folders, tmp_path / "out", method="revert", allow_unrelated=True)
+    other = "FINETUNED" if side == "base" else "BASE"
+    assert (
+        f"only {other} has a tokenizer that lists its tokens, so rows of the vocabulary are matched by their numbers"
+        in (report.manifest.notes)
+    )
+    name = "model.embed_tokens.weight"
+    assert np.array_equal(read(tmp_path / "out")[name], read(folders[0])[name])
+
+
+def test_tokenizers_in_other_formats_are_compared_unless_they_count_from_elsewhere(tmp_path: Path) -> None:
+    folders = padded(tmp_path, T[:90], [*T[:90], "<new>"], (100, 100))
+    for shift, note in ((0, False), (1, True)):
+        (folders[0] / "tokenizer.json").unlink(missing_ok=True)
+        (folders[0] / "vocab.json").write_text(json.dumps({token: row + shift for row, token in enumerate(T[:90])}))
+        report = deltamend.repair(*folders, tmp_path / f"out{shift}", method="revert", allow_unrelated=True)
+        assert any("number most of their tokens differently" in text for text in report.manifest.notes) == note
+
+
+def test_the_same_files_are_not_read(tmp_path: Path) -> None:
+    folders = padded(tmp_path, T[:90], T[:90], (100, 100))
+    for folder in folders:
+        (folder / "tokenizer.json").write_text("{ damaged")
+    report = deltamend.repair(*folders, tmp_path / "out", method="revert", allow_unrelated=True)
+    assert not any("tokenizers" in tensor.reason for tensor in report.tensors)
+
+
+GROWN = {
+    "vocab_size in llm_config": ({"llm_config": {"vocab_size": 100}}, {"llm_config": {"vocab_size": 104}}, 0),
+    "the embedding has rows of its own": (
+        {"text_config": {"vocab_size": 100}},
+        {"text_config": {"vocab_size": 104}},
+        8,
+    ),
+    "no config says": ({}, {}, 0),
+    "a config says something else": ({"vocab_size": 77}, {"vocab_size": 77}, 3),
+}
+
+
+@pytest.mark.parametrize("case", GROWN)
+def test_the_shapes_say_that_a_vocabulary_grew(case: str, tmp_path: Path) -> None:
+    ours, theirs, own = GROWN[case]
+    random = np.random.default_rng(0)
+    base = body(random) | {
+        "model.embed_tokens.weight": normal(random, (100 + own, 32)),
+        "lm_head.weight": normal(random, (100, 32)),
+    }
+    finetuned = {
+        name: np.concatenate([tensor, normal(random, (4, 32))]) if "lm_head" in name or "embed" in name else tensor
+        for name, tensor in tuned(random, base).items()
+    }
+    folders = write(tmp_path / "base", base, **ours), write(tmp_path / "finetuned", finetuned, **theirs)
+    deltamend.repair(*folders, tmp_path / "out", method="revert")
+    out = read(tmp_path / "out")
+    for name, rows in (("model.embed_tokens.weight", 100 + own), ("lm_head.weight", 100)):
+        assert np.array_equal(out[name][:rows], base[name])
+        assert np.array_equal(out[name][rows:], finetuned[name][rows:])
+
+
+def test_a_head_that_did_not_grow_as_the_embedding_did_is_no_resized_vocabulary(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    base = body(random) | {
+        "model.embed_tokens.weight": normal(random, (100, 32)),
+        "lm_head.weight": normal(random, (50, 32)),
+    }
+    finetuned = tuned(random, base) | {"lm_head.weight": normal(random, (100, 32))}
+    folders = write(tmp_path / "base", base), write(tmp_path / "finetuned", finetuned)
+    with pytest.raises(deltamend.PairingError, match=r"lm_head\.weight.*which is not a resized vocabulary"):
+        deltamend.repair(*folders, tmp_path / "out")

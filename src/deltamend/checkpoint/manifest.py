@@ -128,6 +128,25 @@ class LeftOutRecord(Record):
     reason: str = Field(description="Why it was left out.")
 
 
+Parent = Literal["yes", "doubtful", "in part", "no", "unknown"]
+"""Whether FINETUNED was made from BASE."""
+
+
+class ParentRecord(Record):
+    """What a sample of the weights says about whether FINETUNED was made from BASE; see `inputs.parentage`."""
+
+    verdict: Parent = Field(description="Whether FINETUNED was made from BASE.")
+    sentence: str = Field(description="The same in words, with the numbers.")
+    matrices: int = Field(description="Matrices of which a sample was read.")
+    unrelated: tuple[str, ...] = Field(description="Those that do not come from BASE's.")
+    share: float | None = Field(
+        description="Median of β in W_ft = β·W_base + a rest unlike W_base; 1 for a descendant."
+    )
+    correlation: float | None = Field(description="Median correlation of the entries of W_ft and W_base.")
+    distance: float | None = Field(description="Median of ‖Δ‖/‖W_base‖.")
+    farthest: float | None = Field(description="The largest ‖Δ‖/‖W_base‖.")
+
+
 class CoverageRecord(Record):
     """How much of FINETUNED a repair reaches. Rows of tokens that only FINETUNED has do not count as repaired."""
 
@@ -166,6 +185,10 @@ class Manifest(Record):
     )
     only_in_base: tuple[str, ...] = Field(description="Tensors of BASE that FINETUNED lacks, and so does the output.")
     left_out: tuple[LeftOutRecord, ...] = Field(description="Files of FINETUNED that were not copied to the output.")
+    parent: ParentRecord | None = Field(
+        default=None,
+        description="Whether FINETUNED was made from BASE; none in files that were written before it was recorded.",
+    )
     coverage: CoverageRecord | None = Field(
         default=None,
         description="How much of FINETUNED was repaired; none in files that were written before it was recorded.",

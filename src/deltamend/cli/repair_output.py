@@ -33,6 +33,7 @@ def print_plan(console: Console, plan: RepairPlan, workers: int, verbose: int) -
     )
     for note in plan.notes:
         console.print(f"  {note}")
+    console.print(f"  {plan.pair.parent.sentence}")
     kept = Counter(pair.reason for pair in plan.pairing.pairs if pair.action == "keep")
     for reason, count in sorted(kept.items()):
         console.print(f"  {counted(count, 'tensor')} would be kept as fine-tuned: {reason}")
@@ -65,6 +66,8 @@ def print_report(console: Console, report: RepairReport, verbose: int) -> None:
     manifest = report.manifest
     for note in manifest.notes:
         console.print(f"  {note}")
+    if manifest.parent is not None:
+        console.print(f"  {manifest.parent.sentence}")
     _print_left_out(console, manifest.only_in_base, [(file.name, file.reason) for file in manifest.left_out])
     if verbose:
         table = Table(Column("tensor", overflow="fold"), "outcome", "rank", "energy kept", "changed by rounding", "s")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from deltamend.checkpoint.architecture import Kind
+from deltamend.checkpoint.manifest import ParentRecord
 from deltamend.records import Record
 
 Verdict = Literal[
@@ -252,6 +253,7 @@ class Diagnosis(Record):
     matrices: tuple[MatrixDiagnosis, ...] = Field(description="The matrices in the order of FINETUNED.")
     left_out: dict[str, int] = Field(description="Reasons why tensors were not diagnosed, each with their number.")
     notes: tuple[str, ...] = Field(description="Remarks for the user on how the inputs were read.")
+    parent: ParentRecord | None = Field(default=None, description="Whether FINETUNED was made from BASE.")
     verdict: Verdict = Field(description="The verdict that holds for most of the entries.")
     sentences: tuple[str, ...] = Field(description="The findings, in sentences.")
     commands: tuple[str, ...] = Field(

@@ -82,6 +82,8 @@ def diagnose(
             by_name = {matrix.name: matrix for matrix in team.map(diagnose_one, costliest_first(items))}
     matrices = tuple(by_name[item.name] for item in items)
     verdict, sentences, commands = summary(matrices)
+    if pair.parent.unrelated:
+        commands = ()  # a repair would bring nothing back
     return Diagnosis(
         base=pair.names[0],
         finetuned=pair.names[1],
@@ -90,7 +92,8 @@ def diagnose(
         left_out=dict(Counter(one.reason for one in pair.pairing.pairs if one.action == "keep")),
         notes=pair.notes,
         verdict=verdict,
-        sentences=sentences,
+        parent=pair.parent,
+        sentences=(f"{pair.parent.sentence}.", *sentences),
         commands=commands,
         seconds=time.perf_counter() - started,
     )

@@ -11,6 +11,7 @@ from typing import Self
 
 from deltamend.checkpoint.checkpoint_folder import Checkpoint
 from deltamend.checkpoint.file_names import WEIGHTS_FILE
+from deltamend.checkpoint.manifest import ParentRecord
 from deltamend.checkpoint.quantised import refuse_quantised
 from deltamend.errors import CheckpointError
 from deltamend.inputs.adapter_folders import find_adapter
@@ -21,6 +22,7 @@ from deltamend.inputs.lora import add_adapter
 from deltamend.inputs.model_layout import layout_of
 from deltamend.inputs.pair_checks import differing_configs
 from deltamend.inputs.pairing import Pairing, pair_tensors
+from deltamend.inputs.parentage import parent_of
 from deltamend.inputs.quantised_formats.presentation import present_dequantised
 from deltamend.inputs.stale_quantization import drop_stale_quantization
 from deltamend.inputs.vocabulary import token_rows
@@ -72,6 +74,7 @@ class OpenPair:
         base: the model that fine-tuning started from, shown in the layout of FINETUNED.
         finetuned: its descendant.
         pairing: what is to be done to each tensor of FINETUNED.
+        parent: whether BASE is the parent of FINETUNED, by a sample of the weights.
         called: what each model was called when it was opened, base first.
         selection: the options of `open_pair` that it was opened with, by name.
     """
@@ -79,6 +82,7 @@ class OpenPair:
     base: Checkpoint
     finetuned: Checkpoint
     pairing: Pairing
+    parent: ParentRecord
     called: tuple[str, str]
     selection: Mapping[str, str | tuple[str, ...] | bool | None]
 
@@ -113,8 +117,9 @@ def open_pair(
     rename: str | Sequence[str] | None = None,
     split_fused: bool = False,
     allow_unpaired: bool = False,
+    allow_unrelated: bool = False,
 ) -> OpenPair:
-    """Open both models, show BASE in the layout of FINETUNED, and pair their tensors.
+    """Open both models, show BASE in the layout of FINETUNED, pair their tensors, and check that BASE is the parent.
 
     Args:
         base: the checkpoint that fine-tuning started from, as `open_checkpoint` takes it.
@@ -125,6 +130,7 @@ def open_pair(
             for which no rule is given are matched by how they end.
         split_fused: whether query, key and value, or gate and up, that are stored as one matrix are treated one by one.
         allow_unpaired: go on where many matrices of FINETUNED have no partner in BASE, and leave them as fine-tuned.
+        allow_unrelated: go on where a matrix of FINETUNED does not come from that of BASE.
 
     Returns:
         The pair: a context manager that closes both checkpoints; `diagnose`, `compare` and `plan_repair` take it.
@@ -169,6 +175,7 @@ def open_pair(
                 for pair in pairing.pairs
             )
             pairing = replace(pairing, pairs=pairs)
+        parent = parent_of(pairing.pairs, (ours.values, theirs.values), allow_unrelated=allow_unrelated)
         opened.pop_all()
     selection: dict[str, str | tuple[str, ...] | bool | None] = {
         "include": include,
@@ -176,8 +183,9 @@ def open_pair(
         "rename": rules,
         "split_fused": split_fused,
         "allow_unpaired": allow_unpaired,
+        "allow_unrelated": allow_unrelated,
     }
-    return OpenPair(ours, theirs, pairing, (os.fspath(base), os.fspath(finetuned)), selection)
+    return OpenPair(ours, theirs, pairing, parent, (os.fspath(base), os.fspath(finetuned)), selection)
 
 
 def model_and_adapter(text: str) -> tuple[str, str] | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from deltamend.checkpoint.checkpoint_folder import Checkpoint, ComputedTensor, StoredTensor
 from deltamend.errors import PairingError, UsageError, option
 from deltamend.inputs.computed_tensors import EntrySpan
-from deltamend.inputs.name_rules import SAME, NameMatch, NamePair, NameRule, Shapes, match_names, plain_names
+from deltamend.inputs.name_rules import SAME, WRAPPERS, NameMatch, NamePair, NameRule, Shapes, match_names, plain_names
 from deltamend.inputs.weight_samples import Values, is_related, sample_of
 
 _ASKED = 4
@@ -120,6 +120,7 @@ def _names_of_all(
 ) -> dict[str, str]:
     """The name under which each tensor of BASE is shown: matrices by the match, everything else by its rules."""
     plain_ours, named = plain_names(base), {plain: name for name, plain in plain_names(finetuned).items()}
+    wrapped = _wrapped_prefixes(named)
     names = dict(match.pairs)
     taken = set(names.values())
     for name, tensor in base.items():
@@ -131,13 +132,38 @@ def _names_of_all(
         partners = [named[plain] for plain in wanted if plain in named and named[plain] not in taken]
         fitting = [partner for partner in partners if finetuned[partner].shape == tensor.shape] or partners
         # A tensor without a partner goes by the same rule, so that stacked experts find the layer they belong to.
-        alone = next((plain for plain in (wanted[0], name) if plain not in taken and plain not in named), None)
+        spelled = _with_wrappers(wanted[0], wrapped)
+        alone = next((new for new in (spelled, name) if new not in taken and new not in finetuned), None)
         found = fitting[0] if fitting else alone
         if found is None:
             found = f"{name} (in BASE)"
         names[name] = found
         taken.add(found)
     return {name: names[name] for name in base}
+
+
+def _wrapped_prefixes(named: Mapping[str, str]) -> dict[str, str]:
+    """The beginnings of names that have wrappers in them, by the same without."""
+    found: dict[str, str] = {}
+    for plain, name in named.items():
+        if plain == name:
+            continue
+        short: list[str] = []
+        for place, part in enumerate(name.split(".")):
+            if part not in WRAPPERS:
+                short.append(part)
+                found[".".join(short)] = ".".join(name.split(".")[: place + 1])
+    return {plain: name for plain, name in found.items() if plain != name}
+
+
+def _with_wrappers(plain: str, wrapped: Mapping[str, str]) -> str:
+    """A name with the wrappers that FINETUNED puts into the names of the same modules."""
+    parts = plain.split(".")
+    for length in range(len(parts), 0, -1) if wrapped else ():
+        start = wrapped.get(".".join(parts[:length]))
+        if start is not None:
+            return ".".join([start, *parts[length:]])
+    return plain
 
 
 def _refuse_doubled(names: Mapping[str, str], base: Mapping[str, StoredTensor], rules: Sequence[NameRule]) -> None:

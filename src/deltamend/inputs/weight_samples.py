@@ -83,7 +83,7 @@ def sample_of(
     rows: tuple[Sequence[int], Sequence[int]] | None = None,
     columns: tuple[int, int] | None = None,
 ) -> WeightSample | None:
-    """Read some entries of two matrices of one width at the same places; which ones follows from the name alone.
+    """Read some entries of two matrices of one width at the same places; which ones follows from the name and the rows.
 
     Args:
         tensors: of BASE and of FINETUNED, each read as rows of its last dimension.
@@ -99,24 +99,23 @@ def sample_of(
     count = min(tensor.elements // width for tensor in tensors) if rows is None else len(rows[0])
     if not width or not count or last <= first:
         return None
-    random = np.random.default_rng(zlib.crc32(tensors[1].name.encode("utf-8", "surrogatepass")))
+    key = [zlib.crc32(tensors[1].name.encode("utf-8", "surrogatepass")), int(rows[1][0]) if rows else 0, first]
+    random = np.random.default_rng(key)
     height, run = max(1, RUN // (last - first)), min(RUN, last - first)
-    starts = sorted({int(place) for place in (np.arange(PLACES) + random.random(PLACES)) * count / PLACES})
-    sums = []
-    for start in starts:
+    starts = np.unique(((np.arange(PLACES) + random.random(PLACES)) * count / PLACES).astype(np.int64))
+    sides = np.zeros((2, len(starts), height * run))
+    counts = np.zeros(len(starts))
+    for place, start in enumerate(starts.tolist()):
         column = first + int(random.integers(0, last - first - run + 1))
-        chosen = range(start, min(count, start + height))
-        sides = [
-            np.concatenate(
-                [read(tensor, *_entries(row if at is None else at[row], column, run, width)) for row in chosen]
-            )
-            for tensor, read, at in zip(tensors, values, rows or (None, None), strict=True)
-        ]
-        sums.append(_sums(*(side.astype(np.float64) for side in sides)))
-    table = np.array(sums).T
-    if table[0].sum() < _LEAST_ENTRIES or not np.isfinite(table).all() or not table[1].sum():
+        for number, row in enumerate(range(start, min(count, start + height))):
+            span = slice(number * run, (number + 1) * run)
+            for side in (0, 1):
+                entry = (row if rows is None else int(rows[side][row])) * width + column
+                sides[side, place, span] = values[side](tensors[side], entry, entry + run)
+            counts[place] += run
+    if counts.sum() < _LEAST_ENTRIES:
         return None
-    return WeightSample(*table)
+    return _sums(counts, sides[0], sides[1])
 
 
 def is_related(samples: Iterable[WeightSample]) -> bool | None:
@@ -135,14 +134,13 @@ def _is_low(share: float, error: float) -> bool:
     return share + SURE * error < 0.5
 
 
-def _entries(row: int, column: int, run: int, width: int) -> tuple[int, int]:
-    return row * width + column, row * width + column + run
-
-
-def _sums(x: Floats, y: Floats) -> list[float]:
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found by the caller
+def _sums(counts: Floats, x: Floats, y: Floats) -> WeightSample | None:
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found below
         xx, xy, yy = x * x, x * y, y * y
-        return [x.size, xx.sum(), yy.sum(), xy.sum(), (xx * xx).sum(), (xx * xy).sum(), (xx * yy).sum()]
+        table = np.array([part.sum(axis=1) for part in (xx, yy, xy, xx * xx, xx * xy, xx * yy)])
+    if not np.isfinite(table).all() or not table[0].any():
+        return None
+    return WeightSample(counts, *table)
 
 
 def _error(share: float, base: float, fourth: float, mixed: float, squares: float) -> float:

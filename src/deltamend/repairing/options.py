@@ -74,6 +74,10 @@ class PairOptions(Record):
         default=False,
         description="Go on if many matrices of FINETUNED have no partner in BASE; they stay as fine-tuned.",
     )
+    allow_unrelated: bool = Field(
+        default=False,
+        description="Go on if matrices of FINETUNED do not come from those of BASE.",
+    )
 
     @field_validator("rename", mode="before")
     @classmethod
@@ -151,6 +155,7 @@ class PairKeywords(TypedDict, total=False):
     rename: str | Sequence[str] | None
     split_fused: bool
     allow_unpaired: bool
+    allow_unrelated: bool
 
 
 class RepairKeywords(PairKeywords, total=False):
@@ -260,6 +265,7 @@ def pair_of(
         rename=options.rename,
         split_fused=options.split_fused,
         allow_unpaired=options.allow_unpaired,
+        allow_unrelated=options.allow_unrelated,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from deltamend.checkpoint.manifest import CoverageRecord, Manifest, TensorRecord
+from deltamend.checkpoint.manifest import CoverageRecord, Manifest, ParentRecord, TensorRecord
 from deltamend.errors import option, spell, spelled_in_python
 from deltamend.methods.registry import method_class
 from deltamend.repairing.options import Recommendation
@@ -37,6 +37,11 @@ class RepairReport:
     def tensors(self) -> tuple[TensorRecord, ...]:
         """One record for each tensor, in the order in which the output's files hold them."""
         return self.manifest.tensors
+
+    @property
+    def parent(self) -> ParentRecord | None:
+        """Whether BASE is the parent of FINETUNED, by a sample of the weights."""
+        return self.manifest.parent
 
     @property
     def coverage(self) -> CoverageRecord | None:

@@ -171,6 +171,7 @@ def _manifest(
         notes=plan.notes,
         only_in_base=plan.pairing.only_in_base,
         left_out=tuple(LeftOutRecord(name=file.name, reason=file.reason) for file in plan.left_out),
+        parent=plan.pair.parent,
         coverage=plan.pairing.coverage,
         tensors=tensors,
         files=(),

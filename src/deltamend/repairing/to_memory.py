@@ -14,6 +14,7 @@ from deltamend.checkpoint.dtypes import NUMPY_DTYPES, all_finite
 from deltamend.checkpoint.manifest import (
     CoverageRecord,
     MatrixRepair,
+    ParentRecord,
     kept_energy_of,
     realised_error_of,
     undone_by_rounding_of,
@@ -22,6 +23,7 @@ from deltamend.checkpoint.quantised import refuse_quantised
 from deltamend.errors import FilterError, UsageError, option
 from deltamend.inputs.model_layout import Parameters, layout_of, layout_of_module
 from deltamend.inputs.pairing import Pairing, TensorPair, pair_tensors
+from deltamend.inputs.parentage import parent_of
 from deltamend.inputs.renaming import find_renaming
 from deltamend.inputs.weight_samples import Values
 from deltamend.machine.threads import Workers
@@ -55,12 +57,14 @@ class RepairedInMemory:
         only_in_base: the names of tensors that only BASE has; they are not in the result.
         notes: how the names of BASE were matched, where they are not those of FINETUNED.
         coverage: how much of FINETUNED was repaired.
+        parent: whether BASE is the parent of FINETUNED, by a sample of the weights.
     """
 
     records: dict[str, MatrixRepair]
     only_in_base: tuple[str, ...]
     notes: tuple[str, ...]
     coverage: CoverageRecord
+    parent: ParentRecord
 
     @property
     def kept_energy(self) -> float:
@@ -176,6 +180,8 @@ def _repaired(
         layout=layout or layout_of(configs[1], {name: tensor.shape for name, tensor in described[1].items()}),
         allow_unpaired=wanted.allow_unpaired,
     )
+    values = _entries_of(base), _entries_of(finetuned)
+    parent = parent_of(pairing.pairs, values, allow_unrelated=wanted.allow_unrelated)
     pairing, methods = assign_methods(pairing, choice)
     _refuse_split_ties(ties, methods)
     pairs = _once(pairing, ties)
@@ -197,7 +203,7 @@ def _repaired(
     for name, first in ties.items():
         if first in records:
             tensors[name], records[name] = tensors[first], records[first]
-    return RepairedStateDict(records, pairing.only_in_base, notes, pairing.coverage, tensors)
+    return RepairedStateDict(records, pairing.only_in_base, notes, pairing.coverage, parent, tensors)
 
 
 def repair_module(
@@ -244,7 +250,9 @@ def repair_module(
     )
     result = copy.deepcopy(finetuned)
     result.load_state_dict(repaired.tensors)
-    return RepairedModule(repaired.records, repaired.only_in_base, repaired.notes, repaired.coverage, result)
+    return RepairedModule(
+        repaired.records, repaired.only_in_base, repaired.notes, repaired.coverage, repaired.parent, result
+    )
 
 
 class MemoryOutput:
