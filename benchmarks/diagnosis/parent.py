@@ -34,7 +34,8 @@ def noise(scale: float) -> Callable[[Array], Array]:
 
     def change(weights: Array) -> Array:
         random = np.random.default_rng(weights.size)
-        return (weights + scale * weights.std() * random.standard_normal(weights.shape)).astype(np.float32)
+        found: Array = (weights + scale * weights.std() * random.standard_normal(weights.shape)).astype(np.float32)
+        return found
 
     return change
 
@@ -105,7 +106,7 @@ def row(name: str, pair: OpenPair, finetuned: Values) -> str:
     """What a sample of the weights says, and the likely cause where it stops."""
     values = pair.base.values, finetuned
     found = parent_of(pair.pairing.pairs, values, allow_unrelated=True)
-    said = found.verdict
+    said: str = found.verdict
     try:
         parent_of(pair.pairing.pairs, values)
     except PairingError as error:

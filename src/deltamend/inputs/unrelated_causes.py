@@ -83,7 +83,8 @@ def coarse_note(compared: Sequence[Matrices], values: tuple[Values, Values]) -> 
         float(np.median([len(np.unique(matrices.entries(side, 0, 0, _NEIGHBOURS, values))) for matrices in chosen]))
         for side in (0, 1)
     ]
-    for side, own, other in (("BASE", *counts), ("FINETUNED", *counts[::-1])):
+    for number, side in enumerate(("BASE", "FINETUNED")):
+        own, other = counts[number], counts[1 - number]
         if 2 < own <= _FEW < other:
             return (
                 f"{side}'s weights have at most {own:.0f} different values among {_NEIGHBOURS} neighbours, as where they were "
@@ -141,7 +142,8 @@ def _permuted(matrices: Matrices, values: tuple[Values, Values]) -> str:
 
 
 def _norms(rows: Floats) -> Floats:
-    return np.sqrt((rows * rows).sum(axis=1))
+    found: Floats = np.sqrt((rows * rows).sum(axis=1))
+    return found
 
 
 def _correlation(x: Floats, y: Floats) -> float:
