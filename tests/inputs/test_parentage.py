@@ -12,18 +12,18 @@ import deltamend
 from tests.inputs.checkpoints import Cli
 from tests.inputs.numpy_pairs import Array, Tensors, body, normal, read, tuned, write
 
+Change = Callable[[Tensors, np.random.Generator], None]
+
 Q = "model.layers.1.self_attn.q_proj.weight"
 
 
-def pair(
-    tmp_path: Path, change: Callable[[Tensors, np.random.Generator], None], scale: float = 0.002, width: int = 64
-) -> list[Path]:
+def pair(tmp_path: Path, change: Change, scale: float = 0.002, width: int = 64) -> tuple[Path, Path]:
     """A base, and a descendant of it that `change` has spoilt."""
     random = np.random.default_rng(0)
     base = body(random, width=width) | {"model.embed_tokens.weight": normal(random, (160, width))}
     finetuned = tuned(random, base, scale)
     change(finetuned, random)
-    return [write(tmp_path / "base", base), write(tmp_path / "finetuned", finetuned)]
+    return write(tmp_path / "base", base), write(tmp_path / "finetuned", finetuned)
 
 
 def nothing(_: Tensors, __: np.random.Generator) -> None:
@@ -60,7 +60,7 @@ def set_anew(tensors: Tensors, random: np.random.Generator) -> None:
     tensors[Q] = normal(random, (64, 64))
 
 
-WRONG = {
+WRONG: dict[Change, tuple[str, ...]] = {
     transposed: (f"1 of 7 matrices of FINETUNED do not come from BASE: '{Q}' holds", f"'{Q}' is transposed on one side"),
     heads_permuted: ("1 of 7 matrices", "are in another order, as where heads or experts are permuted: row 0 of FINETUNED is row 48"),
     rotary_part_permuted: ("holds W_base at some of the places that were read", "are in another order"),
@@ -72,7 +72,7 @@ WRONG = {
 
 @pytest.mark.parametrize("change", WRONG, ids=lambda change: change.__name__)
 def test_what_does_not_come_from_base_stops_with_what_was_found_and_the_likely_cause(
-    change: Callable[[Tensors, np.random.Generator], None], tmp_path: Path, deltamend_cli: Cli
+    change: Change, tmp_path: Path, deltamend_cli: Cli
 ) -> None:
     # Whether single rows are permuted can be seen where a row has some hundred entries.
     folders = pair(tmp_path, change, width=512 if change is rotary_part_permuted else 64)

@@ -72,7 +72,9 @@ def test_another_tokenizer_of_the_same_size_is_noticed(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "out")["lm_head.weight"][150:], load(pair.finetuned)["lm_head.weight"][150:])
 
 
-def padded(tmp_path: Path, base_tokens: list[str], finetuned_tokens: list[str], rows: tuple[int, int]) -> list[Path]:
+def padded(
+    tmp_path: Path, base_tokens: list[str], finetuned_tokens: list[str], rows: tuple[int, int]
+) -> tuple[Path, Path]:
     """Two models whose vocabularies have more rows than tokens; the head has a bias."""
     random = np.random.default_rng(0)
     folders = []
@@ -83,7 +85,7 @@ def padded(tmp_path: Path, base_tokens: list[str], finetuned_tokens: list[str], 
         tokenizer(folders[-1], tokens)
     same = read(folders[0])
     write(folders[1], read(folders[1]) | tuned(random, {name: same[name] for name in body(random)}))
-    return folders
+    return folders[0], folders[1]
 
 
 T = [f"t{row}" for row in range(100)]
@@ -159,7 +161,7 @@ def test_the_same_files_are_not_read(tmp_path: Path) -> None:
     assert not any("tokenizers" in tensor.reason for tensor in report.tensors)
 
 
-GROWN = {
+GROWN: dict[str, tuple[dict[str, object], dict[str, object], int]] = {
     "vocab_size in llm_config": ({"llm_config": {"vocab_size": 100}}, {"llm_config": {"vocab_size": 104}}, 0),
     "the embedding has rows of its own": (
         {"text_config": {"vocab_size": 100}},

@@ -144,7 +144,7 @@ def _judge(found: Sequence[Relation], wrong: Sequence[Relation]) -> tuple[Parent
     )
     more = ", …" if len(wrong) > _NAMED else ""
     most = 2 * len(wrong) > len(found)
-    said = f"{len(wrong)} of {_counted(len(found))} of FINETUNED do not come from BASE: {named}{more}"
+    said = f"{len(wrong)} of {len(found)} matrices of FINETUNED do not come from BASE: {named}{more}"
     return ("no" if most else "in part"), f"BASE is not the parent of FINETUNED: {said}" if most else said
 
 
