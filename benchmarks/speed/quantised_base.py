@@ -109,7 +109,8 @@ def main() -> None:
     )
     parser.add_argument("--scratch", type=Path, default=None, help="where to make the pairs; removed afterwards")
     arguments = parser.parse_args()
-    print(f"{machine()}\n")
+    print("# What a quantised BASE costs\n\n    python -m benchmarks.speed.quantised_base\n")
+    print(f"One run of `deltamend repair` each; FINETUNED is in bf16.\n\n{machine()}\n")
     print(
         "| BASE | layers | parameters | wall, s | processor, s | beside bf16 | peak, MiB |\n|---|---|---|---|---|---|---|"
     )
