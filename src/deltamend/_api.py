@@ -50,8 +50,8 @@ def repair(
         resume: continue an unfinished run of the same plan, or do nothing if OUT is already its result.
         progress: callback for the name of each finished tensor and the share of the work that is done.
         options: the fields of `RepairOptions`: `method` ("dg-hard" by default; "auto" for the recommended one) and its
-            `parameters`, `rules`, `vectors`, `include`, `exclude`, `rename`, `split_fused`, `out_dtype`, `output`, `rounding` and
-            `max_shard_size`.
+            `parameters`, `rules`, `vectors`, `include`, `exclude`, `rename`, `split_fused`, `allow_unpaired`, `allow_unrelated`, `out_dtype`,
+            `output`, `rounding` and `max_shard_size`.
 
     Returns:
         The report. OUT/deltamend.json holds the same numbers.

@@ -50,7 +50,7 @@ def test_a_repair_that_rounding_undoes_is_warned_of(tmp_path: Path, deltamend_cl
         (tmp_path / side / "config.json").write_text("{}")
         weight = (scale * torch.randn(64, 64, generator=drawn)).to(torch.bfloat16)
         save_file({"weight": weight}, tmp_path / side / "model.safetensors")
-    command = ("repair", tmp_path / "base", tmp_path / "finetuned")
+    command = ("repair", tmp_path / "base", tmp_path / "finetuned", "--allow-unrelated")
     little = deltamend_cli(*command, tmp_path / "little", "--method", "wise-ft", "--set", "alpha=0.99")
     assert "of what the repair removed, so that this part of the repair may be lost" in little.out
     manifest = json.loads((tmp_path / "little" / "deltamend.json").read_text())
@@ -228,7 +228,7 @@ def test_a_page_of_a_renamed_pair_shows_what_was_repaired(own_pair: Pair, tmp_pa
     odd = {name.replace("model.", "odd."): tensor for name, tensor in weights.items() if name.startswith("model.")}
     save_file(odd, own_pair.base / "model.safetensors")
     given = ("repair", own_pair.base, own_pair.finetuned, tmp_path / "out", "--rename", "odd.=model.")
-    printed = deltamend_cli(*given, "--html", tmp_path / "page.html")
+    printed = deltamend_cli(*given, "--html", tmp_path / "page.html", "--allow-unpaired")  # BASE has no head
     assert printed.code == 0
     assert "model.layers.0.mlp.up_proj" in (tmp_path / "page.html").read_text()
     assert deltamend.verify(tmp_path / "out") == []

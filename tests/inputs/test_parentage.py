@@ -172,3 +172,14 @@ def test_models_in_memory_are_asked_as_well() -> None:
         deltamend.repair_state_dict(base, other)
     repaired = deltamend.repair_state_dict(base, other, allow_unrelated=True)
     assert repaired.parent.verdict == "no"
+
+
+def test_a_matrix_that_grew_in_training_is_a_descendant(tmp_path: Path) -> None:
+    def grown(tensors: Tensors, random: np.random.Generator) -> None:
+        tensors[Q] = 3.5 * tensors[Q] + normal(random, (64, 64), 0.1)
+
+    report = deltamend.repair(*pair(tmp_path, grown), tmp_path / "out", method="wise-ft")
+    assert report.parent is not None
+    assert (report.parent.verdict, report.parent.unrelated) == ("yes", ())
+    assert report.parent.farthest is not None
+    assert report.parent.farthest > 3

@@ -97,7 +97,7 @@ def compare(
         device: where spectral filters run, "cpu" or a torch device such as "cuda".
         workers: number of matrices worked on at a time; None for one per core. It does not change the result.
         progress: callback for the name of each finished matrix and the share of the matrices that are done.
-        options: `include`, `exclude`, `rename` and `split_fused`, as for `deltamend.repair`; not with an open pair.
+        options: the options that pair and select matrices, such as `include` and `rename`, as for `deltamend.repair`; not with an open pair.
 
     Returns:
         One record for each method and matrix.

@@ -50,7 +50,7 @@ def diagnose(
         values: whether the records hold every singular value.
         workers: number of matrices worked on at a time; None for one per core. It does not change the result.
         progress: callback for the name of each finished matrix and the share of the matrices that are done.
-        options: `include`, `exclude`, `rename` and `split_fused`, as for `deltamend.repair`; not with an open pair.
+        options: the options that pair and select matrices, such as `include` and `rename`, as for `deltamend.repair`; not with an open pair.
 
     Returns:
         One record for each matrix, and what they say together.

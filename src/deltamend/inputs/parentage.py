@@ -18,8 +18,9 @@ from deltamend.inputs.weight_samples import SURE, Values, WeightSample, sample_o
 FAR = 0.5
 """From this ‖Δ‖/‖W_base‖ on, in the median matrix, it is doubtful whether BASE is the parent. The fine-tunes that were measured
 stay below a fiftieth of it (docs/formats/parent.md)."""
-LEAST, MOST = 0.5, 2.0
-"""A descendant's matrix holds W_base between so many times; weight decay and merges with other models change it less."""
+LEAST, MOST, SCALED = 0.5, 2.0, 0.9
+"""A descendant's matrix holds W_base at least half: weight decay and merges with other models change it less. It may have grown in
+training, but not to more than twice W_base and hardly anything else, with a correlation above 0.9: then a scale is missing."""
 ROUNDING_OF_4_BITS = 0.02
 """The rounding of weights to 4 bits is at least so large, as ‖Δ‖/‖W_base‖."""
 _NAMED = 3
@@ -117,7 +118,7 @@ def _fault(sample: WeightSample, *, each_row: bool) -> str:
     share, error = sample.share, sample.error
     if share + SURE * error < LEAST:
         return f"holds {share:.2f} times W_base"
-    if share - SURE * error > MOST:
+    if share - SURE * error > MOST and sample.correlation > SCALED:
         return f"holds {share:.3g} times W_base"
     if each_row and sample.unrelated_places:
         return f"holds W_base at some of the places that were read and not at {sample.unrelated_places} of them"
