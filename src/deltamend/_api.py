@@ -92,7 +92,7 @@ def plan_repair(
         out: as for `repair`.
         overwrite: whether OUT may already exist.
         progress: callback while `method="auto"` runs the base, which takes a minute or two the first time.
-        options: as for `repair`. An open pair has its own `include`, `exclude`, `rename` and `split_fused`; leave these out
+        options: as for `repair`. An open pair has its own options that pair and select matrices; leave these out
             when you give one.
 
     Returns:
