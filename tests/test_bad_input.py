@@ -229,7 +229,7 @@ CASES: dict[Damage, tuple[str, ...]] = {
     nothing_in_common: ("no matrix has the same name", ".of.another.kind'", "give a base of the same layout"),
     packed_int4: ("'model.layers.0.mlp.up_proj.qweight'", "quantised", "give the unquantised checkpoint"),
     fp8_with_scales: ("'model.layers.0.mlp.up_proj.weight'", "F8_E4M3", "give the unquantised checkpoint"),
-    quantised_config: ("base/config.json", "quantised", "give the unquantised checkpoint"),
+    quantised_config: ("base/model.safetensors", "up_proj.scales' is missing", "give the unquantised checkpoint"),
     placeholders_of_zero3: ("FINETUNED was saved unassembled", "has the shape [0]", "zero_to_fp32.py"),
 }
 

@@ -86,7 +86,7 @@ def _unquantised(config: Mapping[str, Any]) -> dict[str, Any]:
 def _notes(checkpoint: Checkpoint, packings: Counter[str]) -> list[str]:
     return [
         f"{checkpoint.folder.name}: {count} weights are stored in {packing}; they are dequantised as they are read, and "
-        f"written as bf16. Rounding to {packing} moves normally distributed weights by {ROUNDING_FLOORS[packing]:.2g} of "
+        f"are bf16 where they are written. Rounding to {packing} moves normally distributed weights by {ROUNDING_FLOORS[packing]:.2g} of "
         "their size (root mean square)"
         for packing, count in sorted(packings.items())
     ]
