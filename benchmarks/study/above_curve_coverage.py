@@ -119,7 +119,7 @@ def simulated(scenario: Scenario, random: np.random.Generator) -> dict[str, tupl
     )
     found: dict[str, tuple[float, float, float]] = {}
     for by in INTERPOLATIONS:
-        mean = clustered_mean(seen[by][0], drawn[by], names, 0.95)
+        mean = clustered_mean(seen[by][0], drawn[by], names, 0.95, items=scenario.items)
         if mean is not None and mean.low is not None and mean.high is not None:
             found[by] = (mean.value, mean.low, mean.high)
     return found

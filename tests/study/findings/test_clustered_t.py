@@ -31,6 +31,18 @@ def test_noise_that_all_clusters_share_widens_it_and_costs_no_freedom() -> None:
     assert found.freedom > 1e6
 
 
+def test_few_items_make_what_is_shared_less_certain() -> None:
+    random = np.random.default_rng(0)
+    draws = 0.5 + np.tile(random.normal(scale=0.2, size=(4000, 1)), (1, 3))
+    values = np.array([0.5, 0.5, 0.5001])
+    many, few = (clustered_mean(values, draws, ["a", "b", "c"], 0.95, items=items) for items in (None, 12))
+    assert many is not None
+    assert few is not None
+    assert few.freedom == pytest.approx(11, rel=1e-3)
+    assert few.error is not None
+    assert few.error / (many.error or 1.0) == pytest.approx((12 / 11) ** 0.5)
+
+
 def test_what_cannot_be_told_is_none() -> None:
     assert clustered_mean(np.array([np.nan]), np.full((5, 1), np.nan), ["a"], 0.95) is None
     one = clustered_mean(np.array([0.4, np.nan]), np.full((5, 2), 0.4), ["a", "b"], 0.95)

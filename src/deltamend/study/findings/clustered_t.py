@@ -25,7 +25,7 @@ class ClusteredMean(FiniteRecord):
 
 
 def clustered_mean(
-    values: FloatArray, draws: FloatArray, clusters: Sequence[str], confidence: float
+    values: FloatArray, draws: FloatArray, clusters: Sequence[str], confidence: float, *, items: int | None = None
 ) -> ClusteredMean | None:
     """The mean over clusters of the means of their cells; None where no cell has a figure.
 
@@ -33,13 +33,15 @@ def clustered_mean(
     of each. Items that clusters share push all their means the same way, which S² cannot see; c is the mean covariance of
     two cluster means over draws of the items, at least 0. With E[S²] = σ² + v − c, where σ² is between clusters and v the
     variance of a cluster mean over items, S²/k + c has the expectation σ²/k + v/k + (k − 1)c/k, which is the variance of the
-    mean. Degrees of freedom are Satterthwaite's (1946), with k − 1 for S² and none lost for c.
+    mean. Degrees of freedom are Satterthwaite's (1946), with k − 1 for S² and n − 1 for c, where n is the number of items.
+    Draws of n items spread (n − 1)/n times as much as the items' mean does; c is divided by that.
 
     Args:
         values: (C,) of the cells; NaN where there is no figure.
         draws: (D, C) the same in draws of the items, the same draw for all cells that have these items.
         clusters: of each cell.
         confidence: of the interval.
+        items: the fewest items that a figure rests on, at least 2; None where they are many.
 
     Source: ours.
     """
@@ -56,10 +58,12 @@ def clustered_mean(
     drawn = draws[:, own]
     whole = drawn[np.isfinite(drawn).all(axis=1)] @ weights.T
     covariance = np.cov(whole, rowvar=False) if len(whole) > 1 else np.zeros((count, count))
-    shared = (covariance.sum() - np.trace(covariance)) / (count * (count - 1))
+    few = 1.0 if items is None else items / (items - 1)
+    shared = max(0.0, few * float(covariance.sum() - np.trace(covariance)) / (count * (count - 1)))
     between = float(means.var(ddof=1)) / count
-    variance = between + max(0.0, float(shared))
-    freedom = (count - 1) * (variance / between) ** 2 if between > 0 else np.inf
+    variance = between + shared
+    lost = between**2 / (count - 1) + (0.0 if items is None else shared**2 / (items - 1))
+    freedom = variance**2 / lost if lost > 0 else np.inf
     reach = float(student.ppf((1 + confidence) / 2, min(freedom, 1e9))) * float(np.sqrt(variance))
     return ClusteredMean(
         value=mean,

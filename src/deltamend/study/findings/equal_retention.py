@@ -211,9 +211,15 @@ def _mean_of(
     if not own:
         return None
     values, draws = zip(*(_pick(one, name, figure, at) for one in own), strict=True)
-    return clustered_mean(
-        np.array(values), np.stack(draws, axis=-1), [one.of.cell.target.name for one in own], settings.confidence
-    )
+    clusters = [one.of.cell.target.name for one in own]
+    return _over_targets(own, np.array(values), np.stack(draws, axis=-1), clusters, settings)
+
+
+def _over_targets(
+    cells: Sequence[_Measured], values: FloatArray, draws: FloatArray, clusters: list[str], settings: Settings
+) -> ClusteredMean | None:
+    fewest = min(len(task.ids) for one in cells for task in one.of.paired.tasks)
+    return clustered_mean(values, draws, clusters, settings.confidence, items=max(2, fewest))
 
 
 def _pick(one: _Measured, name: str, figure: str, at: object) -> tuple[float, FloatArray]:
@@ -322,7 +328,7 @@ def _family(
             return None
         values, draws = zip(*(_pick(one, chosen[_place(one)], figure, at) for one in own), strict=True)
         of_targets = [one.of.cell.target.name for one in own]
-        return clustered_mean(np.array(values), np.stack(draws, axis=-1), of_targets, settings.confidence)
+        return _over_targets(own, np.array(values), np.stack(draws, axis=-1), of_targets, settings)
 
     def area(figures: _Figures, places: list[int], draw: int | None) -> float:
         retained, healed = (
@@ -347,11 +353,11 @@ def _family(
     for floor in rule.floors:
         values = np.array([float(at_least(floor, one.seen, own)) for one, own in zip(cells, places, strict=True)])
         draws = np.stack([at_least(floor, one.drawn, own) for one, own in zip(cells, places, strict=True)], axis=-1)
-        floors[f"{floor:g}"] = clustered_mean(values, draws, clusters, settings.confidence)
+        floors[f"{floor:g}"] = _over_targets(cells, values, draws, clusters, settings)
     is_curve = family == rule.curve
     by_curve = {} if is_curve else _left_out(cells, names, "above", "straight")
     by_score = _left_out(cells, names, "combined", "harmonic")
-    found = clustered_mean(areas, drawn_areas, clusters, settings.confidence)
+    found = _over_targets(cells, areas, drawn_areas, clusters, settings)
     assert found is not None  # noqa: S101 - there is a cell
     return FamilyAtRetention(
         family=family,
