@@ -210,7 +210,8 @@ def manifest() -> str:
     from deltamend.checkpoint import manifest as records
 
     kinds = (
-        records.Manifest, records.InputRecord, records.FileRecord, records.LeftOutRecord, records.TensorRecord,
+        records.Manifest, records.InputRecord, records.FileRecord, records.LeftOutRecord, records.ParentRecord,
+        records.CoverageRecord, records.TensorRecord,
         records.PartRecord, records.SpectrumRecord, records.AdapterRecord, records.RunRecord,
     )  # fmt: skip
     return _models(kinds, defaults=False)
