@@ -140,3 +140,21 @@ def test_a_vector_is_shared_where_both_sides_can_be_added() -> None:
     assert is_shared_vector(pair_of_shape("bias", (4,)))
     assert not is_shared_vector(pair_of_shape("matrix", (4, 4)))
     assert not is_shared_vector(pair_of_shape("empty", (0,)))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"include": "atention"},
+            r"include 'atention': nothing is left to repair; a matrix is called, for example, 'model\.embed",
+        ),
+        ({"exclude": "."}, r"exclude '\.': nothing is left to repair"),
+        ({"include": "norm", "exclude": "zzz"}, r"include 'norm' and exclude 'zzz': nothing is left to repair"),
+    ],
+)
+def test_a_selection_that_leaves_nothing_is_refused(
+    llama_pair: Pair, tmp_path: Path, given: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        planned(llama_pair, tmp_path / "out", given)

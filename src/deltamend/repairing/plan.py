@@ -205,7 +205,7 @@ def plan_repair(
         recommend: finds the method for `method="auto"`; it is not called for any other method.
 
     Raises:
-        UsageError: the method is unknown, or an option is invalid.
+        UsageError: the method is unknown, an option is invalid, or `include` and `exclude` leave nothing to repair.
         OutputError: OUT already exists, or cannot be written to.
     """
     options = options.model_copy(update=dict(pair.selection))
@@ -227,12 +227,30 @@ def plan_repair(
         options = with_recommendation(options, advice)
     choice = MethodChoice(options.method, options.parameters, options.rules, options.vectors)
     pairing, methods = assign_methods(pair.pairing, choice)
+    _refuse_empty_selection(options, pair.pairing, pairing)
     adapter = plan_adapter(pair.base, pair.called[0], pairing, methods) if options.output == "adapter" else None
     plan = RepairPlan(
         pair, Path(out), options, choice.default, methods, pairing, layout, sidecars, left_out, adapter, advice
     )
     check_output(plan.out, plan.inputs, overwrite=overwrite)
     return plan
+
+
+def _refuse_empty_selection(options: RepairOptions, found: Pairing, chosen: Pairing) -> None:
+    """Refuse `include` and `exclude` that leave nothing to repair: a mistyped name would otherwise give an unrepaired copy.
+
+    Raises:
+        UsageError: one of them is given, and nothing is left.
+    """
+    if any(pair.action == "filter" for pair in chosen.pairs):
+        return
+    given = {"include": options.include, "exclude": options.exclude}
+    written = [f"{option(name)} {pattern!r}" for name, pattern in given.items() if pattern is not None]
+    matrix = next((pair.name for pair in found.pairs if pair.is_matrix and pair.base is not None), None)
+    if written and matrix is not None:
+        raise UsageError(
+            f"{' and '.join(written)}: nothing is left to repair; a matrix is called, for example, {matrix!r}"
+        )
 
 
 def _stored_names(checkpoint: Checkpoint) -> frozenset[str]:
