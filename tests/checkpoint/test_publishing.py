@@ -142,7 +142,7 @@ def test_an_input_may_not_be_the_work_folder(llama_pair: Pair, tmp_path: Path, s
     shutil.copytree(getattr(llama_pair, side), place)
     before = sorted(tmp_path.rglob("*"))
     sides = {"base": llama_pair.base, "finetuned": llama_pair.finetuned, side: place}
-    with pytest.raises(deltamend.OutputError, match="its work folder"):
+    with pytest.raises(deltamend.OutputError, match="the folder that OUT is made in"):
         deltamend.repair(sides["base"], sides["finetuned"], tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
 
