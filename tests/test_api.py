@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 import deltamend
-from deltamend.checkpoint import checkpoint_folder
 from deltamend.checkpoint.checkpoint_folder import Checkpoint
 from deltamend.errors import CheckpointError, MethodError, UsageError
 from deltamend.inputs import open_models
@@ -24,13 +23,13 @@ pytestmark = pytest.mark.usefixtures("few_draws")
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders that were opened, one after another."""
     folders: list[Path] = []
-    really_open = checkpoint_folder.open_folder
+    really_open = open_models.open_any_folder
 
     def counting(path: Path) -> Checkpoint:
         folders.append(path)
         return really_open(path)
 
-    monkeypatch.setattr(open_models, "open_folder", counting)
+    monkeypatch.setattr(open_models, "open_any_folder", counting)
     return folders
 
 

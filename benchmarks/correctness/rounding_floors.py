@@ -8,7 +8,6 @@ length, each with the scale that its largest entry, or its least and largest ent
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from benchmarks.shared.arguments import script_parser
 from deltamend.inputs.quantised_formats.codebooks import E2M1
 from deltamend.inputs.quantised_formats.rounding_floors import ROUNDING_FLOORS
 
@@ -126,7 +126,7 @@ def measured() -> dict[str, float]:
 
 def main() -> None:
     """Print the table, or write it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = script_parser(__doc__)
     parser.add_argument("--out", type=Path)
     where = parser.parse_args().out
     found = measured()

@@ -11,13 +11,13 @@ the means of the populations. The figures are computed by the package's own func
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.shared.arguments import script_parser
 from deltamend.machine.atomic import write_whole
 from deltamend.scoring.bootstrap import resampled_means, standard_error
 from deltamend.scoring.metric import FloatArray
@@ -197,7 +197,7 @@ def table(studies: int) -> str:
 
 def main() -> None:
     """Simulate, print and record."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = script_parser(__doc__)
     parser.add_argument("--studies", type=int, default=1000)
     parser.add_argument("--record", type=Path, help="Text file of the table.")
     given = parser.parse_args()

@@ -9,7 +9,6 @@ OUT/results/results.json are from these. The definition is that of docs/study.md
 
 from __future__ import annotations
 
-import argparse
 import json
 import lzma
 import sys
@@ -20,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import yaml
+
+from benchmarks.shared.arguments import script_parser
 
 Array = npt.NDArray[np.float64]
 AGREES = 1e-6
@@ -183,7 +184,7 @@ def compare(study: Any, out: Path) -> tuple[int, float]:
 
 def main() -> int:
     """Compare, and say whether all agree."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = script_parser(__doc__)
     parser.add_argument("study", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--record", type=Path, help="Text file to write what is printed to.")

@@ -18,6 +18,8 @@ from tests.reference import load
 
 Cli = Callable[..., Printed]
 
+NEED_PARAMETERS = {"task-arithmetic", "fisher", "null-space", "equal-effect", "two-sided"}
+
 
 @pytest.mark.parametrize("method", ["dg-hard", "wise-ft", "graft", "della", "laser", "none", "revert"])
 def test_what_is_compared_is_what_a_repair_writes(method: str, float_pair: Pair, tmp_path: Path) -> None:
@@ -56,7 +58,7 @@ def test_every_method_in_every_format(llama_pair: Pair, tmp_path: Path, deltamen
     given = ["compare", llama_pair.base, llama_pair.finetuned, "--methods", "all"]
     printed = deltamend_cli(*given, "--csv", tmp_path / "t.csv", "--html", tmp_path / "t.html")
     assert printed.code == 0, printed.err
-    compared = [name for name in all_methods() if name not in ("fisher", "null-space")]
+    compared = [name for name in all_methods() if name not in NEED_PARAMETERS]
     assert all(name in printed.out for name in compared)
     assert "not compared: fisher, which needs fisher" in printed.out
     content = json.loads(deltamend_cli(*given, "--json").out)
@@ -91,7 +93,7 @@ def test_all_may_be_written_but_for_methods_that_need_parameters(
     given = ["compare", llama_pair.base, llama_pair.finetuned, "--methods", "none", "--out", tmp_path / "out"]
     printed = deltamend_cli(*given, "--write", "all")
     assert printed.code == 0, printed.err
-    assert written == [name for name in all_methods() if name not in ("fisher", "null-space")]
+    assert written == [name for name in all_methods() if name not in NEED_PARAMETERS]
     assert "not written: fisher, which needs fisher" in printed.err
     printed = deltamend_cli(*given, "--write", "all,magnitude")
     assert (printed.code, printed.err.count("\n")) == (2, 1)

@@ -8,7 +8,8 @@ import yaml
 from pydantic import ValidationError
 
 from deltamend.errors import UsageError
-from deltamend.study.config import Regime, Repair, Study, read_study, with_local_models
+from deltamend.study.config import Regime, Repair, Study, read_study
+from deltamend.study.local_models import with_local_models
 from tests.study.conftest import tiny_config
 
 STUDIES = Path(__file__).parents[2] / "studies"

@@ -19,6 +19,7 @@ from pydantic import Field
 from deltamend.errors import EvaluationError, MethodError, UsageError, option
 from deltamend.evaluation.record import Evaluation
 from deltamend.inputs.open_models import open_checkpoint
+from deltamend.methods.interpolation import TaskArithmetic
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method
 from deltamend.progress import Progress, ignore_progress
@@ -113,7 +114,7 @@ def tune(
     Source: ours.
     """
     candidates = [_made(method) for method in methods]
-    names = [method.described() for method in candidates]
+    names = [_shown(method) for method in candidates]
     if len(set(names)) < len(names) or not names:
         raise UsageError(f"{option('methods')}: give at least one method, and each method only once")
     if not strengths or len(set(strengths)) < len(strengths) or not all(0 < strength <= 1 for strength in strengths):
@@ -175,12 +176,23 @@ def _half(task: str, item: str) -> int:
 
 
 def _made(method: str | Method) -> Method:
-    made = method if isinstance(method, Method) else get_method(method)
+    # Its strengths scale the whole update, so it has none of its own.
+    given = {"weight": 1.0} if method == "task-arithmetic" else None
+    made = method if isinstance(method, Method) else get_method(method, given)
     if made.name in ("none", "revert"):
         raise UsageError(
             f"{option('methods')}: {made.name!r} is the fine-tuned model or the base, which are always evaluated; leave it out"
         )
     return made
+
+
+def _is_whole_update(method: Method) -> bool:
+    """Whether a method keeps the update as it is, so that only the strength decides."""
+    return isinstance(method, TaskArithmetic) and method.weight == 1.0
+
+
+def _shown(method: Method) -> str:
+    return method.name if _is_whole_update(method) else method.described()
 
 
 class _Search:
@@ -200,11 +212,11 @@ class _Search:
         """Repair once with the method, then try the strengths until `patience` of them in a row are not better."""
         filtered, candidate = folder / "filtered", folder / "candidate"
         best, without_gain = -1.0, 0
-        report(method.described())
+        report(_shown(method))
         repair_folders(self._base, self._finetuned, filtered, RepairOptions(method=method, out_dtype="fp32"))
         dtype = _dtype_of(self._finetuned)
         for strength in strengths:
-            name = f"{method.described()} × {strength:g}"
+            name = f"{_shown(method)} × {strength:g}"
             if without_gain >= patience:
                 self._stopped.append(name)
                 continue
@@ -234,7 +246,7 @@ class _Search:
             )
         return Trial(
             name=name,
-            method=method.described(),
+            method=_shown(method),
             strength=strength,
             healing=healing,
             retention=retention,
@@ -283,6 +295,8 @@ class _Search:
         words = ["deltamend", "repair", str(self._base), str(self._finetuned), "OUT", "--method"]
         if strength == 1:
             words += [method.name, *settings]
+        elif _is_whole_update(method):
+            words += [method.name, "--set", f"weight={strength:g}"]
         else:
             steps = [{"method": method.name, **parameters}, {"method": "task-arithmetic", "weight": strength}]
             try:

@@ -56,7 +56,8 @@ def study(
     """Run a study, or what is left of it, and write its results into OUT/results."""
     # Late, as the evaluator brings heavy libraries.
     from deltamend.scoring.settings import make_settings
-    from deltamend.study.config import read_study, with_local_models
+    from deltamend.study.config import read_study
+    from deltamend.study.local_models import with_local_models
 
     make_settings(draws=draws)  # refused now rather than after the run
     found = with_local_models(read_study(config), model or [])

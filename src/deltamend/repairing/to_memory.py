@@ -38,6 +38,7 @@ from deltamend.repairing.plan import assign_methods
 from deltamend.repairing.rules import MethodChoice
 from deltamend.repairing.run import check_device
 from deltamend.repairing.tensor_repairer import TensorRepairer
+from deltamend.repairing.torch_arrays import numpy_array, torch_tensor
 
 if TYPE_CHECKING:
     # Its import is slow, and a repair of folders does not need it. Whoever passes tensors has imported it already.
@@ -274,14 +275,14 @@ class MemoryOutput:
             FilterError: the tensor holds NaN or Inf, or its filter failed.
         """
         if pair.action == "keep":
-            if not all_finite(_array(self._finetuned[pair.name])):
+            if not all_finite(numpy_array(self._finetuned[pair.name])):
                 raise FilterError(f"tensor {pair.name!r} holds NaN or Inf in FINETUNED; give an undamaged model")
             return WrittenTensor(MatrixRepair(outcome="kept", reason=""), (), pair.finetuned.dtype)
         dtype = self._dtype or pair.finetuned.dtype
         sink = _ArraySink(pair.finetuned, dtype)
         done, parts = repairer.repair(pair, sink)
         like = self._finetuned[pair.name]
-        self.tensors[pair.name] = _tensor(sink.array).view(like.shape).to(like.device)
+        self.tensors[pair.name] = torch_tensor(sink.array).view(like.shape).to(like.device)
         return WrittenTensor(done, parts, dtype)
 
 
@@ -293,7 +294,7 @@ class _TensorsInMemory:
 
     def matrix(self, tensor: StoredTensor, buffers: Buffers, use: str) -> MemoryMatrix:  # noqa: ARG002 - nothing is read
         """See `TensorSource.matrix`."""
-        return MemoryMatrix(_array(self.tensors[tensor.own_name]).reshape(-1, StoredMatrix.view_shape(tensor)[1]))
+        return MemoryMatrix(numpy_array(self.tensors[tensor.own_name]).reshape(-1, StoredMatrix.view_shape(tensor)[1]))
 
 
 class _ArraySink:
@@ -329,7 +330,7 @@ def _entries_of(tensors: Mapping[str, torch.Tensor]) -> Values:
     """Read entries of a state dict, counted row by row."""
 
     def read(tensor: StoredTensor, start: int, stop: int) -> Array:
-        return _array(tensors[tensor.own_name].reshape(-1)[start:stop])
+        return numpy_array(tensors[tensor.own_name].reshape(-1)[start:stop])
 
     return read
 
@@ -364,25 +365,6 @@ def _refuse_split_ties(first_names: Mapping[str, str], methods: Mapping[str, Met
             raise UsageError(
                 f"{other!r} and {name!r} share their memory but would be treated differently; select both or neither"
             )
-
-
-def _array(tensor: torch.Tensor) -> Array:
-    """Convert a tensor to a numpy array. numpy has no bfloat16, so such values are passed as bits to the type of ml_dtypes."""
-    import torch
-
-    plain = tensor.detach().cpu().contiguous()
-    if plain.dtype == torch.bfloat16:
-        return plain.view(torch.uint16).numpy().view(NUMPY_DTYPES["BF16"])
-    return plain.numpy()
-
-
-def _tensor(array: Array) -> torch.Tensor:
-    """Convert a numpy array to a tensor on the CPU; the inverse of `_array`."""
-    import torch
-
-    if array.dtype == NUMPY_DTYPES["BF16"]:
-        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
 
 
 def _described(tensors: Mapping[str, torch.Tensor], origins: Mapping[str, str]) -> dict[str, StoredTensor]:

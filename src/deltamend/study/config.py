@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from deltamend.errors import MethodError, UsageError, option
+from deltamend.errors import MethodError, UsageError
 from deltamend.evaluation.suite import SuiteTask
 from deltamend.methods.registry import get_method
 from deltamend.records import FiniteRecord, first_problem
@@ -371,31 +371,6 @@ class Study(FiniteRecord):
                 continue
             if not repair.only_choosing or self.chooses(cell):
                 yield repair
-
-
-def with_local_models(study: Study, given: Sequence[str]) -> Study:
-    """The study with some of its models read from this machine.
-
-    Args:
-        study: as its file says it.
-        given: NAME=PATH for each, the name as in the study, the path of a folder or a GGUF file.
-
-    Raises:
-        UsageError: there is no such model or path, or one is not written like this.
-    """
-    paths: dict[str, str] = {}
-    names = [model.name for model in study.models]
-    for text in given:
-        name, _, path = text.partition("=")
-        if name not in names:
-            raise UsageError(f"{option('model')} {text!r}: no model {name!r}; there are {', '.join(names)}")
-        if not path or not Path(path).exists():
-            raise UsageError(
-                f"{option('model')} {text!r}: {path or 'the path'} is not there; give a folder or a GGUF file"
-            )
-        paths[name] = str(Path(path).absolute())
-    models = tuple(one.model_copy(update={"local": paths.get(one.name, one.local)}) for one in study.models)
-    return study.model_copy(update={"models": models})
 
 
 def read_study(path: Path) -> Study:
