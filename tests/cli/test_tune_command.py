@@ -32,7 +32,7 @@ def test_candidates_the_report_and_the_command_are_printed(
         "Candidates, scored on the half of the items that chooses",
         "reporting half",
         "chosen: task-arithmetic × 0.5",
-        "--method hybrid",
+        "--method task-arithmetic --set weight=0.5",
     ):
         assert text in printed.out
     assert "not tried, because the score had already fallen: task-arithmetic × 0.2" in printed.out
