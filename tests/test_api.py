@@ -11,6 +11,7 @@ import deltamend
 from deltamend.checkpoint.checkpoint_folder import Checkpoint
 from deltamend.errors import CheckpointError, MethodError, UsageError
 from deltamend.inputs import open_models
+from deltamend.inputs.distributed_checkpoints import folders as folders_of_runs
 from deltamend.repairing import run
 from deltamend.repairing.options import Recommendation
 from tests.conftest import Pair
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("few_draws")
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders that were opened, one after another."""
     folders: list[Path] = []
-    really_open = open_models.open_any_folder
+    really_open = folders_of_runs.open_any_folder
 
     def counting(path: Path) -> Checkpoint:
         folders.append(path)
