@@ -34,6 +34,7 @@ def pair_of(name: str, folder: Path) -> Pair:
     return Pair(folder / "base", folder / "finetuned")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma3", "llava", "qwen2_5_vl"])
 def test_auto_runs_the_base_and_finds_its_inputs_by_the_names_of_the_files(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -90,6 +90,7 @@ def test_the_report_is_on_the_items_that_did_not_choose(float_pair: Pair) -> Non
     assert found.reporting.methods["none"].combined.value == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dg-hard", "magnitude"])
 def test_the_command_makes_the_model_that_was_chosen(
     method: str, llama_pair: Pair, tmp_path: Path, deltamend_cli: Callable[..., Printed]

@@ -97,6 +97,7 @@ IN_SINGLE = {"mica", "pissa", "pissa-conv1d", "olora", "kasa"}
 """PEFT starts these from weights in fp32 only."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_read_as_peft_merges_it(case: str, tmp_path: Path) -> None:
     make, options = CASES[case]

@@ -95,6 +95,7 @@ def test_a_descendant_passes_however_large_its_update_is(scale: float, tmp_path:
     assert found.correlation == pytest.approx((1 + (scale / 0.02) ** 2) ** -0.5, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_flag_goes_on_and_the_report_names_the_matrices(tmp_path: Path) -> None:
     folders = pair(tmp_path, transposed)
     report = deltamend.repair(*folders, tmp_path / "out", method="revert", allow_unrelated=True)

@@ -123,6 +123,7 @@ def test_another_way_to_fine_tune_is_another_cell(study: Study, tmp_path: Path, 
     assert second.finetune.model_hash != first.finetune.model_hash
 
 
+@pytest.mark.slow
 def test_regimes_that_differ_in_what_is_stored_share_one_training(
     study: Study, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

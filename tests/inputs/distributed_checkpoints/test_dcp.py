@@ -109,6 +109,7 @@ def test_chunks_are_put_together_as_torch_does(cuts: tuple[int, ...], tmp_path: 
                 assert values.tobytes() == expected[start:stop].view(torch.uint8).numpy().tobytes(), (name, start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "model.", "app.model."])
 @pytest.mark.parametrize("side", ["base", "finetuned"])
 def test_a_repair_is_the_same_as_of_safetensors(prefix: str, side: str, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ WRITERS: dict[str, Callable[[Path, Tensors], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("side", ["base", "finetuned"])
 def test_a_repair_is_the_same_as_of_the_fp32_weights(writer: str, side: str, tmp_path: Path) -> None:

@@ -173,6 +173,7 @@ def test_codes_of_an_unknown_method_are_refused_by_its_name(tmp_path: Path) -> N
         open_checkpoint(tmp_path / "model").close()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_an_adapter_on_a_packed_model_adds_to_the_dequantised_weights(tmp_path: Path) -> None:
     """QLoRA: what PEFT gives on the dequantised model, and a bf16 OUT whose update is the adapter's alone."""

@@ -28,6 +28,7 @@ def test_candidates_are_set_against_published_methods_in_any_dtype_that_is_writt
     assert "dg-hard-bf16" not in against  # made in one regime
 
 
+@pytest.mark.slow
 def test_strengths_are_chosen_on_other_items_than_they_are_reported_on(study: Study, records: Path) -> None:
     cells, _ = read_study_cells(study, records)
     settings = make_settings(margin="1se", draws=DRAWS, seed=0, confidence=0.95)
@@ -43,6 +44,7 @@ def test_strengths_are_chosen_on_other_items_than_they_are_reported_on(study: St
     assert (even["combined"][:, column] != odd.values["combined"][:, column]).any()
 
 
+@pytest.mark.slow
 def test_the_best_strength_of_the_curve_is_one_near_its_middle(results: StudyResults) -> None:
     for of in results.best_strengths:
         assert of.chosen in of.tried

@@ -47,6 +47,7 @@ def found(out: Path) -> EqualRetention:
     return _found(_study(), out)
 
 
+@pytest.mark.slow
 def test_what_stands_above_the_curve_is_told_from_what_lies_on_or_below_it(found: EqualRetention) -> None:
     over = {one.name: one for one in found.repairs if one.group == "confirmation"}
     ours, below = over["ours"].above_straight, over["ties"].above_straight
@@ -64,6 +65,7 @@ def test_what_stands_above_the_curve_is_told_from_what_lies_on_or_below_it(found
     assert over["revert"].retention.value == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_second_computation_in_plain_numpy_agrees(found: EqualRetention, out: Path) -> None:
     (out / "results").mkdir(exist_ok=True)
     printed = {"equal_retention": found.model_dump(mode="json")}
@@ -90,6 +92,7 @@ def test_strengths_are_chosen_on_the_other_targets(found: EqualRetention) -> Non
     assert ours.at_floor.keys() == {"0.9", "0.95"}
 
 
+@pytest.mark.slow
 def test_a_cell_where_nothing_is_damaged_or_no_skill_is_learnt_is_shown_and_not_counted(tmp_path: Path) -> None:
     study = _study(measure={"at_least": 0.9})
     write_made_up(study, tmp_path)
@@ -113,6 +116,7 @@ def test_a_study_without_a_measure_has_none(out: Path) -> None:
     assert measure_equal_retention(study, read_study_cells(study, out)[0], SETTINGS) is None
 
 
+@pytest.mark.slow
 def test_the_page_says_it_first(out: Path, tmp_path: Path) -> None:
     results = study_results(_study(), out, draws=200)
     page = results_markdown(results, ["equal-retention.svg"])
