@@ -163,7 +163,8 @@ def open_pair(
             theirs.notes += (
                 f"{differing.removeprefix('; ')}; names and shapes agree, so they are taken as one family",
             )
-        if theirs.adapter is not None and ours.adapter is None and ours.folder.samefile(theirs.folder):
+        same_model = theirs.adapter is not None and ours.adapter is None and ours.folder.samefile(theirs.folder)
+        if same_model:
             ranks = {name: theirs.update_ranks.get(name) for name in theirs.tensors}
             pairs = tuple(
                 replace(
@@ -175,7 +176,8 @@ def open_pair(
                 for pair in pairing.pairs
             )
             pairing = replace(pairing, pairs=pairs)
-        parent = parent_of(pairing.pairs, (ours.values, theirs.values), allow_unrelated=allow_unrelated)
+        # An adapter to BASE itself comes from BASE, however large its update is.
+        parent = parent_of(pairing.pairs, (ours.values, theirs.values), allow_unrelated=allow_unrelated or same_model)
         opened.pop_all()
     selection: dict[str, str | tuple[str, ...] | bool | None] = {
         "include": include,
