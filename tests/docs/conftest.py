@@ -97,7 +97,7 @@ def _pair_of(page: str, talking_pair: Pair, scratch: Path) -> Pair:
         shutil.copytree(talking_pair.base, pair.base)
         shutil.copytree(talking_pair.finetuned, pair.finetuned)
         path = pair.finetuned / "model.safetensors"
-        tensors = {name.replace("model.", "language_model.model."): one for name, one in load_file(path).items()}
+        tensors = {f"language_model.{name}": one for name, one in load_file(path).items()}
         save_file(tensors, path, metadata={"format": "pt"})
         return pair
     return talking_pair

@@ -251,7 +251,7 @@ def test_a_browser_runs_nothing_and_fetches_nothing(browser: Any, hostile: Study
         assert not said
         assert not [url for url in asked if not url.startswith(("file:", "data:"))]
         assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-        assert page.locator("figure img").count() == len(ALT)
+        assert page.locator("figure img").count() == len(PLOTS)
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == background
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         page.close()
