@@ -234,6 +234,7 @@ CASES: dict[Damage, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", CASES, ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("out_exists", [False, True], ids=["no-out", "with-out"])
 def test_a_damaged_input_is_one_line_and_leaves_out_alone(

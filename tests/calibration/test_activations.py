@@ -23,6 +23,7 @@ from tests.evaluation.conftest import save_tokenizer, tiny_model
 __all__ = ["tiny_model"]
 
 
+@pytest.mark.slow
 def test_it_is_the_second_moment_of_each_layers_inputs_each_of_length_one(task: Task, tmp_path: Path) -> None:
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "1 a 2"}\n{"text": "3 a"}\n')
@@ -98,6 +99,7 @@ def test_a_template_that_looks_at_the_clock_is_always_told_the_same(tiny_model: 
     assert tokenizer.decode(chat_prompt(tokenizer, "a")) == "26 July 2024, 00:00:00.000000 a"
 
 
+@pytest.mark.slow
 def test_other_templates_write_what_they_did(tiny_model: Path) -> None:
     tokenizer = load(tiny_model).tokenizer
     assert clockless_template(tokenizer) is None
@@ -181,6 +183,7 @@ def test_weights_that_are_cut_off_or_of_another_shape_are_an_error_in_a_line(
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "own", "said"),
     [

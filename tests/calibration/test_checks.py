@@ -52,6 +52,7 @@ def test_a_file_that_is_there_is_replaced_only_where_that_is_asked_for(model: Pa
         check_file(model.parent / "there", [model], None, overwrite=False)
 
 
+@pytest.mark.slow
 def test_no_command_writes_over_the_model_or_what_is_there(
     task: Task, tmp_path: Path, deltamend_cli: Callable[..., Any]
 ) -> None:

@@ -14,6 +14,7 @@ from deltamend.errors import FilterError
 from tests.calibration.conftest import Task
 
 
+@pytest.mark.slow
 def test_the_mask_lowers_the_loss_and_has_the_size_that_was_asked_for(task: Task, tmp_path: Path) -> None:
     before, after = write_graft_mask(task.base, task.finetuned, task.texts, tmp_path / "mask", density=0.1)
     assert after < 0.7 * before
@@ -34,6 +35,7 @@ def test_a_mask_that_learnt_nothing_is_graft_without_one(task: Task, tmp_path: P
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_the_repair_is_the_base_outside_the_mask_and_fine_tuned_inside(task: Task, tmp_path: Path) -> None:
     arguments = [str(task.base), str(task.finetuned), str(task.texts), str(tmp_path / "mask"), "--density", "0.05"]
     ran = CliRunner().invoke(app, ["calibrate", "graft", *arguments, "--steps", "5"])

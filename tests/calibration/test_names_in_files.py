@@ -23,6 +23,7 @@ def test_every_parameter_has_its_name_in_the_file_unless_it_is_stacked_on_loadin
     assert own.keys() - found.keys() == {shown for shown in own if CONVERTS and ".experts." in shown}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deepseek_v3", "mixtral", "gemma3", "gpt_oss"])
 def test_numbers_for_every_entry_are_taken_apart_as_the_file_is(name: str, tmp_path: Path) -> None:
     model = build(name)

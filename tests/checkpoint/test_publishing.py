@@ -106,6 +106,7 @@ def test_a_publication_that_comes_to_nothing_leaves_its_work_to_be_resumed(
     assert not (tmp_path / PARTIAL).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two-renames"])
 def test_a_kill_after_the_rename_leaves_nothing_that_is_taken_for_output(
     llama_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool

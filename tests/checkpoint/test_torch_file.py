@@ -22,6 +22,7 @@ def test_no_pickle_runs_code_and_damaged_files_are_refused_in_one_line() -> None
     assert lost(0, TRAPS + 160) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sides", ["base", "finetuned", "both"])
 def test_pytorch_files_give_what_safetensors_give(sides: str, tmp_path: Path) -> None:
     pair = save_pair(llama(), tmp_path / "pair", finetuned_shards="120KB")

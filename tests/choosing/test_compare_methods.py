@@ -21,6 +21,7 @@ Cli = Callable[..., Printed]
 NEED_PARAMETERS = {"task-arithmetic", "fisher", "null-space", "equal-effect", "two-sided"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dg-hard", "wise-ft", "graft", "della", "laser", "none", "revert"])
 def test_what_is_compared_is_what_a_repair_writes(method: str, float_pair: Pair, tmp_path: Path) -> None:
     found = compare(float_pair.base, float_pair.finetuned, methods=["magnitude", method])
@@ -42,6 +43,7 @@ def test_what_is_compared_is_what_a_repair_writes(method: str, float_pair: Pair,
     assert total.energy == pytest.approx(report.kept_energy)
 
 
+@pytest.mark.slow
 def test_small_blocks_give_the_same_table(llama_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     methods = ["dg-hard", "ties", "breadcrumbs", "dare", "della", "fapm", "graft", "hybrid"]
     whole = compare(llama_pair.base, llama_pair.finetuned, methods=methods, workers=1)
@@ -54,6 +56,7 @@ def test_small_blocks_give_the_same_table(llama_pair: Pair, monkeypatch: pytest.
         assert second.to_base == pytest.approx(first.to_base, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_every_method_in_every_format(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
     given = ["compare", llama_pair.base, llama_pair.finetuned, "--methods", "all"]
     printed = deltamend_cli(*given, "--csv", tmp_path / "t.csv", "--html", tmp_path / "t.html")

@@ -67,6 +67,7 @@ def test_fisher_information_has_the_names_of_the_files(tmp_path: Path) -> None:
     assert {tensor.outcome for tensor in report.tensors if tensor.action == "filter"} == {"filtered"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma3", "llava"])
 def test_a_multimodal_model_is_evaluated_in_text(name: str, tmp_path: Path) -> None:
     folder = pair_of(name, tmp_path).base

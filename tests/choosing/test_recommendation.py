@@ -36,6 +36,7 @@ def pair(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return Pair(tiny_model, tmp_path / "finetuned")
 
 
+@pytest.mark.slow
 def test_auto_is_null_space_by_what_the_base_wrote_and_says_why(
     pair: Pair, tmp_path: Path, deltamend_cli: Callable[..., Any]
 ) -> None:
@@ -78,6 +79,7 @@ def test_where_the_base_cannot_be_run_it_is_wise_ft(tmp_path: Path, monkeypatch:
     assert not any((tmp_path / "cache").iterdir())
 
 
+@pytest.mark.slow
 def test_another_chat_template_is_read_again(pair: Pair, tmp_path: Path) -> None:
     first = deltamend.recommend(pair.base).parameters
     shutil.copytree(pair.base, tmp_path / "base")
@@ -120,6 +122,7 @@ def test_code_of_the_base_does_not_run_even_if_somebody_says_yes(pair: Pair, tmp
     assert not list(tmp_path.rglob("ran"))
 
 
+@pytest.mark.slow
 def test_a_file_that_another_run_wrote_meanwhile_stays(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     from deltamend.calibration import activations
 
@@ -168,6 +171,7 @@ def test_a_base_with_an_adapter_is_repaired_with_wise_ft_and_quiet_does_not_hide
     assert printed.err.startswith("warning: auto: wise-ft at 0.5 in place of null-space, as the base cannot be run")
 
 
+@pytest.mark.slow
 def test_what_a_config_says_of_vectors_holds_with_auto(
     pair: Pair, tmp_path: Path, deltamend_cli: Callable[..., Any]
 ) -> None:

@@ -51,6 +51,7 @@ def evaluator(pair: Pair, seen: list[Path] | None = None) -> Evaluate:
     return evaluate
 
 
+@pytest.mark.slow
 def test_the_best_strength_is_found_and_the_rest_is_not_tried(float_pair: Pair, tmp_path: Path) -> None:
     seen: list[Path] = []
     found = tune(

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.usefixtures("few_draws")
 Cli = Callable[..., Printed]
 
 
+@pytest.mark.slow
 def test_the_verdict_its_numbers_and_the_next_command_are_printed(float_pair: Pair, deltamend_cli: Cli) -> None:
     printed = deltamend_cli("diagnose", float_pair.base, float_pair.finetuned)
     assert printed.code == 0, printed.err

@@ -190,6 +190,7 @@ def test_an_adapter_is_offered_where_one_can_be_written(tmp_path: Path, deltamen
         assert (deltamend_cli(*options, "--as", "adapter").code == 0) == offered
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_draws")
 def test_the_page_of_the_diagnosis_comes_with_the_repair(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
     given = ["repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", "-q", "--html", tmp_path / "page.html"]
@@ -223,6 +224,7 @@ def test_a_page_that_cannot_be_made_is_refused_before_the_repair(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_page_of_a_renamed_pair_shows_what_was_repaired(own_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
     weights = load_file(own_pair.base / "model.safetensors")
     odd = {name.replace("model.", "odd."): tensor for name, tensor in weights.items()}

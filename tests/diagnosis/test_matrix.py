@@ -55,6 +55,7 @@ def diagnosed(
     return diagnose_matrix(MemoryMatrix(base), MemoryMatrix(finetuned), question, Buffers())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(96, 160), (160, 96), (120, 120)])
 def test_numbers_are_those_of_a_full_svd_in_float64(shape: tuple[int, int]) -> None:
     planted = 1e-3 * noise(shape) + 4e-4 * signal(shape, 5)

@@ -58,6 +58,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["limit", "seed", "dtype", "items", "model"])
 def test_what_was_finished_under_other_conditions_is_asked_again(tiny_model: Path, tmp_path: Path, change: str) -> None:
     path = write_items(tmp_path / "mine.jsonl", ARC[:2])

@@ -158,6 +158,7 @@ def gpt_oss() -> GptOssForCausalLM:
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameters", [EXPERTS, EXPERTS[:1], EXPERTS[1:], [*EXPERTS, "gate.weight"]])
 @pytest.mark.parametrize("fused", [False, True])
 def test_stacked_experts_are_read_as_peft_merges_them(parameters: list[str], fused: bool, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def assert_same_logits(name: str, model: Any, folder: Path) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MULTIMODAL)
 def test_an_adapter_trained_in_memory_is_read(name: str, tmp_path: Path) -> None:
     model = adapted(name, tmp_path)

@@ -17,6 +17,7 @@ from tests.inputs.checkpoints import Cli, mixtral, qwen3_moe, tuned
 from tests.reference import load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [mixtral, qwen3_moe], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("fused_side", ["base", "finetuned"])
 def test_experts_that_are_fused_on_one_side_only(

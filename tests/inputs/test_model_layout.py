@@ -72,6 +72,7 @@ def shapes_of(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
         return dict(checkpoint.config), {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TENSORS)
 def test_the_modules_of_the_model_decide_and_the_rules_for_names_say_the_same(
     name: str, tmp_path: Path, cache: Path

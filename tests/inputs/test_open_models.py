@@ -19,6 +19,7 @@ from tests.inputs.checkpoints import check, gemma, mixtral, neox, phi3, qwen3, q
 from tests.reference import load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [qwen3, gemma, mixtral, qwen3_moe, gpt2, neox, phi3], ids=lambda make: make.__name__)
 def test_a_family_is_repaired_and_loads(make: Callable[[], PreTrainedModel], tmp_path: Path) -> None:
     model = make()

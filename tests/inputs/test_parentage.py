@@ -70,6 +70,7 @@ WRONG: dict[Change, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", WRONG, ids=lambda change: change.__name__)
 def test_what_does_not_come_from_base_stops_with_what_was_found_and_the_likely_cause(
     change: Change, tmp_path: Path, deltamend_cli: Cli

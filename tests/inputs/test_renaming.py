@@ -15,6 +15,7 @@ from tests.inputs.checkpoints import Cli, renamed, wrap_config
 from tests.reference import load
 
 
+@pytest.mark.slow
 def test_names_that_differ_by_a_prefix_are_matched_by_a_rule_that_is_printed(
     tmp_path: Path, deltamend_cli: Cli
 ) -> None:

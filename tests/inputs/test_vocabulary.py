@@ -99,6 +99,7 @@ CHANGES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CHANGES)
 def test_rows_are_shared_by_token_also_where_no_row_was_added(case: str, tmp_path: Path) -> None:
     ours, theirs, rows, new = CHANGES[case]

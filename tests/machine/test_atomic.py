@@ -58,6 +58,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_of_the_new_one(tmp_path: Path
     assert path.read_text() == "old"
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_safetensors_is_one_line(tmp_path: Path) -> None:
     """In a process of its own, whose files may not grow beyond 100 kB."""
     program = (

@@ -241,6 +241,7 @@ def test_with_its_defaults_a_method_is_not_the_identity(
     assert any(not torch.equal(out[name], finetuned[name]) for name in out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", TABLE)
 def test_blocks_of_any_size_give_the_same(
     method: str, states: tuple[State, State], fisher_file: Path, monkeypatch: pytest.MonkeyPatch

@@ -74,6 +74,7 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
+@pytest.mark.slow
 def test_revert_gives_base_and_none_gives_finetuned(sides: tuple[str, Path], tmp_path: Path) -> None:
     _, folder = sides
     base, finetuned = folder / "base", folder / "finetuned"
@@ -85,6 +86,7 @@ def test_revert_gives_base_and_none_gives_finetuned(sides: tuple[str, Path], tmp
         ).read_bytes()
 
 
+@pytest.mark.slow
 def test_every_matrix_is_cut_to_its_rank_and_nothing_else_is_touched(sides: tuple[str, Path], tmp_path: Path) -> None:
     name, folder = sides
     options: dict[str, Any] = {"method": "rank", "parameters": {"rank": RANK}}
@@ -115,6 +117,7 @@ def cut_to_rank(delta: torch.Tensor) -> torch.Tensor:
     return found.reshape(delta.shape)
 
 
+@pytest.mark.slow
 def test_in_memory_the_modules_decide_and_give_the_same(sides: tuple[str, Path], tmp_path: Path) -> None:
     name, folder = sides
     options: dict[str, Any] = {"method": "rank", "parameters": {"rank": RANK}}
@@ -129,6 +132,7 @@ def test_in_memory_the_modules_decide_and_give_the_same(sides: tuple[str, Path],
         torch.testing.assert_close(found[tensor], value, rtol=1e-5, atol=2e-6, msg=tensor)
 
 
+@pytest.mark.slow
 def test_as_an_adapter_it_gives_the_logits_of_the_checkpoint(sides: tuple[str, Path], tmp_path: Path) -> None:
     name, folder = sides
     both = folder / "base", folder / "finetuned"

@@ -45,6 +45,7 @@ def test_the_mean_of_many_roundings_is_the_value(dtype: np.dtype, value: float, 
     assert counts[1] / found.size == pytest.approx(share, abs=5 * (share * (1 - share) / found.size) ** 0.5)
 
 
+@pytest.mark.slow
 @DTYPES
 @settings(max_examples=300, deadline=None)
 @given(numbers=st.lists(NUMBERS, min_size=1, max_size=8))

@@ -67,6 +67,7 @@ def test_a_config_of_mergekit_is_understood(llama_pair: Pair, tmp_path: Path, de
     assert methods["lm_head.weight"] == "ties weight=0.9"  # 0.2 is the default
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [

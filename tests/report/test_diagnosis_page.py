@@ -44,6 +44,7 @@ def opened(browser: Any, diagnosis: Diagnosis, folder: Path, **options: Any) -> 
     return page, said
 
 
+@pytest.mark.slow
 def test_names_stay_text_in_the_source(hostile: Diagnosis) -> None:
     page = render_diagnosis_page(hostile)
     assert page.count("<script") == 2

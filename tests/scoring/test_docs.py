@@ -47,6 +47,7 @@ def test_the_page_has_commands() -> None:
     assert len(score_commands()) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", score_commands())
 def test_commands_run_as_printed(command: str, folder: Path, deltamend_cli: Callable[..., Printed]) -> None:
     printed = deltamend_cli(*shlex.split(command)[1:])

@@ -28,6 +28,7 @@ def test_mcnemar_refuses_scores_that_are_not_right_or_wrong() -> None:
         mcnemar(np.array([0.5, 0.0]), np.array([1.0, 0.0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [[0.03], [0.04, 0.01, 0.03, 0.005], [0.5, 0.5, 0.02], [0.0, 1.0, 1e-9, 0.2, 0.2]])
 def test_holm_equals_statsmodels(p: list[float]) -> None:
     np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1])

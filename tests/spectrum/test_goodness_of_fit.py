@@ -50,6 +50,7 @@ def test_p_values_of_noise_are_uniform() -> None:
     assert kstest([test.ad_p for test in tests if test], "uniform").pvalue > 0.01
 
 
+@pytest.mark.slow
 def test_a_signal_above_the_threshold_is_left_out() -> None:
     random = np.random.default_rng(2)
     signal = 400.0 * random.standard_normal((60, 3)) @ random.standard_normal((3, 150))

@@ -88,6 +88,7 @@ def test_cdf_is_the_integral_of_the_pdf(law_type: type[Law], beta: float) -> Non
         assert float(law.cdf(x)) == pytest.approx(1 - mass, abs=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("theta", [1e-6, 1e-3, 0.05, 0.5, 1.0, 2.0, 3.0])
 def test_cdf_keeps_its_relative_accuracy_next_to_the_edge(beta: float, theta: float) -> None:
@@ -104,6 +105,7 @@ def test_median_in_high_precision(beta: float) -> None:
     assert abs(residual / float(density)) <= 1e-12 * median(beta)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.floats(1e-8, 1.0), st.floats(0.0, 1.0), st.floats(1e-12, 1e6), st.sampled_from(LAWS))
 def test_quantile_inverts_the_cdf(beta: float, q: float, scale: float, law_type: type[Law]) -> None:

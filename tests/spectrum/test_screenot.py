@@ -60,6 +60,7 @@ def test_it_agrees_with_the_authors_package(m: int, n: int, correlation: float, 
     np.testing.assert_allclose((u[:, kept] * values[kept]) @ vt[kept], estimate, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.05, 0.3, 1.0])
 def test_white_noise_gives_the_threshold_of_gavish_and_donoho(beta: float) -> None:
     quantiles = (np.arange(10_000) + 0.5) / 10_000

@@ -29,6 +29,7 @@ def test_published_value_at_zero() -> None:
     assert float(tracy_widom.cdf(0.0)) == pytest.approx(0.8319080662029, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_published_moments() -> None:
     # Bornemann, arXiv 0904.1581: mean −1.20653 35745 82, variance 1.60778 10345 81.
     low, high = -10.0, 14.0
@@ -69,6 +70,7 @@ def test_location_and_scale_agree_with_johnstone() -> None:
     assert tracy_widom.location_scale((n, p)) == pytest.approx(mine, rel=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(20, 50), (50, 20), (5, 20)])
 def test_it_is_the_law_of_the_largest_singular_value(shape: tuple[int, int]) -> None:
     noise, samples = 0.3, 10_000

@@ -165,6 +165,7 @@ def test_a_base_may_be_read_from_a_local_folder_in_the_dtype_of_its_makers(
     assert provenance(entry) == f"org/on-the-hub, read from {tiny_model.name}"
 
 
+@pytest.mark.slow
 def test_the_base_is_asked_once_for_each_target(study: Study, tmp_path: Path, data: Path, sat: Asked) -> None:
     place = Workplace(study, tmp_path, data)
     for _ in range(2):

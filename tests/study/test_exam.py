@@ -30,6 +30,7 @@ def test_a_study_may_have_no_safety_tasks(study: Study, tmp_path: Path, data: Pa
     assert [task.name for task in prepared.suite.tasks] == [TARGET, TARGET_LIKELIHOOD, OWN_ANSWERS, FORM, "arc"]
 
 
+@pytest.mark.slow
 def test_an_exam_has_prompts_of_several_sources_and_answers_that_are_known(
     study: Study, tmp_path: Path, data: Path
 ) -> None:

@@ -236,6 +236,7 @@ def read_whole(folder: Path) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(60))
 def test_damaged_bytes_end_in_an_error_of_one_line_or_in_weights(seed: int, tmp_path: Path) -> None:
     write_sharded(tmp_path / "dcp", {"lm_head.weight": torch.ones(8, 4), "model.norm.weight": torch.ones(4)}, {})

@@ -24,6 +24,7 @@ from tests.reference import load
 every_format = pytest.mark.parametrize("name", FORMATS)
 
 
+@pytest.mark.slow
 @every_format
 def test_values_are_those_that_the_format_stands_for_and_any_part_can_be_read(name: str, tmp_path: Path) -> None:
     llama(torch.float32).save_pretrained(tmp_path / "model")
@@ -116,6 +117,7 @@ PARTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["missing", "short", "dtype"])
 @pytest.mark.parametrize(("name", "leaf"), [(name, leaf) for name, leaves in PARTS.items() for leaf in leaves])
 def test_a_damaged_part_is_named_in_one_line(name: str, leaf: str, change: str, tmp_path: Path) -> None:
@@ -198,6 +200,7 @@ def test_an_adapter_on_a_packed_model_adds_to_the_dequantised_weights(tmp_path: 
     assert found.rounding.floor < 1e-9  # the rounding of the base is no part of an adapter's update
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_draws")
 def test_the_diagnosis_counts_the_rounding_of_a_packed_base(tmp_path: Path) -> None:
     pair = save_pair(llama(torch.bfloat16), tmp_path)

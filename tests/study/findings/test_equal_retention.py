@@ -111,6 +111,7 @@ def test_forms_of_the_combined_score(found: EqualRetention) -> None:
             assert forms["harmonic"] <= forms["geometric"] <= forms["arithmetic"]
 
 
+@pytest.mark.slow
 def test_a_study_without_a_measure_has_none(out: Path) -> None:
     study = _study(measure=None)
     assert measure_equal_retention(study, read_study_cells(study, out)[0], SETTINGS) is None

@@ -28,6 +28,7 @@ def test_cells_that_chose_do_not_confirm(study: Study, results: StudyResults) ->
     assert not any("tried-once" in (of.first, of.second) for of in results.comparisons)
 
 
+@pytest.mark.slow
 def test_with_no_cell_to_confirm_nothing_is_confirmed(study: Study, tmp_path: Path) -> None:
     chosen = {cell.name for cell in study.cells() if study.chooses(cell)}
     results = half_done(study, tmp_path, chosen)
@@ -42,6 +43,7 @@ def test_with_no_cell_to_confirm_nothing_is_confirmed(study: Study, tmp_path: Pa
         assert "nothing is confirmed" in said(results, topic)
 
 
+@pytest.mark.slow
 def test_half_a_study_says_what_is_missing(study: Study, tmp_path: Path) -> None:
     first, second, *others = (cell.name for cell in study.cells() if not study.chooses(cell))
     results = half_done(study, tmp_path, {first, second}, {first: {"ours", "dare"}})
