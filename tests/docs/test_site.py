@@ -146,3 +146,9 @@ def test_what_a_page_loads_from_the_network_is_a_warning(
     page = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
     assert hooks.on_post_page(markup, page, None) == markup
     assert bool(caplog.records) is loads
+
+
+def test_every_page_stands_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert {page for page in pages if page not in navigation} == set()
