@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deltamend.checkpoint.checkpoint_folder import Checkpoint
+from deltamend.inputs.adapters.layer_replication import replicate_layers
 from deltamend.inputs.expert_stacking import restack_experts
-from deltamend.inputs.layer_replication import replicate_layers
 from deltamend.inputs.renaming import rename_base
 from deltamend.inputs.tied_embeddings import compare_head_with_embedding, write_tied_head_once
 

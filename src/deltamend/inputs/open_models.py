@@ -14,11 +14,11 @@ from deltamend.checkpoint.file_names import WEIGHTS_FILE
 from deltamend.checkpoint.manifest import ParentRecord
 from deltamend.checkpoint.quantised import refuse_quantised
 from deltamend.errors import CheckpointError
-from deltamend.inputs.adapter_folders import find_adapter
+from deltamend.inputs.adapters.folders import find_adapter
+from deltamend.inputs.adapters.lora import add_adapter
 from deltamend.inputs.alignment import align_base
 from deltamend.inputs.distributed_checkpoints.folders import open_any_folder
 from deltamend.inputs.hub import fetch, id_and_subfolder, is_hub_id
-from deltamend.inputs.lora import add_adapter
 from deltamend.inputs.model_layout import layout_of
 from deltamend.inputs.pair_checks import differing_configs
 from deltamend.inputs.pairing import Pairing, pair_tensors

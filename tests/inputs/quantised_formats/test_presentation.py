@@ -16,7 +16,7 @@ from deltamend.errors import CheckpointError
 from deltamend.inputs.open_models import open_checkpoint
 from deltamend.inputs.quantised_formats.rounding_floors import ROUNDING_FLOORS
 from tests.conftest import Pair, llama, save_pair
-from tests.inputs.adapters import adapted, merged, shown
+from tests.inputs.adapters.building import adapted, merged, shown
 from tests.inputs.checkpoints import Cli, check
 from tests.inputs.quantised_formats.writers import FORMATS, write_quantised
 from tests.reference import load

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import deltamend
 from tests.conftest import Printed, gpt2, llama, save_pair
-from tests.inputs.adapters import adapted, merged, shown
+from tests.inputs.adapters.building import adapted, merged, shown
 from tests.reference import load
 
 # PEFT asks transformers 5 for a property by its old name.

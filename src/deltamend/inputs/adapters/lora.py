@@ -14,14 +14,20 @@ from deltamend.checkpoint.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, T
 from deltamend.checkpoint.json_file import read_json
 from deltamend.checkpoint.safetensors_header import read_header
 from deltamend.errors import CheckpointError
-from deltamend.inputs.adapted_parameters import AdaptedParameters, Target
-from deltamend.inputs.adapted_weights import AdaptedBias, AdaptedWeight, LowRankUpdate, RecentArrays, WithNewRows
-from deltamend.inputs.adapter_config import refuse_other_kinds, removed_by_start, scaling_of
-from deltamend.inputs.adapter_heads import config_with_head, is_new_head, is_other_head
-from deltamend.inputs.adapter_keys import AdapterTensors, Role, sort_tensors
-from deltamend.inputs.adapter_names import named_as_in
+from deltamend.inputs.adapters.adapted_parameters import AdaptedParameters, Target
+from deltamend.inputs.adapters.adapted_weights import (
+    AdaptedBias,
+    AdaptedWeight,
+    LowRankUpdate,
+    RecentArrays,
+    WithNewRows,
+)
+from deltamend.inputs.adapters.heads import config_with_head, is_new_head, is_other_head
+from deltamend.inputs.adapters.layer_replication import layer_sources, replicate_layers
+from deltamend.inputs.adapters.module_names import named_as_in
+from deltamend.inputs.adapters.peft_config import refuse_other_kinds, removed_by_start, scaling_of
+from deltamend.inputs.adapters.tensor_keys import AdapterTensors, Role, sort_tensors
 from deltamend.inputs.computed_tensors import EntrySpan
-from deltamend.inputs.layer_replication import layer_sources, replicate_layers
 
 _SIDES: tuple[Role, Role] = ("A", "B")
 _EMBEDDING_SIDES: tuple[Role, Role] = ("embedding_A", "embedding_B")

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from deltamend.checkpoint.checkpoint_folder import Array, Checkpoint, StoredTensor
-from deltamend.inputs.adapter_config import Removed
-from deltamend.inputs.entry_ranges import Rectangle, cut_into_rectangles
+from deltamend.inputs.adapters.entry_ranges import Rectangle, cut_into_rectangles
+from deltamend.inputs.adapters.peft_config import Removed
 
 _HELD = 8
 _ENTRIES_AT_A_TIME = 1 << 20

@@ -12,8 +12,8 @@ from typing import Any
 from deltamend.checkpoint.architecture import module_of, tied_head
 from deltamend.checkpoint.checkpoint_folder import Checkpoint, ComputedTensor, StoredTensor
 from deltamend.errors import CheckpointError
-from deltamend.inputs.adapter_heads import is_new_head
-from deltamend.inputs.adapter_keys import AdapterTensors
+from deltamend.inputs.adapters.heads import is_new_head
+from deltamend.inputs.adapters.tensor_keys import AdapterTensors
 from deltamend.inputs.computed_tensors import EntrySpan
 from deltamend.inputs.model_layout import layout_of
 

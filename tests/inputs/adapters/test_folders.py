@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import deltamend
-from deltamend.inputs.adapter_folders import find_adapter
+from deltamend.inputs.adapters.folders import find_adapter
 from deltamend.inputs.hub import id_and_subfolder
 from tests.conftest import llama
-from tests.inputs.adapters import adapted, shown
+from tests.inputs.adapters.building import adapted, shown
 
 
 def folder_with(tmp_path: Path, *names: str) -> Path:

@@ -32,7 +32,7 @@ from transformers import (
 
 import deltamend
 from tests.conftest import gpt2, llama
-from tests.inputs.adapters import adapted, merged, shown
+from tests.inputs.adapters.building import adapted, merged, shown
 from tests.inputs.quantised_formats.writers import FORMATS, write_quantised
 from tests.reference import load
 
