@@ -6,15 +6,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltamend.calibration.activations import write_activations
 from deltamend.checkpoint.hashing import hash_file, hash_folder
 from deltamend.inputs.open_models import model_folder
 from deltamend.inputs.smollm2 import smollm2_folder, unpack_smollm2
 from deltamend.machine.atomic import publish
 from deltamend.machine.cache import default_cache_dir
 from deltamend.machine.digests import fingerprint
-from deltamend.machine.threads import one_thread_each
-from deltamend.methods.input_moments import VERSION
 from deltamend.study.config import ModelEntry, Study
 from deltamend.study.storage import write_in_dtype
 
@@ -84,19 +81,3 @@ def provenance(model: ModelEntry) -> str:
     local = Path(model.local)
     hashed = f", SHA-256 {hash_file(local, local.name).sha256}" if local.is_file() else ""
     return f"{source}, read from {local.name}{hashed}"
-
-
-def activations_of(place: Workplace, model: ModelEntry, base: Path) -> Path:
-    """Second moments of a base's activations over texts of its own; made where they are not there yet.
-
-    Raises:
-        DeltamendError: the base cannot be loaded, or stores its weights in a way that null-space does not read.
-    """
-    wanted = place.study.own_texts
-    digest = fingerprint([VERSION, hash_folder(base), wanted.model_dump()])
-    file = place.model_folder(f"activations-{model.name}-{digest}.safetensors")
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with one_thread_each():
-            write_activations(base, file, samples=wanted.samples, tokens=wanted.tokens, seed=wanted.seed)
-    return file

@@ -23,7 +23,8 @@ from deltamend.evaluation.backend import best_device
 from deltamend.machine.atomic import remove, write_whole
 from deltamend.machine.digests import json_sha256
 from deltamend.progress import Progress
-from deltamend.study.base_model import Workplace, activations_of, prepare_base, provenance
+from deltamend.study.activations import activations_of, target_activation_files, target_activations_of
+from deltamend.study.base_model import Workplace, prepare_base, provenance
 from deltamend.study.config import ModelEntry, Repair, Study, StudyCell, Target
 from deltamend.study.exam import PreparedExam, evaluate_on_exam, prepare_exam
 from deltamend.study.fine_tuning import finetune
@@ -132,8 +133,8 @@ def run_cell(place: Workplace, cell: StudyCell, progress: Progress) -> None:
             facts, model = None, tuned.model
             if name != "finetuned":
                 model = scratch / name
-                own = activations_of(place, cell.model, base) if repairs[name].needs_activations else None
-                facts = _repaired(base, tuned.model, model, repairs[name], own)
+                files = _activation_files(place, cell, base, tuned, repairs[name])
+                facts = _repaired(base, tuned.model, model, repairs[name], files)
             safety = name == "finetuned" or repairs[name].safety
             evaluation = evaluate_on_exam(
                 model, prepared, study.exam_of(cell.model), safety=safety, form=name == "finetuned"
@@ -161,6 +162,8 @@ def _discard_finetuned(study: Study, tuned: TunedFolders) -> None:
     for folder in {tuned.model, tuned.trained, tuned.adapter}:
         if folder.exists():
             remove(folder)
+    for file in target_activation_files(tuned.model):
+        file.unlink()
 
 
 def _facts_file(tuned: Path) -> Path:
@@ -273,14 +276,25 @@ def _diagnosed(base: Path, tuned: Path) -> DiagnosisFacts:
     )
 
 
-def _repaired(base: Path, tuned: Path, out: Path, wanted: Repair, activations: Path | None) -> RepairFacts:
-    own = {} if activations is None else {"activations": str(activations)}
+def _activation_files(
+    place: Workplace, cell: StudyCell, base: Path, tuned: TunedFolders, wanted: Repair
+) -> dict[str, str]:
+    """The files of activations that a repair goes by, by the names of its parameters; made where they are not there yet."""
+    files = {}
+    if wanted.needs_activations:
+        files["activations"] = str(activations_of(place, cell.model, base))
+    if wanted.target_texts is not None:
+        files["target_activations"] = str(target_activations_of(place, cell.target, tuned.model, wanted.target_texts))
+    return files
+
+
+def _repaired(base: Path, tuned: Path, out: Path, wanted: Repair, activations: dict[str, str]) -> RepairFacts:
     report = repair(
         base,
         tuned,
         out,
         method=wanted.method,
-        parameters={**wanted.parameters, **own},
+        parameters={**wanted.parameters, **activations},
         rules=wanted.rules,
         vectors=wanted.vectors,
         out_dtype=None if wanted.out_dtype == "stored" else wanted.out_dtype,

@@ -22,7 +22,11 @@ from deltamend.study.exam_config import Exam, Items
 _NAME = re.compile(r"[\w][\w.+-]*")
 _RESERVED = ("base", "finetuned", "none", "revert")
 OWN = "own"
-"""As the value of a repair's parameter `activations`: of the base, over texts that it writes itself."""
+"""As the value of `activations`: of the base, over texts that it writes itself; of `target_activations`: likewise the fine-tuned model."""
+TRAINING = "training"
+"""As the value of `target_activations`: of the fine-tuned model, over a few of the examples that it was trained on."""
+TRAINING_EXAMPLES = 32
+"""As many prompts and answers of the new task as a user can nearly always give."""
 
 
 class ModelEntry(FiniteRecord):
@@ -122,7 +126,9 @@ class Repair(FiniteRecord):
     method: str = Field(description="Name of a method, as `deltamend methods` lists them.")
     parameters: dict[str, Any] = Field(
         default_factory=dict,
-        description="Parameters of the method. `activations: own` stands for those of the base over texts of its own.",
+        description="Parameters of the method. `activations: own` stands for those of the base over texts of its own; "
+        "`target_activations: own` for those of the fine-tuned model over its own, and `target_activations: training` for those "
+        f"of the fine-tuned model over {TRAINING_EXAMPLES} training examples.",
     )
     rules: Rules = Field((), description="Other methods for some tensors, as in a config of `deltamend repair`.")
     vectors: Vectors = Field(
@@ -176,13 +182,20 @@ class Repair(FiniteRecord):
 
     @property
     def _made_later(self) -> dict[str, str]:
-        """The file of activations is made when the study runs; any other stands for it until then."""
-        return {"activations": __file__} if self.needs_activations else {}
+        """Files of activations are made when the study runs; any other stands for them until then."""
+        made = {"activations": self.needs_activations, "target_activations": self.target_texts is not None}
+        return {name: __file__ for name, later in made.items() if later}
 
     @property
     def needs_activations(self) -> bool:
         """Whether it goes by the base's own activations."""
         return self.parameters.get("activations") == OWN
+
+    @property
+    def target_texts(self) -> Literal["own", "training"] | None:
+        """The texts over which the fine-tuned model's activations are computed; None where it does not go by them."""
+        found = self.parameters.get("target_activations")
+        return found if found in (OWN, TRAINING) else None
 
     @model_validator(mode="after")
     def _is_a_method(self) -> Self:

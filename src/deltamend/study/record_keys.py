@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deltamend.machine.digests import json_sha256
-from deltamend.study.config import Study, StudyCell
+from deltamend.study.config import OWN, TRAINING, TRAINING_EXAMPLES, Study, StudyCell
 from deltamend.study.records import FINETUNED, CellRecord
 
 
@@ -18,7 +18,11 @@ def model_keys(study: Study, cell: StudyCell, key: str, exam: str) -> dict[str, 
     """
     keys = {FINETUNED: json_sha256([key, exam])}
     for one in study.repairs_of(cell):
-        written = [study.own_texts.model_dump()] if one.needs_activations else []
+        written: list[object] = [study.own_texts.model_dump()] if one.needs_activations else []
+        if one.target_texts == OWN:
+            written.append({"target": study.own_texts.model_dump()})
+        if one.target_texts == TRAINING:
+            written.append({"target": TRAINING_EXAMPLES})
         keys[one.name] = json_sha256([key, exam, one.what_decides(), *written])
     return keys
 

@@ -24,7 +24,8 @@ from deltamend.errors import DeltamendError, OutputError, UsageError, option
 from deltamend.evaluation.backend import best_device
 from deltamend.evaluation.lm_eval_tasks import check_requirements, files_of
 from deltamend.records import Record
-from deltamend.study.base_model import Workplace, activations_of, prepare_base, source_folder
+from deltamend.study.activations import activations_of
+from deltamend.study.base_model import Workplace, prepare_base, source_folder
 from deltamend.study.cell import evaluate_base, run_cell
 from deltamend.study.config import ModelEntry, Study, StudyCell, Target
 from deltamend.study.fine_tuning import check_trl
