@@ -69,7 +69,7 @@ def test_the_python_page_has_every_public_name_once(hooks: ModuleType) -> None:
 def test_the_python_page_has_the_fields_of_records(hooks: ModuleType) -> None:
     page = hooks.python_api()
     options = page.split("::: deltamend.RepairOptions\n")[1].split(":::")[0]
-    assert "| `rounding` | `nearest` or `stochastic` | `nearest` |" in options
+    assert "| `rounding` | `nearest` or `stochastic` or `compensated` | `nearest` |" in options
     manifest_fields = page.split("::: deltamend.Manifest\n")[1].split(":::")[0]
     assert "| `tensors` | list of [TensorRecord](#deltamend.TensorRecord) |" in manifest_fields
 

@@ -15,7 +15,7 @@ from tests.study.cell_runs import run
 
 def two_sided(texts: str) -> Repair:
     parameters = {"activations": "own", "target": 0.4, "target_activations": texts}
-    return Repair(name=f"two-sided-{texts}", method="two-sided", parameters=parameters)
+    return Repair.model_validate({"name": f"two-sided-{texts}", "method": "two-sided", "parameters": parameters})
 
 
 @pytest.mark.slow
@@ -51,10 +51,10 @@ def test_a_finetuned_models_activations_are_over_its_own_texts_or_over_its_train
     assert not any((tmp_path / "models").glob("tiny__*"))
 
 
-def test_what_a_finetuned_model_reads_decides_what_is_to_be_asked(study: Study) -> None:
+def test_what_a_finetuned_model_reads_decides_what_is_to_be_asked() -> None:
     own, training = two_sided("own"), two_sided("training")
     assert (own.target_texts, training.target_texts) == ("own", "training")
     assert own.what_decides() == training.what_decides()
-    without = Repair(name="two-sided", method="two-sided", parameters={"activations": "own"})
+    without = Repair.model_validate({"name": "two-sided", "method": "two-sided", "parameters": {"activations": "own"}})
     assert without.target_texts is None
     assert without.what_decides() != own.what_decides()

@@ -81,7 +81,8 @@ class KeptDelta:
     `identity`: Δ* = Δ, so the fine-tuned bytes are written; `reverted`: Δ* = 0, so the base values are written;
     `filtered`: `block` maps each block of Δ to the values of the same block of Δ*. `no-noise-floor` writes the
     fine-tuned bytes because the method could not be applied, and `reason` says why. `spectrum` is what a spectral
-    method found. `block` may overwrite the values it is given and return them; it gives the same for a block of any
+    method found. `metric` gives the matrix M, (n, n) float64, of the quadratic form Σ rᵀMr over the rows r that Δ*
+    minimises something of, by which an error of rounding counts; only methods that `weighs_rows` have one. `block` may overwrite the values it is given and return them; it gives the same for a block of any
     size and blocks in any order.
     """
 
@@ -89,6 +90,7 @@ class KeptDelta:
     reason: str
     block: Callable[[Block], FloatArray]
     spectrum: SpectralFilter | None = None
+    metric: Callable[[], FloatArray] | None = None
 
     @classmethod
     def identity(cls, reason: str) -> KeptDelta:
@@ -129,6 +131,7 @@ class Method(BaseModel, ABC):
         whole_rows: whether it needs whole rows in every block, also of a wide matrix.
         needs_survey: whether `apply` cannot do without what `survey` found.
         takes_vectors: whether it means anything for one-dimensional parameters.
+        weighs_rows: whether what it filters has a `KeptDelta.metric`, by which rounding can be compensated.
         low_rank: whether Δ* is always Δ, 0, or what the factors of `KeptDelta.spectrum` give, so that an adapter holds it.
     """
 
@@ -141,6 +144,7 @@ class Method(BaseModel, ABC):
     whole_rows: ClassVar[bool] = False
     needs_survey: ClassVar[bool] = False
     takes_vectors: ClassVar[bool] = False
+    weighs_rows: ClassVar[bool] = False
     low_rank: ClassVar[bool] = False
 
     def survey(self, deltas: Deltas) -> Any:  # noqa: ARG002 - most methods take each tensor by itself

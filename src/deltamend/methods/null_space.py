@@ -41,6 +41,7 @@ class NullSpace(Method):
         "Remove what the update does to inputs that are common in the base model's own texts; keep the rest."
     )
     whole_rows: ClassVar[bool] = True
+    weighs_rows: ClassVar[bool] = True
 
     activations: FilePath = Field(
         description="Safetensors file that `deltamend calibrate activations` made from the base model."
@@ -101,7 +102,13 @@ class NullSpace(Method):
             block.values[:] -= coordinates @ vectors
             return block.values
 
-        return KeptDelta("filtered", reason, bent)
+        def metric() -> FloatArray:
+            roots = inputs.vectors.astype(np.float64) * np.sqrt(inputs.values / strength)[:, None]
+            weighed: FloatArray = roots.T @ roots
+            weighed[np.diag_indices(len(weighed))] += 1.0
+            return weighed
+
+        return KeptDelta("filtered", reason, bent, metric=metric)
 
     def _strength(
         self, delta: Blocks, context: TensorContext, inputs: Inputs, mean: float

@@ -45,6 +45,7 @@ class TwoSided(Method):
     source: ClassVar[str] = "ours, after arXiv 2212.09849 and 2402.12048"
     summary: ClassVar[str] = "Keep what is large in the update compared with how much the base uses the same inputs."
     whole_rows: ClassVar[bool] = True
+    weighs_rows: ClassVar[bool] = True
 
     activations: FilePath = Field(
         description="Safetensors file that `deltamend calibrate activations` made from the base model."
@@ -113,7 +114,12 @@ class TwoSided(Method):
             block.values[:] = block.values @ filtered.astype(block.values.dtype, copy=False)
             return block.values
 
-        return KeptDelta("filtered", "", weighed)
+        def metric() -> FloatArray:
+            lower = np.tril(factor[0])
+            found: FloatArray = lower @ lower.T
+            return found
+
+        return KeptDelta("filtered", "", weighed, metric=metric)
 
     def _metric_to_keep(self, delta: Blocks, context: TensorContext) -> Array:
         """A, shape (n, n) float64.

@@ -16,7 +16,8 @@ from deltamend.matrices.delta import DeltaBlocks
 from deltamend.matrices.views import Matrix
 from deltamend.methods.method import KeptDelta
 from deltamend.methods.random_bits import RandomBits
-from deltamend.repairing.rounding import Rounding, cast_to, round_for, rounding_bits
+from deltamend.repairing.compensated_rounding import CompensatedRounding
+from deltamend.repairing.rounding import ROUNDED, Rounding, cast_to, round_for, rounding_bits
 from deltamend.repairing.sinks import Norms, Sink
 from deltamend.spectrum.blocks import Block, FloatArray
 
@@ -49,7 +50,9 @@ def write_merged(
     """
     rows, columns = delta.shape
     norms = Norms()
-    part = _Merger(name, kept.outcome, sink.dtype, rounding_bits(rounding, name, delta.shape), buffers)
+    bits = rounding_bits(rounding, name, delta.shape)
+    compensated = _compensated(kept, sink.dtype, name) if rounding == "compensated" else None
+    part = _Merger(name, kept.outcome, sink.dtype, bits, compensated, buffers)
     for start, stop, values in delta:
         height, width = values.shape
         for first, last in row_chunks((height, width)):
@@ -99,6 +102,16 @@ def refuse_damaged(sides: tuple[Matrix, Matrix], name: str) -> None:
             raise FilterError(f"tensor {name!r} holds NaN or Inf in {side}; give an undamaged checkpoint")
 
 
+def _compensated(kept: KeptDelta, dtype: np.dtype[Any], name: str) -> CompensatedRounding | None:
+    """None where nothing is rounded, or the method has no metric for this matrix and values are rounded to nearest."""
+    if kept.outcome != "filtered" or kept.metric is None or dtype not in ROUNDED:
+        return None
+    try:
+        return CompensatedRounding(kept.metric())
+    except FilterError as error:
+        raise FilterError(f"tensor {name!r}: {error}") from error
+
+
 @dataclass(frozen=True)
 class _Merger:
     """Merges the pieces of one matrix; it holds what is the same for all of them."""
@@ -107,6 +120,7 @@ class _Merger:
     outcome: MatrixOutcome
     dtype: np.dtype[Any]
     bits: RandomBits | None
+    compensated: CompensatedRounding | None
     buffers: Buffers
 
     def merge(self, sides: list[Array], kept: FloatArray, at: tuple[int, int], norms: Norms) -> Array:
@@ -129,7 +143,10 @@ class _Merger:
             case "filtered":
                 with np.errstate(over="ignore", invalid="ignore"):  # the cast finds an overflow
                     np.add(base_values, kept, out=realised)
-                written = self._cast(round_for(realised, self.dtype, self.bits, at))
+                if self.compensated is None:
+                    written = self._cast(round_for(realised, self.dtype, self.bits, at))
+                else:
+                    written = self._cast(self.compensated.round(realised, self.dtype))
             case "reverted":
                 written = self._cast(base)
             case _:

@@ -116,7 +116,8 @@ class RepairOptions(PairOptions):
     )
     rounding: Annotated[Rounding, Flag(("--rounding",), "MODE")] = Field(
         default="nearest",
-        description="How repaired weights are rounded to bf16 or fp16: nearest, or stochastic with a fixed seed.",
+        description="How repaired weights are rounded to bf16 or fp16: nearest; stochastic, with a fixed seed; or compensated, for "
+        "methods that read activations: so that the errors of a row make up for each other on the base model's own texts.",
     )
     max_shard_size: Annotated[int | str | None, Flag(("--max-shard-size",), "SIZE")] = Field(
         default=None,

@@ -28,6 +28,7 @@ from deltamend.methods.registry import method_class
 from deltamend.repairing.adapter_layout import AdapterPlan, plan_adapter
 from deltamend.repairing.estimate import RunEstimate, estimate_run
 from deltamend.repairing.options import AUTO, Recommendation, RepairOptions, with_recommendation
+from deltamend.repairing.rounding import check_rounding
 from deltamend.repairing.rules import MethodChoice, Rule
 
 Recommend = Callable[[], Recommendation]
@@ -227,6 +228,7 @@ def plan_repair(
         options = with_recommendation(options, advice)
     choice = MethodChoice(options.method, options.parameters, options.rules, options.vectors)
     pairing, methods = assign_methods(pair.pairing, choice)
+    check_rounding(options.rounding, methods.values())
     _refuse_empty_selection(options, pair.pairing, pairing)
     adapter = plan_adapter(pair.base, pair.called[0], pairing, methods) if options.output == "adapter" else None
     plan = RepairPlan(

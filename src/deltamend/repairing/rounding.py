@@ -1,23 +1,41 @@
-"""Round W_base + Δ* to the dtype that is stored, either to nearest or stochastically, which is correct on average."""
+"""Round W_base + Δ* to the dtype that is stored: to nearest, stochastically, which is correct on average, or compensated."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
 
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES, all_finite, is_float
-from deltamend.errors import FilterError, option
+from deltamend.errors import FilterError, UsageError, option
 from deltamend.matrices.buffers import Array, Buffers
 from deltamend.methods.elementwise import Tile
+from deltamend.methods.method import Method
 from deltamend.methods.random_bits import RandomBits
 
-Rounding = Literal["nearest", "stochastic"]
+Rounding = Literal["nearest", "stochastic", "compensated"]
 
 _BF16, _F16, _F32, _F64 = (NUMPY_DTYPES[name] for name in ("BF16", "F16", "F32", "F64"))
+ROUNDED = (_BF16, _F16)
+"""The dtypes that sums are rounded to."""
 _F16_DROPPED, _BF16_DROPPED = 13, 16
 """How many bits of an fp32 significand fp16 and bf16 drop."""
 _F16_SMALLEST_NORMAL, _F16_SPACINGS = 2.0**-14, 2.0**24
+
+
+def check_rounding(rounding: Rounding, methods: Iterable[Method]) -> None:
+    """Refuse compensated rounding where no method of a repair says by what errors count.
+
+    Raises:
+        UsageError: no method has a metric.
+    """
+    used = {method.name: method for method in methods}
+    if rounding == "compensated" and used and not any(method.weighs_rows for method in used.values()):
+        raise UsageError(
+            f"{option('rounding', rounding)}: no method of this repair ({', '.join(sorted(used))}) knows the inputs by which errors of rounding "
+            "would count; take a method that reads activations, such as null-space or two-sided, or round to nearest"
+        )
 
 
 def rounding_bits(rounding: Rounding, name: str, shape: tuple[int, int]) -> RandomBits | None:
@@ -45,7 +63,7 @@ def round_for(
     Returns:
         `values` itself, or an fp32 array of its shape.
     """
-    if bits is not None and dtype in (_BF16, _F16):
+    if bits is not None and dtype in ROUNDED:
         single = _to_odd(values) if values.dtype == _F64 else values
         drawn = bits.at(Tile(at[0], at[1], values))
         return _stochastic(single, drawn, _BF16_DROPPED if dtype == _BF16 else _F16_DROPPED, narrow=dtype == _F16)

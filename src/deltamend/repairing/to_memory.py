@@ -35,6 +35,7 @@ from deltamend.progress import Progress, count_reporter, ignore_progress
 from deltamend.repairing.options import AUTO, RepairKeywords, RepairOptions, make_options
 from deltamend.repairing.outputs import WrittenTensor
 from deltamend.repairing.plan import assign_methods
+from deltamend.repairing.rounding import check_rounding
 from deltamend.repairing.rules import MethodChoice
 from deltamend.repairing.run import check_device
 from deltamend.repairing.tensor_repairer import TensorRepairer
@@ -184,6 +185,7 @@ def _repaired(
     values = _entries_of(base), _entries_of(finetuned)
     parent = parent_of(pairing.pairs, values, allow_unrelated=wanted.allow_unrelated)
     pairing, methods = assign_methods(pairing, choice)
+    check_rounding(wanted.rounding, methods.values())
     _refuse_split_ties(ties, methods)
     pairs = _once(pairing, ties)
     output = MemoryOutput(finetuned, wanted.dtype_name)

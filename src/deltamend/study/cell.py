@@ -297,6 +297,7 @@ def _repaired(base: Path, tuned: Path, out: Path, wanted: Repair, activations: d
         parameters={**wanted.parameters, **activations},
         rules=wanted.rules,
         vectors=wanted.vectors,
+        rounding=wanted.rounding,
         out_dtype=None if wanted.out_dtype == "stored" else wanted.out_dtype,
         device=best_device(),
         workers=1,

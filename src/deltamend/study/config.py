@@ -16,6 +16,7 @@ from deltamend.errors import MethodError, UsageError
 from deltamend.evaluation.suite import SuiteTask
 from deltamend.methods.registry import get_method
 from deltamend.records import FiniteRecord, first_problem
+from deltamend.repairing.rounding import Rounding
 from deltamend.repairing.rules import Rule, Rules, Vectors
 from deltamend.study.exam_config import Exam, Items
 
@@ -137,6 +138,7 @@ class Repair(FiniteRecord):
     out_dtype: Literal["stored", "float32", "bfloat16"] = Field(
         "float32", description="Dtype that is written; stored is that of the fine-tuned model."
     )
+    rounding: Rounding = Field("nearest", description="How repaired weights are rounded, as in `deltamend repair`.")
     role: Literal["published", "strength", "control", "candidate", "dtype"] = Field(
         "published",
         description="published: a method at its published setting; strength: the same at another strength; control: what a "
@@ -171,6 +173,7 @@ class Repair(FiniteRecord):
             self.vectors,
             self.out_dtype,
             self.safety,
+            *([] if self.rounding == "nearest" else [self.rounding]),
         ]
 
     def _of_rule(self, rule: Rule) -> dict[str, Any]:
@@ -215,7 +218,7 @@ def family_of(repair: Repair) -> str:
 
 def same_but_dtype(one: Repair, other: Repair) -> bool:
     """Whether two repairs differ in nothing but what is written, and what they are called."""
-    fields = ("method", "parameters", "rules", "vectors")
+    fields = ("method", "parameters", "rules", "vectors", "rounding")
     return all(getattr(one, field) == getattr(other, field) for field in fields)
 
 
