@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from deltamend.checkpoint.architecture import kind_of, layer_of
+from deltamend.checkpoint.architecture import kind_of, layer_of, tied_head
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,20 @@ from deltamend.checkpoint.architecture import kind_of, layer_of
 )
 def test_kind_and_layer_are_read_from_the_name(name: str, kind: str, layer: int | None) -> None:
     assert (kind_of(name), layer_of(name)) == (kind, layer)
+
+
+HEADS = {
+    "model.embed_tokens.weight": "lm_head",
+    "transformer.wte.weight": "lm_head",
+    "model.language_model.embed_tokens.weight": "lm_head",
+    "language_model.model.embed_tokens.weight": "language_model.lm_head",
+    "thinker.model.embed_tokens.weight": "thinker.lm_head",
+    "model.decoder.embed_tokens.weight": "lm_head",
+}
+
+
+@pytest.mark.parametrize("embedding", HEADS)
+def test_a_tied_head_stands_beside_the_body_of_its_embedding(embedding: str) -> None:
+    config = {"architectures": ["AnyForConditionalGeneration"]}
+    assert tied_head(config, [embedding]) == (embedding, HEADS[embedding])
+    assert tied_head(config, [embedding, f"{HEADS[embedding]}.weight"]) is None

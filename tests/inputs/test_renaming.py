@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import deltamend
 from tests.conftest import llama, save_pair
 from tests.inputs.checkpoints import Cli, renamed, wrap_config
+from tests.inputs.numpy_pairs import body, normal, read, tuned, write
 from tests.reference import load
 
 
@@ -89,3 +91,29 @@ def test_the_language_part_of_a_multimodal_base_may_be_fine_tuned_and_saved_alon
     ours, theirs = load(tmp_path / "out"), load(tmp_path / "expected")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_model_that_was_saved_with_peft_around_it_is_matched_or_its_factors_are_named(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    base = body(random)
+    wrapped = {
+        f"base_model.model.{name.replace('q_proj.', 'q_proj.base_layer.')}": tensor
+        for name, tensor in tuned(random, base).items()
+    }
+    write(tmp_path / "base", base)
+    write(tmp_path / "wrapped", wrapped)
+    deltamend.repair(tmp_path / "base", tmp_path / "wrapped", tmp_path / "out", method="revert")
+    out = read(tmp_path / "out")
+    assert out.keys() == wrapped.keys()
+    for name, tensor in base.items():
+        shown = f"base_model.model.{name.replace('q_proj.', 'q_proj.base_layer.')}"
+        assert np.array_equal(out[shown], tensor if tensor.ndim > 1 else wrapped[shown])
+
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {
+        f"{module}.lora_{side}.default.weight": normal(random, shape)
+        for side, shape in (("A", (4, 32)), ("B", (32, 4)))
+    }
+    write(tmp_path / "unmerged", wrapped | factors)
+    with pytest.raises(deltamend.PairingError, match=r"holds the factors of a LoRA adapter .*merge_and_unload"):
+        deltamend.repair(tmp_path / "base", tmp_path / "unmerged", tmp_path / "out2", method="revert")

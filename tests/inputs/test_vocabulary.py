@@ -131,6 +131,43 @@ def test_padding_rows_that_no_tokenizer_names_are_repaired_by_number(tmp_path: P
     assert np.array_equal(read(tmp_path / "out")[name][91:], read(folders[0])[name][91:])
 
 
+NAMES = {
+    "as InternLM calls them": ("model.tok_embeddings.weight", "output.weight"),
+    "as T5 calls them": ("shared.weight", "lm_head.weight"),
+    "as RWKV calls them": ("model.emb.weight", "head.weight"),
+    "as BERT calls them": ("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
+    "one table more, as in Gemma 3n": (
+        "model.language_model.embed_tokens.weight",
+        "model.language_model.embed_tokens_per_layer.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_rows_are_shared_by_token_whatever_the_table_is_called_and_the_config_says(case: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    other = {"vision.embeddings.position_embedding.weight": normal(random, (100, 32))}
+    base = body(random) | other | {name: normal(random, (100, 32)) for name in NAMES[case]}
+    finetuned = tuned(random, base)
+    for name in NAMES[case]:
+        finetuned[name][90:92] = normal(random, (2, 32))
+    folders = (
+        write(tmp_path / "base", base, vocab_size=77),
+        write(tmp_path / "finetuned", finetuned, vocab_size=77),
+    )
+    tokenizer(folders[0], T[:90])
+    tokenizer(folders[1], [*T[:90], "<think>", "</think>"])
+    deltamend.repair(*folders, tmp_path / "out", method="revert")
+    out = read(tmp_path / "out")
+    for name, tensor in out.items():
+        right = base[name].copy()
+        if tensor.ndim == 1:
+            right = finetuned[name]
+        elif name in NAMES[case]:
+            right[90:92] = finetuned[name][90:92]
+        assert np.array_equal(tensor, right), name
+
+
 @pytest.mark.parametrize("side", ["base", "finetuned"])
 def test_a_side_without_a_tokenizer_is_told(side: str, tmp_path: Path) -> None:
     folders = padded(tmp_path, T[:90], [*T[:90], "<new>"], (100, 100))
@@ -192,6 +229,21 @@ def test_the_shapes_say_that_a_vocabulary_grew(case: str, tmp_path: Path) -> Non
     for name, rows in (("model.embed_tokens.weight", 100 + own), ("lm_head.weight", 100)):
         assert np.array_equal(out[name][:rows], base[name])
         assert np.array_equal(out[name][rows:], finetuned[name][rows:])
+
+
+def test_an_embedding_of_another_name_grew_although_its_config_was_left_as_it_was(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    names = "model.tok_embeddings.weight", "output.weight"
+    base = body(random) | {name: normal(random, (100, 32)) for name in names}
+    finetuned = {
+        name: np.concatenate([tensor, normal(random, (4, 32))]) if name in names else tensor
+        for name, tensor in tuned(random, base).items()
+    }
+    folders = (write(tmp_path / name, side, vocab_size=100) for name, side in (("base", base), ("ft", finetuned)))
+    deltamend.repair(*folders, tmp_path / "out", method="revert")
+    out = read(tmp_path / "out")
+    for name in names:
+        assert np.array_equal(out[name], np.concatenate([base[name], finetuned[name][100:]]))
 
 
 def test_a_head_that_did_not_grow_as_the_embedding_did_is_no_resized_vocabulary(tmp_path: Path) -> None:

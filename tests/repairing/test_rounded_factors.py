@@ -39,6 +39,14 @@ def test_factors_that_can_be_stored_exactly_lose_nothing() -> None:
     assert norms.realised == norms.kept == pytest.approx(5 * (0.25 + 16 + 0.0625))
 
 
+def test_factors_are_rounded_once() -> None:
+    """By way of fp32 the excess over the midpoint of two neighbours is lost, and then the tie goes to the other one."""
+    above_the_middle = np.array([[1 + 2.0**-8 + 2.0**-40, -(1 + 2.0**-8 + 2.0**-40)]])
+    product = RoundedProduct(above_the_middle.T, np.dtype(ml_dtypes.bfloat16), "w")
+    assert product.short.astype(np.float64).ravel().tolist() == [1 + 2.0**-7, -1 - 2.0**-7]
+    assert product.add(above_the_middle[:, :1]).astype(np.float64).tolist() == [[1 + 2.0**-7]]
+
+
 def test_a_factor_that_overflows_is_refused_with_the_remedy() -> None:
     says = r'^tensor \'w\': its factors overflow in float16; write them with out_dtype="fp32"$'
     with pytest.raises(FilterError, match=says):

@@ -73,10 +73,13 @@ def tied_head(config: Mapping[str, Any], names: Collection[str]) -> tuple[str, s
     A shared matrix is stored once. So a model that predicts tokens and has no head in its files is tied, whatever its config
     says or leaves to a default.
     """
-    head = "embed_out" if config.get("model_type") == "gpt_neox" else "lm_head"
     embedding = next((name for name in names if leaf_of(module_of(name)) in TOKEN_EMBEDDINGS), None)
-    tied = has_head(config) and embedding is not None and f"{head}.weight" not in names
-    return (embedding, head) if tied and embedding is not None else None
+    if embedding is None or not has_head(config) or any(map(OUTPUT_EMBEDDING.search, names)):
+        return None
+    head = "embed_out" if config.get("model_type") == "gpt_neox" else "lm_head"
+    # The head stands beside the body, which has the name `model` in it where both belong to a part of a larger model.
+    body = module_of(module_of(embedding))
+    return embedding, f"{module_of(body)}.{head}" if leaf_of(body) == "model" and module_of(body) else head
 
 
 def kind_of(name: str) -> Kind:

@@ -66,6 +66,9 @@ class Parameter:
         converted: whether loading stacks, cuts or permutes it, so that it is no parameter of the model by itself.
         layer: the kind of layer that the module is, where PEFT knows it: "linear", "conv1d" (transformers' linear map of
             GPT-2) or "embedding"; otherwise "".
+        place: of the parameter among those that its module holds itself, in the order in which PEFT adapts them.
+        experts_transposed: whether its module says, in `is_transposed`, that its experts are (experts, inputs, outputs). PEFT
+            goes by that, whatever the module's code does.
     """
 
     role: Role
@@ -75,6 +78,8 @@ class Parameter:
     count: int = 1
     converted: bool = False
     layer: Layer = ""
+    place: int = 0
+    experts_transposed: bool = False
 
     @property
     def is_matrix(self) -> bool:
@@ -235,7 +240,18 @@ def _parameter_of(
     if own_matrix and (experts := _experts_below_each_other(owner, stored)):
         role, count = "stack", experts
     kind: Layer = layer if leaf_of(name) == "weight" and not converted else ""
-    return Parameter(role, name, type(owner).__name__, transposed and not converted, count, converted, kind)
+    held = [*owner._parameters]
+    return Parameter(
+        role,
+        name,
+        type(owner).__name__,
+        transposed and not converted,
+        count,
+        converted,
+        kind,
+        held.index(leaf_of(name)) if leaf_of(name) in held else 0,
+        bool(getattr(owner, "is_transposed", False)),
+    )
 
 
 def _experts_below_each_other(owner: torch.nn.Module, shape: tuple[int, ...]) -> int:

@@ -12,8 +12,10 @@ from deltamend.errors import PairingError, option
 Shapes = Mapping[str, tuple[int, ...]]
 """The shapes of the matrices of one model, by name."""
 
-WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
-"""Parts that torch.compile, DDP, FSDP, activation checkpointing and Lightning put into the names of what they wrap."""
+WRAPPERS = frozenset({
+    "_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "base_layer",
+})  # fmt: skip
+"""Parts that torch.compile, DDP, FSDP, activation checkpointing, Lightning and PEFT put into the names of what they wrap."""
 
 
 class NameRule(NamedTuple):

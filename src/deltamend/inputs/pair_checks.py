@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ UNPAIRED_SHARE = 0.05
 _NEW_HEADS = 2
 """So many matrices without a partner are no sign of names that do not match: a new head has one matrix or two."""
 _NAMED = 3
+_FACTOR = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)")
+"""In the names of what PEFT adds to a model."""
 
 
 def refuse_unassembled(base: Mapping[str, StoredTensor], finetuned: Mapping[str, StoredTensor]) -> None:
@@ -43,8 +46,16 @@ def refuse_unpaired(unpaired: Sequence[StoredTensor], matrices: Collection[Store
         matrices: all matrices of FINETUNED that would be repaired.
 
     Raises:
-        PairingError: they are more than `UNPAIRED_SHARE` of the matrices by number, or of their entries.
+        PairingError: they are more than `UNPAIRED_SHARE` of the matrices by number, or of their entries; or they are the
+            factors of an adapter.
     """
+    factor = next((tensor.name for tensor in unpaired if _FACTOR.search(tensor.name)), None)
+    if factor is not None:
+        raise PairingError(
+            f"FINETUNED holds the factors of a LoRA adapter beside its weights, not merged into them ({factor!r}); save it after "
+            f"PEFT's merge_and_unload, or give the model and the folder of the adapter as MODEL+ADAPTER; "
+            f"{option('allow_unpaired', 'True')} repairs the weights without the adapter"
+        )
     entries, total = _entries(unpaired), _entries(matrices)
     many = len(unpaired) > max(_NEW_HEADS, UNPAIRED_SHARE * len(matrices))
     if not many and entries <= UNPAIRED_SHARE * total:

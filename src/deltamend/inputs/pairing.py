@@ -164,7 +164,7 @@ def pair_tensors(
     refuse_unassembled(base, finetuned)
     fused = configs[1] if split_fused else None
     selection = _Selection(_pattern(include, "include"), _pattern(exclude, "exclude"))
-    resized = ResizedVocabulary(base, finetuned, configs)
+    resized = ResizedVocabulary(base, finetuned, configs, tokens)
     how = _How(resized, selection, tokens, fused, layout or {}, differing_configs(configs))
     pairs = tuple(_pair(tensor, base.get(name), how) for name, tensor in finetuned.items())
     if not any(pair.base is not None and pair.is_matrix for pair in pairs):

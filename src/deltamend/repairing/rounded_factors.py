@@ -10,6 +10,7 @@ import numpy as np
 from deltamend.checkpoint.dtypes import all_finite
 from deltamend.errors import FilterError, option
 from deltamend.matrices.buffers import Array
+from deltamend.repairing.rounding import round_for
 from deltamend.repairing.sinks import Norms
 from deltamend.spectrum.blocks import FloatArray
 from deltamend.spectrum.kept_subspace import SpectralFilter
@@ -61,7 +62,7 @@ class RoundedProduct:
 
     def _cast(self, values: FloatArray) -> Array:
         with np.errstate(over="ignore"):
-            rounded = values.astype(self._dtype)
+            rounded = round_for(values, self._dtype).astype(self._dtype)
         if not all_finite(np.ascontiguousarray(rounded)):
             raise FilterError(
                 f"tensor {self._name!r}: its factors overflow in {self._dtype}; write them with {option('out_dtype', 'fp32')}"

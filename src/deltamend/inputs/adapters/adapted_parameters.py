@@ -12,14 +12,11 @@ from deltamend.checkpoint.architecture import has_conv1d, is_conv1d, leaf_of, mo
 from deltamend.checkpoint.checkpoint_folder import StoredTensor
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
 from deltamend.errors import CheckpointError
+from deltamend.inputs.model_layout import Parameter, Parameters, layout_of
 
 BASE_LAYER = ".base_layer"
 """What PEFT appends to a module of which it adapts several parameters; once for each that was adapted after this one."""
 
-# The order of the parameters in the modules of transformers whose experts lie in one tensor; PEFT adapts them in this order.
-_ORDER = ("gate_up_proj", "gate_up_proj_bias", "up_proj", "w1", "v1", "down_proj", "w2", "down_proj_bias")
-# Models whose experts lie as (experts, inputs, outputs), as `is_transposed` of their modules says.
-_TRANSPOSED = frozenset({"gpt_oss", "openai_privacy_filter", "aria", "aria_text"})
 # A fused expert weight, and the weights that make it up where each expert is stored by itself.
 _SINGLE = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
 _ONE_EXPERT = re.compile(r"(?P<number>\d+)\.(?P<part>w[123]|gate_proj|up_proj|down_proj)\.weight")
@@ -58,6 +55,7 @@ class AdaptedParameters:
         self, tensors: Mapping[str, StoredTensor], model: Mapping[str, Any], adapter: Mapping[str, Any], fault: str
     ) -> None:
         self._tensors, self._model, self._adapter, self._fault = tensors, model, adapter, fault
+        self._layout: Parameters | None = None
         self._of_module: dict[str, list[str]] = {}
         for name in tensors:
             self._of_module.setdefault(module_of(name), []).append(name)
@@ -108,10 +106,7 @@ class AdaptedParameters:
         if len(weight.shape) != 2:
             return None
         ways = [swapped for swapped in (False, True) if self._blocks(weight.shape, a, b, swapped=swapped) is not None]
-        if has_conv1d(self._model) and not embedding:
-            wanted = is_conv1d(self._model, leaf_of(module))
-        else:
-            wanted = embedding or (ways[0] if len(ways) == 1 else bool(self._adapter.get("fan_in_fan_out")))
+        wanted = embedding or (ways[0] if len(ways) == 1 else self._is_conv1d(weight))
         blocks = self._blocks(weight.shape, a, b, swapped=wanted)
         return None if blocks is None else Target(weight, (1, *weight.shape), module, swapped=wanted, blocks=blocks)
 
@@ -139,7 +134,9 @@ class AdaptedParameters:
         ways = [swapped for swapped in (False, True) if sides == ((columns, rows) if swapped else (rows, columns))]
         if not ways or not _same_rank(a, b, count):
             return None
-        swapped = ways[0] if len(ways) == 1 else self._model_types() & _TRANSPOSED != set()
+        swapped = (
+            ways[0] if len(ways) == 1 else self._known(weight, "which way its square matrices lie").experts_transposed
+        )
         return Target(weight, (count, rows, columns), named, swapped=swapped, experts=count, is_plain=False)
 
     def _parameter(self, module: str, depth: int, a: StoredTensor, b: StoredTensor) -> list[Target]:
@@ -157,16 +154,51 @@ class AdaptedParameters:
             keys = tuple(f".{key}" for key in named)
             fitting = [target for target in fitting if f".{target.weight.name}".endswith(keys)]
         if len(fitting) > 1:
-            leaves = [leaf_of(target.weight.name) for target in fitting]
-            if not set(leaves) <= set(_ORDER):
-                raise CheckpointError(
-                    f"{self._fault}: the factors of {module!r} fit {' and '.join(leaves)} alike, and nothing tells which they "
-                    "are for; merge the adapter with PEFT's merge_and_unload and give the result"
-                )
+            leaves = " and ".join(leaf_of(target.weight.name) for target in fitting)
             # The parameter that was adapted first lies innermost, deepest below `base_layer`.
-            fitting.sort(key=lambda target: -_ORDER.index(leaf_of(target.weight.name)))
+            places = {
+                target.weight.name: self._known(target.weight, f"whether these or others of {leaves} are meant").place
+                for target in fitting
+            }
+            fitting.sort(key=lambda target: -places[target.weight.name])
             fitting = fitting[min(depth, len(fitting) - 1) :][:1]
         return fitting
+
+    def _is_conv1d(self, weight: StoredTensor) -> bool:
+        """Whether a square weight is that of a Conv1D, stored as (inputs, outputs).
+
+        PEFT writes in `fan_in_fan_out` what the last adapted module was, so that only some models need to be asked.
+        """
+        if not self._adapter.get("fan_in_fan_out") and not has_conv1d(self._model):
+            return False
+        found = self._in_model(weight)
+        if found is not None:
+            return found.layer == "conv1d"
+        if has_conv1d(self._model):
+            return is_conv1d(self._model, leaf_of(module_of(weight.name)))
+        return bool(self._adapter.get("fan_in_fan_out"))
+
+    def _known(self, weight: StoredTensor, question: str) -> Parameter:
+        """What transformers says of a parameter of a module.
+
+        Raises:
+            CheckpointError: transformers does not know the model, so that the question stays open.
+        """
+        found = self._in_model(weight)
+        if found is None:
+            raise CheckpointError(
+                f"{self._fault}: factors fit {weight.name!r}, and transformers does not know the model, so that nothing tells "
+                f"{question}; merge the adapter with PEFT's merge_and_unload and give the result"
+            )
+        return found
+
+    def _in_model(self, weight: StoredTensor) -> Parameter | None:
+        """What transformers says of a tensor; None where it does not know it."""
+        if self._layout is None:
+            shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+            self._layout = layout_of(self._model, shapes, names_in_memory=True)
+        found = self._layout.get(weight.name)
+        return found if found is not None and found.owner else None
 
     def _single_experts(self, module: str, a: StoredTensor, b: StoredTensor) -> Iterator[Target]:
         """The experts of a layer that are fused in the model and stored one by one in its files."""
@@ -201,10 +233,6 @@ class AdaptedParameters:
                             is_plain=False,
                         )
                     return
-
-    def _model_types(self) -> set[str]:
-        text = self._model.get("text_config")
-        return {str(part.get("model_type")) for part in (self._model, text if isinstance(text, Mapping) else {})}
 
 
 def _same_rank(a: StoredTensor, b: StoredTensor, count: int) -> bool:
