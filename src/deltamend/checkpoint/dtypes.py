@@ -27,6 +27,7 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "C64": np.dtype(np.complex64),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
 }
 
 FLOAT_NAMES = frozenset({"F16", "BF16", "F32", "F64"})

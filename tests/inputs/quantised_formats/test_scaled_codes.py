@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,3 +112,82 @@ def test_groups_of_columns_need_no_config(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path) as checkpoint:
         values = checkpoint.values(checkpoint.tensors[name], 0, 48 * 64).reshape(48, 64)
         assert np.array_equal(values, (codes.float() * scale.repeat_interleave(16, 1)).numpy())
+
+
+NAME = "model.layers.0.mlp.up_proj"
+SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
+    f"{layout} {kind} {strategy}{' with zero points' if asymmetric else ''}": (
+        layout,
+        {"type": kind, "strategy": strategy, "symmetric": not asymmetric, **more},
+    )
+    for layout, kind in (
+        ("float-quantized", "float"),
+        ("int-quantized", "int"),
+        ("naive-quantized", "float"),
+        ("naive-quantized", "int"),
+        ("mxfp8-quantized", "float"),
+    )
+    for strategy, more in (
+        ("tensor", {}),
+        ("channel", {}),
+        ("group", {"group_size": 32}),
+        ("block", {"block_structure": [16, 32]}),
+    )
+    for asymmetric in ((False, True) if kind == "int" and strategy != "block" else (False,))
+    if layout != "mxfp8-quantized" or strategy == "group"
+}
+
+
+@pytest.mark.parametrize("case", SCHEMES)
+def test_values_equal_those_of_compressed_tensors(case: str, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    layout, args = SCHEMES[case]
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(num_bits=8, **args))
+    shape = {"tensor": (1,), "channel": (48, 1), "group": (48, 3), "block": (3, 3)}[args["strategy"]]
+    generator = torch.Generator().manual_seed(0)
+    largest = 448 if args["type"] == "float" else 128
+    scale = ((torch.rand(shape, generator=generator) + 2) / largest).to(torch.bfloat16)
+    if layout == "mxfp8-quantized":
+        scale = torch.exp2(torch.round(torch.log2(scale.float()))).to(torch.bfloat16)
+    state = {"weight": torch.randn(48, 96, generator=generator).to(torch.bfloat16), "weight_scale": scale}
+    if not args["symmetric"]:
+        state["weight_zero_point"] = torch.randint(-3, 4, shape, dtype=torch.int8, generator=generator)
+    compressor = BaseCompressor.get_value_from_registry(layout)
+    stored = compressor.compress(state, scheme)
+    weights = {key: value for key, value in args.items() if key != "symmetric"}
+    said = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8, **weights}}}}
+    save_file({f"{NAME}.{leaf}": part.contiguous() for leaf, part in stored.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": said}))
+    with open_checkpoint(tmp_path) as checkpoint:
+        tensor = checkpoint.tensors[f"{NAME}.weight"]
+        ours = torch.from_numpy(checkpoint.values(tensor, 0, tensor.elements)).reshape(tensor.shape)
+    theirs = compressor.decompress(stored, scheme)["weight"]
+    assert torch.equal(ours.to(theirs.dtype), theirs)
+
+
+@pytest.mark.parametrize("powers", [False, True])
+def test_blocks_equal_what_transformers_dequantises(powers: bool, tmp_path: Path) -> None:
+    """DeepSeek's and Qwen's, whose scales may be powers of two."""
+    integration = pytest.importorskip("transformers.integrations.finegrained_fp8")
+    codes = torch.randn(64, 96).to(torch.float8_e4m3fn)
+    scale = torch.rand(4, 3) + 0.5
+    stored_scale = torch.exp2(torch.round(torch.log2(scale / 64))).to(torch.float8_e8m0fnu) if powers else scale
+    save_file({f"{NAME}.weight": codes, f"{NAME}.weight_scale_inv": stored_scale}, tmp_path / "model.safetensors")
+    said = {"quant_method": "fp8", "weight_block_size": [16, 32]}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": said}))
+    with open_checkpoint(tmp_path) as checkpoint:
+        tensor = checkpoint.tensors[f"{NAME}.weight"]
+        ours = torch.from_numpy(checkpoint.values(tensor, 0, tensor.elements)).reshape(tensor.shape)
+    theirs = integration.Fp8Dequantize(None)._dequantize_one(codes, stored_scale, torch.float32)
+    assert torch.equal(ours, theirs)
+
+
+def test_bytes_that_hold_two_floats_each_are_not_taken_for_integers(tmp_path: Path) -> None:
+    codes = torch.randint(-128, 128, (48, 32), dtype=torch.int8)
+    save_file({f"{NAME}.weight": codes, f"{NAME}.weight_scale_inv": torch.rand(48, 2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(CheckpointError, match=r"up_proj.weight' holds two 4-bit floats in each byte"):
+        open_checkpoint(tmp_path).close()

@@ -1,4 +1,4 @@
-"""Codes of 4 bits that stand for the values of a small table: unpacked two at a time, and how far such a table rounds."""
+"""Codes of 4 bits that stand for the values of a small table, unpacked two at a time; codes of 8 bits that stand for powers of two."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ from deltamend.checkpoint.checkpoint_folder import Array
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 """The values of 4-bit floating point with 2 exponent bits, by code; OCP Microscaling Formats 1.0, table 4."""
+
+
+_EXPONENT_BIAS = 127
+
+
+def powers_of_two(codes: Array) -> Array:
+    """The scales that exponents of 8 bits stand for, 2^(code − 127): OCP Microscaling Formats 1.0, E8M0.
+
+    Args:
+        codes: uint8, any shape; 255 stands for NaN, and gives infinity here, which the check for damaged weights finds.
+
+    Returns:
+        fp32, same shape.
+    """
+    with np.errstate(over="ignore"):
+        return np.ldexp(np.float32(1), codes.astype(np.int32) - _EXPONENT_BIAS)
 
 
 def pairs_table(codebook: Array, *, high_first: bool) -> Array:

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from deltamend.checkpoint.checkpoint_folder import Array, Checkpoint, StoredTensor
-from deltamend.inputs.quantised_formats.codebooks import E2M1, cell_variances, pairs_table, unpacked
+from deltamend.inputs.quantised_formats.codebooks import E2M1, cell_variances, pairs_table, powers_of_two, unpacked
 from deltamend.inputs.quantised_formats.packed_weight import ByRows, PackedWeight, fault, float_values, part
 
 _PACKED, _BLOCKS, _SCALES = ".weight_packed", "_blocks", "_scales"
 _MX_BLOCK, _NV_BLOCK = 32, 16
-_EXPONENT_BIAS = 127
 
 
 def fp4_block_weights(checkpoint: Checkpoint) -> Iterator[PackedWeight]:
@@ -116,8 +115,7 @@ class Fp4Rows:
         if self.divisor is not None:
             scales: Array = stored.astype(np.float32) / self.divisor
             return scales
-        with np.errstate(over="ignore"):  # 255 stands for NaN; the check for damaged weights names the tensor
-            return np.ldexp(np.float32(1), stored.astype(np.int32) - _EXPONENT_BIAS)
+        return powers_of_two(stored)
 
 
 def times_scales(packed: Array, codebook: Array, scales: Array) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 from deltamend.checkpoint.checkpoint_folder import Array, Checkpoint, StoredTensor
 from deltamend.checkpoint.dtypes import FLOAT_NAMES, NUMPY_DTYPES
 from deltamend.errors import CheckpointError
-from deltamend.inputs.quantised_formats.codebooks import cell_variances
+from deltamend.inputs.quantised_formats.codebooks import cell_variances, powers_of_two
 from deltamend.inputs.quantised_formats.packed_weight import (
     ByRows,
     PackedWeight,
@@ -26,6 +26,8 @@ _WEIGHT = ".weight"
 _PACKINGS = {"F8_E4M3": "fp8 (e4m3)", "F8_E5M2": "fp8 (e5m2)", "I8": "int8"}
 # What is stored beside `X.weight` as its scales: the weight is code × scale in all of them, whatever the name says.
 _SCALES = (".weight_scale_inv", ".weight_scale")
+_EXPONENTS = frozenset({"U8", "F8_E8M0"})
+"""Scales that are powers of two, 2^(code − 127), in both of these dtypes."""
 _ZERO_POINT = ".weight_zero_point"
 
 
@@ -34,10 +36,10 @@ def scaled_code_weights(checkpoint: Checkpoint) -> Iterator[PackedWeight]:
 
     Those of the methods `fp8` (a scale for each block of DeepSeek and Qwen checkpoints, or one a tensor), `fbgemm_fp8` (one a
     row), and `compressed-tensors` with 8-bit floats or integers (one a tensor, row, group or block; integers may have a zero
-    point for each scale).
+    point for each scale). Scales of 8-bit floats may be powers of two, as in MXFP8.
 
     Raises:
-        CheckpointError: scales are missing, or do not fit.
+        CheckpointError: scales are missing, or do not fit; or the bytes hold two 4-bit floats each.
     """
     held = checkpoint.tensors
     for name, codes in list(held.items()):
@@ -51,6 +53,11 @@ def scaled_code_weights(checkpoint: Checkpoint) -> Iterator[PackedWeight]:
             raise CheckpointError(
                 f"{checkpoint.folder}: tensor {name!r} ({codes.dtype}) has no scales beside it; give the unquantised checkpoint"
             )
+        if codes.dtype == "I8" and _holds_pairs(checkpoint, scale):
+            raise CheckpointError(
+                f"{checkpoint.folder}: tensor {name!r} holds two 4-bit floats in each byte, as the method 'fp8' stores experts, "
+                "which deltamend cannot read; give the unquantised checkpoint"
+            )
         block = _block(checkpoint, codes, scale)
         zero = held.get(module + _ZERO_POINT)
         if zero is not None:
@@ -60,9 +67,17 @@ def scaled_code_weights(checkpoint: Checkpoint) -> Iterator[PackedWeight]:
         yield PackedWeight(name, codes.shape, codes, _PACKINGS[codes.dtype], ByRows(values), names)
 
 
+def _holds_pairs(checkpoint: Checkpoint, scale: StoredTensor) -> bool:
+    """Whether bytes beside such a scale are no integers; the method `fp8` has none, and only it writes inverse scales."""
+    said = quantisation_config(checkpoint.config)
+    method = said.get("quant_method") if isinstance(said, dict) else None
+    return method == "fp8" or scale.name.endswith("_inv")
+
+
 def _block(checkpoint: Checkpoint, codes: StoredTensor, scale: StoredTensor) -> tuple[int, int]:
     """Height and width of the block of entries that share a scale."""
-    if scale.dtype not in FLOAT_NAMES or len(codes.shape) != 2 or not codes.elements:
+    powers = scale.dtype in _EXPONENTS and codes.dtype != "I8"
+    if not (powers or scale.dtype in FLOAT_NAMES) or len(codes.shape) != 2 or not codes.elements:
         raise CheckpointError(
             f"{checkpoint.folder}: tensor {codes.name!r} has scales that cannot be read; give the unquantised checkpoint"
         )
@@ -138,10 +153,17 @@ class ScaledCodes:
         columns = self.codes.shape[1]
         across = -(-columns // width)
         top, bottom = first // height, (last - 1) // height + 1
-        blocks = float_values(self.checkpoint, stored, top * across, bottom * across).reshape(-1, across)
+        blocks = _numbers(self.checkpoint, stored, top * across, bottom * across).reshape(-1, across)
         rows = blocks[np.arange(first, last) // height - top]
         spread: Array = rows if across == 1 else np.repeat(rows, width, axis=1)[:, :columns]
         return spread
+
+
+def _numbers(checkpoint: Checkpoint, stored: StoredTensor, start: int, stop: int) -> Array:
+    """Entries [start, stop) of the stored scales or zero points, fp32."""
+    if stored.dtype not in _EXPONENTS or stored.name.endswith(_ZERO_POINT):
+        return float_values(checkpoint, stored, start, stop)
+    return powers_of_two(checkpoint.values(stored, start, stop).view(np.uint8))
 
 
 def _float_cells(dtype: str) -> Array:
