@@ -239,7 +239,10 @@ def test_an_embedding_of_another_name_grew_although_its_config_was_left_as_it_wa
         name: np.concatenate([tensor, normal(random, (4, 32))]) if name in names else tensor
         for name, tensor in tuned(random, base).items()
     }
-    folders = (write(tmp_path / name, side, vocab_size=100) for name, side in (("base", base), ("ft", finetuned)))
+    folders = (
+        write(tmp_path / "base", base, vocab_size=100),
+        write(tmp_path / "finetuned", finetuned, vocab_size=100),
+    )
     deltamend.repair(*folders, tmp_path / "out", method="revert")
     out = read(tmp_path / "out")
     for name in names:
