@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from deltamend.errors import DeltamendError, EvaluationError, OutputError, UsageError
+from deltamend.machine.children import fresh_processes
 from deltamend.study.base_model import Workplace
 from deltamend.study.config import Study
 from deltamend.study.records import (
@@ -17,7 +18,7 @@ from deltamend.study.records import (
     cell_file,
     read_record,
 )
-from deltamend.study.run import _pool, _RunningWork, run_study, study_state
+from deltamend.study.run import _RunningWork, run_study, study_state
 from tests.study.cell_runs import run, scores
 from tests.study.conftest import tiny_config
 
@@ -53,7 +54,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(tiny_model: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_names_what_was_under_way() -> None:
-    with _pool(1) as pool:
+    with fresh_processes(1, {}, int) as pool:
         begun = _RunningWork(pool, lambda _cell, _what, _share: None, None)
         for name in ("first", "second", "third"):
             begun.add(name, _is_killed)

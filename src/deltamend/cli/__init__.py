@@ -31,6 +31,7 @@ from deltamend.cli.study_command import study
 from deltamend.cli.tune_command import TUNE_EXAMPLES, tune
 from deltamend.cli.verify_command import verify
 from deltamend.errors import DeltamendError, UsageError
+from deltamend.machine.children import safe_children
 
 app = typer.Typer(
     name="deltamend",
@@ -85,7 +86,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is printed escaped
     try:
-        with _second_ctrl_c_ends_at_once():
+        with _second_ctrl_c_ends_at_once(), safe_children():
             app()
     except DeltamendError as error:
         if "-vv" in sys.argv:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltamend.errors import EvaluationError, UsageError, option
-from deltamend.language_models.loading import auto_class
+from deltamend.language_models.loading import auto_class, without_kernels
 from deltamend.machine.processor import computes_in_bf16
 
 _BATCH_TOKENS = 1024
@@ -151,6 +151,19 @@ class _GivenContext:
 
 class _AskedInText:
     """A model of text and images is asked in text, and loaded by the class that transformers has for it."""
+
+    def _get_config(self, *arguments: Any, **more: Any) -> None:
+        super()._get_config(*arguments, **more)  # type: ignore[misc]
+        lm: Any = self
+        without_kernels(lm._config)
+
+    def _create_model(self, *arguments: Any, **more: Any) -> None:
+        lm: Any = self
+        create = super()._create_model  # type: ignore[misc]
+        elsewhere = any(more.get(key) for key in ("autogptq", "gptqmodel", "gguf_file"))
+        if not elsewhere and create.__module__ == "lm_eval.models.huggingface":  # other loaders take no config
+            more = {"config": lm._config, **more}
+        create(*arguments, **more)
 
     def _get_backend(self, config: Any, *arguments: Any, **more: Any) -> None:
         lm: Any = self

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from deltamend.errors import EvaluationError, UsageError, option
 from deltamend.evaluation.refusals import WEAK, is_refusal
 from deltamend.evaluation.rubrics import RUBRICS, Exchange
+from deltamend.language_models.loading import transformers_module, without_kernels
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 """Environment variable with the key of a judge's endpoint; it is sent to that endpoint and shown nowhere."""
@@ -216,12 +217,14 @@ class Classifier:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        import transformers
-
+        transformers = transformers_module()
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
-            model = transformers.AutoModelForCausalLM.from_pretrained(self.model, dtype="auto", trust_remote_code=False)
-        except (OSError, ValueError) as error:
+            config = without_kernels(transformers.AutoConfig.from_pretrained(self.model, trust_remote_code=False))
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                self.model, config=config, dtype="auto", trust_remote_code=False
+            )
+        except Exception as error:  # a damaged model makes transformers raise of all kinds
             raise EvaluationError(
                 f"{option('judge')}: {self.name} cannot be loaded ({' '.join(str(error).split())}); give a folder or a hub id of a causal model"
             ) from error

@@ -12,6 +12,8 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
 from unittest import mock
 
+from deltamend.language_models.loading import transformers_module
+
 _UNWANTED: dict[tuple[str, str], Callable[..., Any]] = {
     # After each benchmark lm-eval would run git in the current folder, which complains where that is no repository, and
     # list the machine and its packages (2 s). The record has its own versions.
@@ -31,7 +33,8 @@ def third_parties_quiet() -> Iterator[None]:
     What is replaced is only for show: where lm-eval has renamed it, its noise comes back and nothing else changes.
     """
     import datasets
-    import transformers
+
+    transformers = transformers_module()
 
     logs = [logging.getLogger(name) for name in _LOGS]
     levels, verbosity = [log.level for log in logs], transformers.logging.get_verbosity()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from deltamend.checkpoint.architecture import architecture_of
 from deltamend.checkpoint.file_names import CONFIG_FILE
 from deltamend.errors import CheckpointError
-from deltamend.language_models.loading import auto_class, quiet_transformers, transformers_module
+from deltamend.language_models.loading import auto_class, quiet_transformers, transformers_module, without_kernels
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +119,8 @@ def _read_config(config: Mapping[str, Any]) -> Any:
     """The config as transformers reads it from a file; what names Python of the checkpoint's own is left out."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, CONFIG_FILE).write_text(json.dumps({key: config[key] for key in config if key != "auto_map"}))
-        return transformers_module().AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        where = {"local_files_only": True, "trust_remote_code": False}
+        return without_kernels(transformers_module().AutoConfig.from_pretrained(folder, **where))
 
 
 def _class_of(config: Mapping[str, Any], made: Any) -> Any:

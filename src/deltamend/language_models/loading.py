@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -24,6 +25,11 @@ _CLOCK = (
 """A Jinja macro that replaces transformers' function of this name, which would read the clock; Jinja drops the newline."""
 
 
+_OWN_IMPLEMENTATIONS = (None, "eager", "sdpa", "grouped_mm", "batched_mm")
+_KERNELS_FROM_HUB = "USE_HUB_KERNELS"
+"""The variable by which transformers is told whether to fetch compiled kernels from the hub and run them."""
+
+
 class LoadedModel(NamedTuple):
     """A model in memory and its tokenizer; transformers gives neither a useful static type."""
 
@@ -37,6 +43,7 @@ def transformers_module() -> Any:
     Raises:
         DeltamendError: transformers is not installed.
     """
+    os.environ.setdefault(_KERNELS_FROM_HUB, "NO")  # it is read as transformers is imported
     try:
         return importlib.import_module("transformers")
     except ImportError as error:
@@ -73,9 +80,9 @@ def load(folder: Path, *, dtype: str = "float32") -> LoadedModel:
     # Without a plain no, transformers asks on the terminal whether to run the checkpoint's own Python.
     where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        auto = auto_class(transformers.AutoConfig.from_pretrained(folder, **where))
-        model, found = auto.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **where
+        config = without_kernels(transformers.AutoConfig.from_pretrained(folder, **where))
+        model, found = auto_class(config).from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **where
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **where)
     except Exception as error:  # transformers, safetensors and tokenizers raise of all kinds on a damaged file
@@ -92,6 +99,23 @@ def load(folder: Path, *, dtype: str = "float32") -> LoadedModel:
             f"{folder}: its weights hold {strange[0]}, unlike its config.json says; check both, or download it again"
         )
     return LoadedModel(model.eval(), tokenizer)
+
+
+def without_kernels(config: Any) -> Any:
+    """The config, asking for no code from elsewhere: transformers would fetch the kernels that it names, and run them.
+
+    What a config may choose are the implementations of attention and of experts that are transformers' and torch's own.
+
+    Args:
+        config: a `PreTrainedConfig`, which is changed, with the configs inside it.
+    """
+    for key in ("_attn_implementation", "_experts_implementation"):
+        if getattr(config, key, None) not in _OWN_IMPLEMENTATIONS:
+            setattr(config, key, None)
+    for inner in list(vars(config).values()):
+        if isinstance(inner, transformers_module().PretrainedConfig):
+            without_kernels(inner)
+    return config
 
 
 def auto_class(config: Any) -> Any:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import multiprocessing
 import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import Empty
@@ -23,6 +21,7 @@ from pydantic import Field
 from deltamend.errors import DeltamendError, OutputError, UsageError, option
 from deltamend.evaluation.backend import best_device
 from deltamend.evaluation.lm_eval_tasks import check_requirements, files_of
+from deltamend.machine.children import Processes, fresh_processes
 from deltamend.records import Record
 from deltamend.study.activations import activations_of
 from deltamend.study.base_model import Workplace, prepare_base, source_folder
@@ -36,7 +35,8 @@ from deltamend.study.records import FINETUNED, BaseRecord, CellRecord, base_file
 CellProgress = Callable[[str, str, float], None]
 """Called with a cell's name, what it is at, and the share of the cell that is done."""
 
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""Environment variables of a worker: the figures must not depend on how many threads a library would take."""
 _POLL = 0.5
 """Seconds between two looks at what the workers say."""
 _LEFTOVERS = (".cell-*", "models/.*.part", "cells/.*.part", "bases/.*.part", "exams/**/.*.part")
@@ -156,7 +156,7 @@ def run_study(
             base = prepare_base(place, model)
             if any(repair.needs_activations for repair in study.repairs):
                 activations_of(place, model, base)
-        with _pool(workers or _default_workers()) as pool:
+        with fresh_processes(workers or _default_workers(), _ONE_THREAD, _end_with, os.getpid()) as pool:
             work = _RunningWork(pool, progress or (lambda _cell, _what, _share: None), deadline)
             # The first base writes down its own answers, which all exams need.
             asked: set[str] = set()
@@ -174,7 +174,7 @@ def run_study(
 class _RunningWork:
     """Work handed to the pool, and what came of it."""
 
-    def __init__(self, pool: _Pool, progress: CellProgress, deadline: float | None) -> None:
+    def __init__(self, pool: Processes, progress: CellProgress, deadline: float | None) -> None:
         self._pool, self._report, self._deadline = pool, progress, deadline
         self._running: dict[Future[None], str] = {}
         self._heard: set[str] = set()
@@ -230,42 +230,9 @@ class _RunningWork:
             self._report(name, what, share)
 
 
-@dataclass(frozen=True)
-class _Pool:
-    executor: ProcessPoolExecutor
-    messages: Any  # a queue that processes share; its proxy has no public type
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[_Pool]:
-    """Processes that start afresh, with one thread each; libraries read these variables as they are imported.
-
-    A worker ends when this process does, however it ends: it would go on writing to a folder that another run has taken.
-    """
-    context = multiprocessing.get_context("spawn")
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        with (
-            context.Manager() as manager,
-            ProcessPoolExecutor(
-                workers, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
-            ) as executor,
-        ):
-            try:
-                yield _Pool(executor, manager.Queue())
-            except BaseException:
-                executor.shutdown(wait=False, cancel_futures=True)
-                raise
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _end_with(parent: int) -> None:
+    """End this worker when its parent ends: it would go on writing to a folder that another run has taken."""
+
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_POLL)
