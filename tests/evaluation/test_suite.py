@@ -55,7 +55,7 @@ def test_the_files_of_a_suite_may_be_beside_it_or_in_a_folder_named_after_it(tmp
         (GOOD.replace("metric: acc", "prompt: x"), "prompt goes with a file without task"),
         (GOOD + "  - {name: arc, task: arc_easy}\n", "two tasks are called 'arc'"),
         (GOOD.replace('version: "2"\n', ""), "version: is missing"),
-        ("[1, 2", "is not YAML"),
+        ("[1, 2", "cannot be read as YAML"),
         ("just words", "is not a suite"),
         (GOOD + "folders: [x]\n", "folders: is not a field of a suite file"),
     ],

@@ -14,7 +14,7 @@ from tests.scoring.test_across_cells import write_cells
     [
         ("cells: []", "cells: List should have at least 1"),
         ("cells: [{name: a}]", r"cells\.0\.base: is missing"),
-        ("cells: [", "is not YAML"),
+        ("cells: [", "cannot be read as YAML"),
         ("cell: 1", "cells: is missing"),
     ],
 )

@@ -54,7 +54,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(tiny_model: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_names_what_was_under_way() -> None:
-    with fresh_processes(1, {}, int) as pool:
+    with fresh_processes(1, {}, len, ()) as pool:
         begun = _RunningWork(pool, lambda _cell, _what, _share: None, None)
         for name in ("first", "second", "third"):
             begun.add(name, _is_killed)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import yaml
 from jinja2 import Environment, StrictUndefined
 
 from deltamend.checkpoint.manifest import Manifest
+from deltamend.machine.yaml_text import MAX_CHARACTERS, YamlError, parse_yaml
 
 _TEMPLATE = """\
 ---
@@ -58,14 +61,16 @@ def render_model_card(manifest: Manifest, *, own_card: str | None, license_name:
     )
 
 
-def license_of_card(text: str) -> str | None:
-    """The `license` field of a model card's front matter, or None."""
+def license_of_card(path: Path) -> str | None:
+    """The `license` field of a model card's front matter; None where there is none, or the front matter cannot be read."""
+    with path.open("rb") as file:
+        text = file.read(4 * MAX_CHARACTERS).decode("utf-8", errors="replace")
     if not text.startswith("---\n"):
         return None
     front, separator, _ = text[4:].partition("\n---")
     try:
-        fields = yaml.safe_load(front) if separator else None
-    except (yaml.YAMLError, ValueError, RecursionError):  # dates that do not exist, nesting without end
+        fields = parse_yaml(front) if separator else None
+    except YamlError:
         return None
     found = fields.get("license") if isinstance(fields, dict) else None
     return found if isinstance(found, str) else None

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -21,6 +20,7 @@ from deltamend.evaluation.one_benchmark import AskOptions
 from deltamend.evaluation.record import Evaluation
 from deltamend.evaluation.run import run_benchmarks
 from deltamend.evaluation.suite import chosen_suites
+from deltamend.machine.yaml_text import YamlError, parse_yaml
 
 
 def evaluate(
@@ -117,9 +117,9 @@ def _backend_arguments(settings: list[str]) -> dict[str, object]:
     """What `--backend-args` gives; a value is read as YAML, so that 512 is a number and true is a truth."""
     given = parameters_of(settings, "--backend-args")
     try:
-        return {key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in given.items()}
-    except yaml.YAMLError as error:
-        raise UsageError(f"--backend-args: a value is not YAML ({' '.join(str(error).split())}); quote it") from error
+        return {key: parse_yaml(value) if isinstance(value, str) else value for key, value in given.items()}
+    except YamlError as error:
+        raise UsageError(f"--backend-args: a value is not YAML ({error}); quote it") from error
 
 
 def _print_figures(console: Console, evaluation: Evaluation) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
-import yaml
 from pydantic.fields import FieldInfo
 from typer.models import ArgumentInfo
 
 from deltamend.errors import UsageError, spelled_in_python
+from deltamend.machine.yaml_text import YamlError, parse_yaml
 from deltamend.records import Record
 from deltamend.repairing.options import Flag, RepairOptions
 
@@ -89,9 +89,9 @@ def parameters_of(settings: Iterable[str], option: str = "--set") -> dict[str, o
         if not separator:
             raise UsageError(f"{option}: {setting!r} is not KEY=VALUE; write it like alpha=0.5")
         try:
-            parameters[key] = yaml.safe_load(value) if value[:1] in ("[", "{") else value
-        except yaml.YAMLError as error:
-            raise UsageError(f"{option}: {value!r} is not YAML ({' '.join(str(error).split())}); correct it") from error
+            parameters[key] = parse_yaml(value) if value[:1] in ("[", "{") else value
+        except YamlError as error:
+            raise UsageError(f"{option}: {value[:60]!r} is not YAML ({error}); correct it") from error
     return parameters
 
 

@@ -7,10 +7,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from deltamend.errors import EvaluationError, UsageError, option
+from deltamend.machine.yaml_text import YamlError, parse_yaml, read_yaml
 from deltamend.records import Record, first_problem
 
 _LOCAL = "local"
@@ -96,18 +96,15 @@ def read_suite(reference: str) -> Suite:
             raise UsageError(f"{option('suite', 'local')}: the folder with the items is missing; write local:DIR")
         suite = "paper"
     if suite in shipped_suites():
-        text, where = (
-            (resources.files("deltamend.evaluation") / "suites" / f"{suite}.yaml").read_text(encoding="utf-8"),
-            suite,
-        )
+        text = (resources.files("deltamend.evaluation") / "suites" / f"{suite}.yaml").read_text(encoding="utf-8")
+        content, where = parse_yaml(text), suite
         beside: tuple[Path, ...] = ()
     elif suite.endswith((".yaml", ".yml")):
         path = Path(suite)
         try:
-            text, where = path.read_text(encoding="utf-8"), suite
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise EvaluationError(f"{suite}: cannot be read ({reason}); give a suite's YAML file") from error
+            content, where = read_yaml(path), suite
+        except YamlError as error:
+            raise EvaluationError(f"{suite}: cannot be read as YAML ({error}); correct it") from error
         beside = (path.parent,)
     else:
         known = ", ".join([*shipped_suites(), "local:DIR"])
@@ -115,7 +112,7 @@ def read_suite(reference: str) -> Suite:
     if separator and not Path(place).is_dir():
         raise EvaluationError(f"{place}: no such folder; give the one with the JSONL files after {suite}:")
     folders = (Path(place), *beside) if separator else beside
-    return _parse(text, where).model_copy(update={"folders": folders})
+    return _parsed(content, where).model_copy(update={"folders": folders})
 
 
 def suite_of_tasks(tasks: list[str]) -> Suite:
@@ -186,11 +183,7 @@ def without(suites: Sequence[Suite], names: Sequence[str]) -> list[Suite]:
     return [suite.model_copy(update={"tasks": tasks}) for suite, tasks in left if tasks]
 
 
-def _parse(text: str, where: str) -> Suite:
-    try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise EvaluationError(f"{where}: is not YAML ({' '.join(str(error).split())}); correct it") from error
+def _parsed(content: Any, where: str) -> Suite:
     if not isinstance(content, dict):
         raise EvaluationError(f"{where}: is not a suite; it needs name, version and tasks")
     if "folders" in content:

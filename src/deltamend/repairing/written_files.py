@@ -36,7 +36,7 @@ def write_sidecars(plan: RepairPlan, work: WorkFolder, manifest: Manifest) -> li
             work.copy_file(sidecar.source, sidecar.name)
         if sidecar.name == FINETUNED_CARD_FILE:
             own_card = sidecar.name
-            license_name = license_of_card((work.staged / sidecar.name).read_text(encoding="utf-8", errors="replace"))
+            license_name = license_of_card(work.staged / sidecar.name)
     if plan.layout.index is not None and plan.adapter is None:
         work.write_file(INDEX_FILE, plan.layout.index.encode())
     work.write_file(CARD_FILE, render_model_card(manifest, own_card=own_card, license_name=license_name).encode())

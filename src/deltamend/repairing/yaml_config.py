@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from deltamend.errors import UsageError
+from deltamend.machine.yaml_text import YamlError, read_yaml
 from deltamend.records import Record, first_problem
 from deltamend.repairing.options import RepairOptions
 
@@ -82,11 +82,9 @@ def read_config(path: str | os.PathLike[str]) -> RepairConfig:
         UsageError: the file cannot be read or is not a mapping, or a key is unknown or has an invalid value.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(
-            f"{path}: cannot be read as YAML ({' '.join(str(error).split())}); correct the file"
-        ) from error
+        content = read_yaml(Path(path))
+    except YamlError as error:
+        raise UsageError(f"{path}: cannot be read as YAML ({error}); correct the file") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected lines of the form `key: value`; the keys are {_keys()}")
     try:

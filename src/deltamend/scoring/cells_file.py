@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
 from pydantic import Field, ValidationError
 
 from deltamend.errors import UsageError
+from deltamend.machine.yaml_text import YamlError, read_yaml
 from deltamend.records import Record, first_problem
 from deltamend.scoring.paired_cell import PairedCell, open_cell
 
@@ -41,11 +41,9 @@ def read_cells_file(path: Path) -> CellsFile:
         UsageError: it cannot be read, or a field is wrong.
     """
     try:
-        return CellsFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); give a YAML file with a list of cells") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+        return CellsFile.model_validate(read_yaml(path))
+    except YamlError as error:
+        raise UsageError(f"{path}: cannot be read as YAML ({error}); give a list of cells") from error
     except ValidationError as error:
         field, problem = first_problem(error)
         raise UsageError(f"{path}: {field or 'the file'}: {problem}") from error

@@ -9,11 +9,11 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from deltamend.errors import MethodError, UsageError
 from deltamend.evaluation.suite import SuiteTask
+from deltamend.machine.yaml_text import YamlError, read_yaml
 from deltamend.methods.registry import get_method
 from deltamend.records import FiniteRecord, first_problem
 from deltamend.repairing.rounding import Rounding
@@ -396,9 +396,9 @@ def read_study(path: Path) -> Study:
         UsageError: it cannot be read, or a field is wrong.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}); correct it") from error
+        content = read_yaml(path)
+    except YamlError as error:
+        raise UsageError(f"{path}: cannot be read as YAML ({error}); correct it") from error
     try:
         return Study.model_validate(content)
     except ValidationError as error:
