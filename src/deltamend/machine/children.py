@@ -60,7 +60,7 @@ class Processes(NamedTuple):
 
 @contextmanager
 def fresh_processes(
-    count: int, variables: Mapping[str, str], initializer: Callable[..., None], *arguments: Any
+    count: int, variables: Mapping[str, str], initializer: Callable[..., object], *arguments: Any
 ) -> Iterator[Processes]:
     """Processes that start afresh, and are ended with the block.
 

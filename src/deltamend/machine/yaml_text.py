@@ -31,12 +31,13 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise _marked(f"the alias *{event.anchor}; write its value out", event.start_mark)
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise _marked(f"more than {MAX_DEPTH} levels", self.peek_event().start_mark)
-        node: yaml.Node | None = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise _marked(f"more than {MAX_DEPTH} levels", event.start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         if isinstance(node, yaml.ScalarNode):
             if node.tag == _MERGE:
@@ -47,7 +48,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            return super().construct_object(node, deep)
         except (
             ArithmeticError,
             AttributeError,
