@@ -10,7 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from deltamend.errors import UsageError
 from deltamend.language_models.loading import chat_prompt, plain_tokens
 from deltamend.language_models.training import Example
+from deltamend.machine.bounded_files import UnreadableError, read_text
 from deltamend.records import first_problem
+
+_LARGEST = 1_000_000_000
+"""Bytes a file of texts may have."""
 
 
 class CalibrationText(BaseModel):
@@ -40,8 +44,8 @@ def read_texts(path: Path) -> tuple[CalibrationText, ...]:
     """
     try:
         # Not splitlines: a text may hold U+2028 or another line end of Unicode, which JSON leaves as they are.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path, _LARGEST).split("\n")
+    except UnreadableError as error:
         raise UsageError(f"{path}: cannot be read ({error}); give a JSONL file of texts") from error
     texts = []
     for number, line in enumerate(lines, 1):

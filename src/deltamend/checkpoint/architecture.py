@@ -24,7 +24,7 @@ _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("attention", re.compile(r"attn|attention|(^|\.)[qkvo]_proj\.", re.IGNORECASE)),
     ("mlp", re.compile(r"mlp|feed_forward|ffn|experts|(^|\.)(fc\d|fc_in|fc_out|(gate|up|down)_proj)\.", re.IGNORECASE)),
 )
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(\d{1,9})\.")
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_MODULES = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
 _EXPERTS = re.compile(r"(^|\.)experts?(\.|$)")

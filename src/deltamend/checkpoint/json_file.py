@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import stat
 from pathlib import Path
 from typing import Any
 
 from deltamend.errors import CheckpointError
+from deltamend.machine.bounded_files import UnreadableError, read_text
+from deltamend.machine.json_text import JsonError, parse_json
 
 MAX_JSON_BYTES = 200_000_000
 
@@ -34,17 +34,14 @@ def read_json_list(path: Path) -> list[Any]:
 
 def _read(path: Path) -> Any:
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its other end
-            raise CheckpointError(f"{path}: not a regular file; give the folder that save_pretrained wrote")
-        if found.st_size > MAX_JSON_BYTES:
-            raise CheckpointError(
-                f"{path}: larger than {MAX_JSON_BYTES} bytes, far more than such a file needs; check where it comes from"
-            )
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: missing; give the folder that save_pretrained wrote") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON; download it again") from error
+        text = read_text(path, MAX_JSON_BYTES)
+    except UnreadableError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise CheckpointError(f"{path}: missing; give the folder that save_pretrained wrote") from error
+        if isinstance(error.__cause__, OSError):
+            raise CheckpointError(f"{path}: cannot be read ({error}); check its permissions") from error
+        raise CheckpointError(f"{path}: {error}; give the folder that save_pretrained wrote") from error
+    try:
+        return parse_json(text)
+    except JsonError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}); download it again") from error

@@ -13,6 +13,8 @@ from deltamend.checkpoint.stray_weights import modules_of, reason_for_weights
 from deltamend.errors import CheckpointError
 
 _TOKENIZER = re.compile(r"tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab.*|merges\.txt|chat_template.*")
+_DEEPEST = 50
+"""Levels of folders in the folder of a model."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,12 @@ def with_tokenizer_of(sidecars: tuple[Sidecar, ...], adapter: Path) -> tuple[Sid
     return (*(file for file in sidecars if not _TOKENIZER.fullmatch(file.name)), *brought.values())
 
 
-def _walk(folder: Path, top: Path) -> Iterator[Path]:
+def _walk(folder: Path, top: Path, depth: int = 1) -> Iterator[Path]:
     """Files and links to files, and folders that are not entered, in the order of their names."""
+    if depth > _DEEPEST:
+        raise CheckpointError(
+            f"{top}: holds folders in more than {_DEEPEST} levels; remove what does not belong to the model"
+        )
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -88,7 +94,7 @@ def _walk(folder: Path, top: Path) -> Iterator[Path]:
         hidden = path.name.startswith(".")
         training = folder == top and (path.name.startswith("checkpoint-") or path.name == "runs")
         if is_folder and not hidden and not training:
-            yield from _walk(path, top)
+            yield from _walk(path, top, depth + 1)
         else:
             yield path
 

@@ -12,6 +12,10 @@ from deltamend.checkpoint.hashing import hash_file, tensor_hash
 from deltamend.checkpoint.manifest import Manifest, decode_manifest
 from deltamend.checkpoint.safetensors_header import read_header
 from deltamend.errors import CheckpointError
+from deltamend.machine.bounded_files import UnreadableError, entries_below, read_bytes
+
+_LARGEST = 1_000_000_000
+"""Bytes that a `deltamend.json` may have."""
 
 
 def verify(folder: str | os.PathLike[str]) -> list[str]:
@@ -31,19 +35,19 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
     """
     path = Path(folder)
     try:
-        if not (path / MANIFEST_FILE).is_file():  # reading a pipe would wait for its other end
-            raise CheckpointError(f"{path / MANIFEST_FILE}: missing; give a folder that deltamend wrote")
-        manifest = decode_manifest((path / MANIFEST_FILE).read_bytes())
-    except OSError as error:
+        manifest = decode_manifest(read_bytes(path / MANIFEST_FILE, _LARGEST))
+        entries = list(entries_below(path))
+    except UnreadableError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError)
         raise CheckpointError(
-            f"{path / MANIFEST_FILE}: cannot be read ({error.strerror}); give a folder that deltamend wrote"
+            f"{path / MANIFEST_FILE}: {'missing' if missing else f'cannot be read ({error})'}; give a folder that deltamend wrote"
         ) from error
     except ValueError as error:
         raise CheckpointError(
             f"{path / MANIFEST_FILE}: its text differs from the hash it records of itself; do not trust this folder"
         ) from error
     faults = _changed_files(path, manifest)
-    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file() or file.is_symlink()}
+    present = {file.relative_to(path).as_posix() for file in entries if file.is_file() or file.is_symlink()}
     added = sorted(present - {file.name for file in manifest.files} - {MANIFEST_FILE})
     faults += [f"{name}: not written by deltamend" for name in added]
     return faults + _changed_tensors(path, manifest)
@@ -68,12 +72,23 @@ def _changed_files(folder: Path, manifest: Manifest) -> list[str]:
     faults = []
     for written in manifest.files:
         file = folder / written.name
-        if not file.is_file():
+        if not _stays_inside(file, folder):
+            faults.append(f"{written.name}: leads out of the folder, and is not read")
+        elif not file.is_file():
             faults.append(f"{written.name}: missing")
-        elif (found := hash_file(file, written.name)) != written:
-            sizes = "" if found.size == written.size else f" ({found.size} bytes instead of {written.size})"
-            faults.append(f"{written.name}: changed{sizes}")
+        elif (size := file.stat().st_size) != written.size:
+            faults.append(f"{written.name}: changed ({size} bytes instead of {written.size})")
+        elif hash_file(file, written.name) != written:
+            faults.append(f"{written.name}: changed")
     return faults
+
+
+def _stays_inside(file: Path, folder: Path) -> bool:
+    """Whether a file lies in the folder, also where its name has `..` or it is a link."""
+    try:
+        return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
+    except ValueError:  # a NUL in the name
+        return False
 
 
 def _changed_tensors(folder: Path, manifest: Manifest) -> list[str]:

@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic import Field
 from deltamend.errors import EvaluationError, MethodError, UsageError, option
 from deltamend.evaluation.record import Evaluation
 from deltamend.inputs.open_models import open_checkpoint
+from deltamend.machine.temporary_folders import temporary_folder
 from deltamend.methods.interpolation import TaskArithmetic
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method
@@ -128,9 +128,9 @@ def tune(
     check_target(target, search.records["base"].tasks)
     report("fine-tuned", 0.0)
     search.records["finetuned"] = evaluate(Path(finetuned))
-    with tempfile.TemporaryDirectory(dir=work, prefix="deltamend-tune-") as folder:
+    with temporary_folder(work, "deltamend-tune-") as folder:
         for number, method in enumerate(candidates):
-            search.try_method(method, strengths, patience, Path(folder), _at(report, number / len(candidates)))
+            search.try_method(method, strengths, patience, folder, _at(report, number / len(candidates)))
     return search.found()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +16,7 @@ from deltamend.errors import UsageError
 from deltamend.evaluation.record import Evaluation
 from deltamend.evaluation.suite import Suite, read_suite, suite_of_tasks, tasks_with_folders
 from deltamend.machine.atomic import write_whole
+from deltamend.machine.temporary_folders import temporary_folder
 from deltamend.report.score_page import render_score_page
 from deltamend.report.score_tables import Table, tables_of_score, undefined_figures, weak_figures
 from deltamend.scoring.settings import make_settings
@@ -117,11 +117,11 @@ def tune(
         raise UsageError(f"--strengths {strengths!r}: give numbers separated by commas, such as 1,0.8,0.6") from None
     suites = [read_suite(reference) for reference in suite or []] + ([suite_of_tasks(task)] if task else [])
     tuning.check_target(target, [entry.name for entry, _ in tasks_with_folders(suites)])
-    with progress_bar(quiet, "tuning") as progress, tempfile.TemporaryDirectory(dir=work) as records:
+    with progress_bar(quiet, "tuning") as progress, temporary_folder(work) as records:
         found = tuning.tune(
             base,
             finetuned,
-            _evaluator(suites, Path(records), limit=limit, seed=seed, device=device),
+            _evaluator(suites, records, limit=limit, seed=seed, device=device),
             target=target,
             methods=[name.strip() for name in methods.split(",") if name.strip()],
             strengths=factors,

@@ -6,16 +6,20 @@ answer filters are lm-eval's, and a figure from local files is the figure from t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deltamend.errors import EvaluationError
+from deltamend.machine.bounded_files import UnreadableError, read_text
+from deltamend.machine.json_text import JsonError, parse_json
 
 ITEM_ID = "deltamend_id"
 """Column that carries an item's id through lm-eval."""
+
+_LARGEST = 1_000_000_000
+"""Bytes a file of items may have."""
 
 Item = dict[str, Any]
 
@@ -54,17 +58,16 @@ def read_items(path: Path) -> Iterator[tuple[str, Item]]:
 
 def _objects(path: Path) -> Iterator[tuple[int, Item]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise EvaluationError(f"{path}: cannot be read ({reason}); give a JSONL file") from error
+        lines = read_text(path, _LARGEST).split("\n")
+    except UnreadableError as error:
+        raise EvaluationError(f"{path}: cannot be read ({error}); give a JSONL file") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
-        except ValueError as error:
-            raise EvaluationError(f"{path}: line {number}: is not JSON; correct it") from error
+            item = parse_json(line)
+        except JsonError as error:
+            raise EvaluationError(f"{path}: line {number}: is not JSON ({error}); correct it") from error
         if not isinstance(item, dict):
             raise EvaluationError(f"{path}: line {number}: is not a JSON object; correct it")
         yield number, item

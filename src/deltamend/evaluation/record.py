@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Literal, Self
@@ -13,10 +12,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from deltamend.errors import EvaluationError
 from deltamend.machine.atomic import write_whole
+from deltamend.machine.bounded_files import UnreadableError, read_unpacked
+from deltamend.machine.json_text import MAX_OBJECTS, JsonError, check_size
 from deltamend.records import FiniteRecord, first_problem
 
-_LARGEST = 1 << 30
+_LARGEST = 500_000_000
 """Bytes a record may unpack to; more is refused rather than read into memory."""
+FARTHEST_SCORE = 1e100
+"""Largest size of a score, so that the squares and sums of scores are finite."""
 
 
 class ItemScore(FiniteRecord):
@@ -28,7 +31,11 @@ class ItemScore(FiniteRecord):
     prompt_hash: str = Field(
         description="SHA-256 of the whole prompt, the item and its right answer: items are compared only where these agree."
     )
-    score: float = Field(description="Higher is better; 0 to 1 for accuracies, unbounded for likelihoods.")
+    score: float = Field(
+        ge=-FARTHEST_SCORE,
+        le=FARTHEST_SCORE,
+        description="Higher is better; 0 to 1 for accuracies, any number for likelihoods.",
+    )
     loglikelihoods: tuple[float, ...] = Field(
         default=(), description="Log-likelihood of each choice, in nats; empty for generated answers."
     )
@@ -107,19 +114,11 @@ def read_evaluation(path: Path) -> Evaluation:
         EvaluationError: the file is missing, too large, or not a record.
     """
     try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            unpacked = zlib.decompressobj(wbits=31)
-            content = unpacked.decompress(content, _LARGEST)
-            if not unpacked.eof:
-                raise EvaluationError(f"{path}: unpacks to more than 1 GiB or breaks off; evaluate again")
+        content = read_unpacked(path, _LARGEST)
+        check_size(content, objects=MAX_OBJECTS)
         return Evaluation.model_validate_json(content)
-    except OSError as error:
-        raise EvaluationError(
-            f"{path}: cannot be read ({error.strerror}); give a file `deltamend evaluate` wrote"
-        ) from error
-    except zlib.error as error:
-        raise EvaluationError(f"{path}: is damaged ({error}); evaluate again") from error
+    except (UnreadableError, JsonError) as error:
+        raise EvaluationError(f"{path}: cannot be read ({error}); give a file `deltamend evaluate` wrote") from error
     except ValidationError as error:
         field, problem = first_problem(error)
         raise EvaluationError(

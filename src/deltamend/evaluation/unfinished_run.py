@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,12 @@ from pydantic import ValidationError
 from deltamend.errors import OutputError
 from deltamend.evaluation.record import TaskScores
 from deltamend.machine.atomic import write_whole
+from deltamend.machine.bounded_files import UnreadableError, read_bytes
+from deltamend.machine.json_text import MAX_OBJECTS, JsonError, check_size
 from deltamend.records import Record
+
+_LARGEST = 500_000_000
+"""Bytes the file may have."""
 
 
 class FinishedBenchmark(Record):
@@ -36,11 +42,13 @@ def read_finished(path: Path) -> dict[str, FinishedBenchmark]:
     Raises:
         OutputError: the work file is damaged.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     try:
-        return _UnfinishedRun.model_validate_json(path.read_bytes()).tasks
-    except (OSError, ValidationError) as error:
+        content = read_bytes(path, _LARGEST)
+        check_size(content, objects=MAX_OBJECTS)
+        return _UnfinishedRun.model_validate_json(content).tasks
+    except (UnreadableError, JsonError, ValidationError) as error:
         raise OutputError(f"{path}: is damaged; delete it and start again") from error
 
 

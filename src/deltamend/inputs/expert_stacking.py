@@ -13,7 +13,9 @@ from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.errors import PairingError
 from deltamend.inputs.computed_tensors import Concatenated, EntrySpan
 
-_EXPERT = re.compile(r"(?P<prefix>.+\.experts)\.(?P<number>\d+)\.(?P<part>w[123]|gate_proj|up_proj|down_proj)\.weight$")
+_EXPERT = re.compile(
+    r"(?P<prefix>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>w[123]|gate_proj|up_proj|down_proj)\.weight$"
+)
 _FUSED = re.compile(r"(?P<prefix>.+\.experts)\.(?P<part>gate_up_proj|down_proj)$")
 _PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _STACKED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}

@@ -6,6 +6,7 @@ import lzma
 import os
 import stat
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 _GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ"
@@ -15,6 +16,29 @@ _RATIO, _ALWAYS = 200, 10_000_000
 
 class UnreadableError(Exception):
     """A file cannot be read, or should not be; the text is the reason, without the file's name, fit to stand in brackets."""
+
+
+def entries_below(folder: Path, deepest: int = 50) -> Iterator[Path]:
+    """Everything in a folder and in the folders in it, which are not entered where they are links.
+
+    Args:
+        folder: the folder.
+        deepest: how many levels it may have.
+
+    Raises:
+        UnreadableError: it cannot be listed, or has more levels.
+    """
+    level = [folder]
+    for _ in range(deepest):
+        try:
+            entries = [path for one in level for path in sorted(one.iterdir())]
+        except OSError as error:
+            raise UnreadableError(error.strerror) from error
+        yield from entries
+        level = [path for path in entries if path.is_dir() and not path.is_symlink()]
+        if not level:
+            return
+    raise UnreadableError(f"folders in more than {deepest} levels")
 
 
 def read_bytes(path: Path, most: int) -> bytes:

@@ -81,7 +81,7 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str], *, progress: Prog
     """
     with open_checkpoint(a) as ours, open_checkpoint(b) as theirs:
         shared = [name for name in ours.tensors if name in theirs.tensors]
-        same = [name for name in shared if ours.tensors[name].shape == theirs.tensors[name].shape]
+        same = {name: None for name in shared if ours.tensors[name].shape == theirs.tensors[name].shape}
         total, done = sum(ours.tensors[name].nbytes for name in same) or 1, 0
         found, buffers = [], Buffers()
         for name in same:

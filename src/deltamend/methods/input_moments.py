@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.checkpoint.safetensors_header import Header, read_header
 from deltamend.errors import CheckpointError, FilterError, MethodError
+from deltamend.machine.json_text import parse_json
 from deltamend.methods.method import Counts, Deltas, TensorContext
 from deltamend.spectrum.blocks import Blocks, FloatArray
 
@@ -131,7 +131,7 @@ def _stored(path: Path, header: Header, name: str) -> npt.NDArray[Any] | None:
 def _read(path: Path, mtime_ns: int) -> tuple[Header, dict[str, str]]:  # noqa: ARG001 - read again when the file changes
     try:
         header = read_header(path)
-        same = json.loads(header.metadata.get(SAME_INPUT, "{}"))
+        same = parse_json(header.metadata.get(SAME_INPUT, "{}"))
     except (CheckpointError, ValueError) as error:
         raise MethodError(f"{path}: is no file of `deltamend calibrate activations` ({error})") from error
     known = header.metadata.get("activations") == VERSION

@@ -21,7 +21,7 @@ from deltamend.records import Record, first_problem
 Vectors = str | float
 """Where norms and biases come from: "finetuned", "base", or the share of the way from the base to the fine-tuned value."""
 
-_LAYERS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_LAYERS = re.compile(r"\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*", re.ASCII)
 
 
 class Rule(Record):
@@ -72,7 +72,10 @@ class Rule(Record):
             return False
         if self.kind is not None and kind_of(name) != self.kind:
             return False
-        return self.layers is None or layer_of(name) in _numbers(self.layers)
+        if self.layers is None:
+            return True
+        layer = layer_of(name)
+        return layer is not None and any(first <= layer <= last for first, last in _spans(self.layers))
 
 
 class MethodChoice:
@@ -175,9 +178,9 @@ def _fitting(given: object, name: str) -> list[object]:
 
 
 @lru_cache
-def _numbers(layers: str) -> frozenset[int]:
+def _spans(layers: str) -> tuple[tuple[int, int], ...]:
     spans = [part.split("-") for part in layers.split(",")]
-    return frozenset(number for span in spans for number in range(int(span[0]), int(span[-1]) + 1))
+    return tuple((int(span[0]), int(span[-1])) for span in spans)
 
 
 def _vector_method(vectors: Vectors) -> Method | None:

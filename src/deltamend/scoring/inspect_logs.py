@@ -123,6 +123,8 @@ def _read(file: Path) -> Any:
             f"{file}: is a log of inspect, and reading it needs inspect-ai ({error}): pip install 'deltamend[inspect]'"
         ) from error
     try:
+        if not file.is_file():
+            raise EvaluationError(f"{file}: not a regular file; give a log of inspect")
         size = file.stat().st_size
         if file.suffix == ".eval":
             with zipfile.ZipFile(file) as archive:

@@ -7,16 +7,18 @@ task, with a line for each item and filter. Everything in it is untrusted.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from deltamend.errors import EvaluationError, option
-from deltamend.evaluation.record import Evaluation, ItemScore, TaskScores
+from deltamend.evaluation.record import FARTHEST_SCORE, Evaluation, ItemScore, TaskScores
+from deltamend.machine.bounded_files import UnreadableError, entries_below, read_text
+from deltamend.machine.json_text import JsonError, check_size, parse_json
 from deltamend.records import first_problem
 
 METRICS = (
@@ -136,7 +138,11 @@ def _newest_first(path: Path) -> list[Path]:
     """The results files to read."""
     if path.is_file():
         return [path]
-    found = sorted(path.rglob("results_*.json"), key=lambda file: (file.name, str(file)), reverse=True)
+    try:
+        listed = [file for file in entries_below(path) if fnmatch(file.name, "results_*.json")]
+    except UnreadableError as error:
+        raise EvaluationError(f"{path}: cannot be read ({error}); give a folder that lm_eval wrote") from error
+    found = sorted(listed, key=lambda file: (file.name, str(file)), reverse=True)
     if not found:
         raise EvaluationError(
             f"{path}: has no results_*.json; give a folder that lm_eval wrote with --output_path and --log_samples, "
@@ -202,13 +208,11 @@ def _read_results(file: Path) -> _Run:
 
 def _content(file: Path) -> str:
     try:
-        if file.stat().st_size > _LARGEST:
-            raise EvaluationError(f"{file}: is larger than 1 GiB; evaluate fewer items or tasks at a time")
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise EvaluationError(f"{file}: cannot be read ({error.strerror}); run lm_eval with --log_samples") from error
-    except UnicodeDecodeError as error:
-        raise EvaluationError(f"{file}: is not text ({error.reason}); run lm_eval again") from error
+        text = read_text(file, _LARGEST)
+        check_size(text)
+    except (UnreadableError, JsonError) as error:
+        raise EvaluationError(f"{file}: cannot be read ({error}); run lm_eval with --log_samples") from error
+    return text
 
 
 def _groups(run: _Run) -> dict[str, list[str]]:
@@ -289,8 +293,8 @@ def _samples(file: Path, run: _Run, task: str) -> list[dict[str, Any]]:
     # Not splitlines: an answer may hold U+2028 or a form feed, which JSON leaves as they are.
     for number, text in enumerate(_content(path).removesuffix("\n").split("\n"), start=1):
         try:
-            line = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            line = parse_json(text)
+        except JsonError as error:
             raise EvaluationError(f"{path}: line {number} is not JSON; the run broke off, run it again") from error
         if not isinstance(line, dict):
             raise EvaluationError(f"{path}: line {number} is not a sample; run lm_eval again")
@@ -326,7 +330,7 @@ def _choose(file: Path, task: str, offered: list[str], wanted: str | None) -> st
 
 def _item(file: Path, task: str, prefix: str, line: Mapping[str, Any], metric: str) -> ItemScore:
     score, number, prompt = line.get(metric), line.get("doc_id"), line.get("prompt_hash")
-    if not isinstance(score, bool | int | float) or not math.isfinite(score):
+    if not isinstance(score, bool | int | float) or not abs(score) <= FARTHEST_SCORE:
         raise EvaluationError(f"{file}: task {task!r}: item {number}: {metric} is not a number; run it again")
     if not isinstance(number, int) or not isinstance(prompt, str):
         raise EvaluationError(

@@ -12,10 +12,14 @@ from pydantic import Field, ValidationError
 from deltamend.errors import EvaluationError
 from deltamend.evaluation.record import Evaluation
 from deltamend.machine.atomic import write_whole
+from deltamend.machine.bounded_files import UnreadableError, read_unpacked
+from deltamend.machine.json_text import MAX_OBJECTS, JsonError, check_size
 from deltamend.records import FiniteRecord
 
-_LARGEST = 1 << 30
+_LARGEST = 500_000_000
 """Bytes a record may unpack to; more is refused rather than read into memory."""
+_LONGEST = 1e12
+"""Seconds that anything may have taken."""
 TARGET, TARGET_LIKELIHOOD, OWN_ANSWERS, FORM = "target", "target_likelihood", "own_answers", "form"
 """Names of the study's own tasks in every evaluation; those of a further source of prompts have its name behind them."""
 
@@ -37,7 +41,7 @@ class FinetuneFacts(FiniteRecord):
     """How a fine-tuning went."""
 
     steps: int
-    seconds: float = Field(description="Wall time.")
+    seconds: float = Field(ge=0, le=_LONGEST, description="Wall time.")
     first_loss: float = Field(description="Nats a token of the answers, mean over the first tenth of the steps.")
     last_loss: float = Field(description="The same over the last tenth.")
     model_hash: str = Field(description="SHA-256 over the weight files.")
@@ -69,7 +73,7 @@ class RepairFacts(FiniteRecord):
     kept_rank: float | None = Field(
         default=None, description="Mean share of the singular values kept, where the method counts them."
     )
-    seconds: float
+    seconds: float = Field(ge=0, le=_LONGEST, description="Wall time.")
 
 
 class ModelRecord(FiniteRecord):
@@ -79,7 +83,7 @@ class ModelRecord(FiniteRecord):
     exam: str = Field(description="Hash of all questions and of how they were asked.")
     facts: RepairFacts | None = Field(default=None, description="None for the fine-tuned model.")
     evaluation: Evaluation
-    seconds: float | None = Field(default=None, description="Wall time of asking it.")
+    seconds: float | None = Field(default=None, ge=0, le=_LONGEST, description="Wall time of asking it.")
 
 
 class CellRecord(FiniteRecord):
@@ -148,15 +152,11 @@ def read_record(path: Path, kind: type[_Kept]) -> _Kept | None:
         EvaluationError: the file is damaged.
     """
     try:
-        unpacker = lzma.LZMADecompressor()
-        content = unpacker.decompress(path.read_bytes(), _LARGEST)
-        if not unpacker.eof:
-            raise EvaluationError(
-                f"{path}: unpacks to more than 1 GiB or breaks off; delete it and run the study again"
-            )
+        content = read_unpacked(path, _LARGEST)
+        check_size(content, objects=MAX_OBJECTS)
         return kind.model_validate_json(content)
-    except FileNotFoundError:
-        return None
-    except (OSError, lzma.LZMAError, ValidationError) as error:
+    except (UnreadableError, JsonError, ValidationError) as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
         reason = " ".join(str(error).split())[:200]
         raise EvaluationError(f"{path}: is damaged ({reason}); delete it and run the study again") from error

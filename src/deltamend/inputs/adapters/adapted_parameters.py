@@ -19,7 +19,7 @@ BASE_LAYER = ".base_layer"
 
 # A fused expert weight, and the weights that make it up where each expert is stored by itself.
 _SINGLE = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
-_ONE_EXPERT = re.compile(r"(?P<number>\d+)\.(?P<part>w[123]|gate_proj|up_proj|down_proj)\.weight")
+_ONE_EXPERT = re.compile(r"(?P<number>\d{1,9})\.(?P<part>w[123]|gate_proj|up_proj|down_proj)\.weight")
 
 
 @dataclass(frozen=True)

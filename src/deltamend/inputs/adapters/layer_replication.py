@@ -13,7 +13,7 @@ from deltamend.errors import CheckpointError
 from deltamend.inputs.computed_tensors import EntrySpan
 
 # The lists of layers that PEFT repeats: Llama's and its like, BERT's, and Falcon's.
-_LAYER = re.compile(r"((?:[\w.]*\.)?(?:layers|encoder\.layer|h)\.)(\d+)(\..+)")
+_LAYER = re.compile(r"((?:[\w.]*\.)?(?:layers|encoder\.layer|h)\.)(\d{1,9})(\..+)")
 _MOST_LAYERS = 10_000
 
 

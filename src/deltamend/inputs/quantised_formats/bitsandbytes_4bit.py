@@ -8,7 +8,6 @@ the scale is `nested_quant_map[code] · nested_absmax[nested block] + nested_off
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -30,6 +29,7 @@ from deltamend.inputs.quantised_formats.packed_weight import (
     whole,
 )
 from deltamend.inputs.quantised_formats.transposed import Transposed
+from deltamend.machine.json_text import JsonError, parse_json
 
 _STATE = re.compile(r"(?P<weight>.+)\.quant_state\.bitsandbytes__(?P<kind>nf4|fp4)$")
 _LONGEST_STATE = 4096
@@ -78,8 +78,8 @@ def _read_state(checkpoint: Checkpoint, state: StoredTensor) -> Mapping[str, Any
     if state.dtype != "U8" or state.elements > _LONGEST_STATE:
         raise fault(checkpoint, state, "is no short text of bytes")
     try:
-        said = json.loads(whole(checkpoint, state).tobytes())
-    except (ValueError, RecursionError) as error:
+        said = parse_json(whole(checkpoint, state).tobytes())
+    except JsonError as error:
         raise fault(checkpoint, state, "holds no JSON") from error
     if not isinstance(said, dict):
         raise fault(checkpoint, state, "holds no JSON object")
