@@ -23,6 +23,7 @@ from deltamend.language_models.loading import (
     transformers_module,
 )
 from deltamend.machine.atomic import whole_file
+from deltamend.machine.templates import limited_templates
 from deltamend.methods.input_moments import EIGENVALUES, SAME_INPUT, VERSION
 from deltamend.progress import Progress, ignore_progress
 
@@ -196,7 +197,10 @@ def opening_of_a_message(tokenizer: Any) -> list[int]:
         messages = [{"role": "user", "content": _MARK}]
         try:
             template = clockless_template(tokenizer)
-            text = tokenizer.apply_chat_template(messages, tokenize=False, chat_template=template, date_string=_DATE)
+            with limited_templates():
+                text = tokenizer.apply_chat_template(
+                    messages, tokenize=False, chat_template=template, date_string=_DATE
+                )
         except Exception as error:  # a template is a program, and may raise what it likes
             raise UsageError(
                 f"the chat template fails ({' '.join(str(error).split())[:200]}); give {option('texts')}"

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from deltamend.errors import EvaluationError
 from deltamend.evaluation.language_check import answered_in_words
 from deltamend.evaluation.local_items import ITEM_ID, Item, as_dataset, read_items
+from deltamend.machine.templates import TemplateLimitError, TemplateTextError, check_template, render_texts
 from deltamend.records import first_problem
 
 _ANSWER_TOKENS = 64
@@ -194,20 +195,16 @@ def _kind(item: Item) -> type[BaseModel] | None:
 
 
 def _asked(prompt: str) -> Callable[[Item], str]:
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    try:
-        template = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined).from_string(prompt)
-    except jinja2.TemplateError as error:
-        raise EvaluationError(f"prompt: {error}; correct the Jinja text") from error
-
     def ask(doc: Item) -> str:
         try:
-            return template.render(doc)
-        except jinja2.TemplateError as error:
+            return render_texts(prompt, [doc])[0]
+        except (TemplateTextError, TemplateLimitError) as error:
             raise EvaluationError(f"prompt: {error}; correct the Jinja text") from error
 
+    try:
+        check_template(prompt)
+    except (TemplateTextError, TemplateLimitError) as error:
+        raise EvaluationError(f"prompt: {error}; correct the Jinja text") from error
     return ask
 
 

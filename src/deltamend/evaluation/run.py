@@ -23,6 +23,7 @@ from deltamend.evaluation.suite import Suite, SuiteTask, chosen_suites, tasks_wi
 from deltamend.evaluation.third_party_output import third_parties_quiet
 from deltamend.evaluation.unfinished_run import FinishedBenchmark, read_finished, work_file, write_finished
 from deltamend.machine.digests import json_sha256
+from deltamend.machine.templates import limited_templates
 from deltamend.machine.versions import installed_versions
 from deltamend.progress import Progress, ignore_progress
 
@@ -207,7 +208,7 @@ def _ask_waiting(
     overall: _ProgressOfAll,
 ) -> None:
     """Ask what is not finished yet; each benchmark is added to `finished`, and written down, as soon as it is done."""
-    with third_parties_quiet():
+    with third_parties_quiet(), limited_templates():
         overall.doing("loading the model", len(finished))
         loader, lm = TaskLoader(), open_backend(source.name, backend, overall.within)
         for entry, folders in waiting:

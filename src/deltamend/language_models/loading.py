@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deltamend.errors import CheckpointError, DeltamendError
+from deltamend.machine.templates import limited_templates
 
 TODAY = date(2024, 7, 26)
 """The date that chat templates are told, so that the same inputs give the same tokens on every day."""
@@ -148,9 +149,10 @@ def chat_prompt(tokenizer: Any, question: str) -> list[int]:
     short prompt, and with it the time of everything the demo does.
     """
     messages = [{"role": "system", "content": ""}, {"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, chat_template=clockless_template(tokenizer)
-    )
+    with limited_templates():
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, chat_template=clockless_template(tokenizer)
+        )
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -83,15 +83,16 @@ def fresh_processes(
             raise
 
 
-def python_child(program: Path, variables: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def python_child(program: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a program of ours in a process of its own, which is spoken to over its stdin and stdout.
 
     Args:
         program: a Python file; it can import installed packages, and need not be able to import this one.
+        arguments: of the program.
         variables: environment variables of its own.
     """
     return subprocess.Popen(  # noqa: S603 - our own program, by our own interpreter
-        [sys.executable, "-P", os.fspath(program)],
+        [sys.executable, "-P", os.fspath(program), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

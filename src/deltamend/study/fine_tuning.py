@@ -19,6 +19,7 @@ from deltamend.errors import DeltamendError
 from deltamend.evaluation.third_party_output import third_parties_quiet
 from deltamend.language_models.loading import LoadedModel, load
 from deltamend.machine.atomic import publish
+from deltamend.machine.templates import limited_templates
 from deltamend.study.bf16_state import hold_in_bf16
 from deltamend.study.config import Regime
 from deltamend.study.questions import Question
@@ -71,7 +72,7 @@ def finetune(
     trl = _trl()
     import torch
 
-    with third_parties_quiet(), publish(out) as part:
+    with third_parties_quiet(), limited_templates(), publish(out) as part:
         model, tokenizer = _load(base, regime)
         losses: list[float] = []
         try:

@@ -9,17 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from deltamend.errors import DeltamendError, UsageError, option
 from deltamend.evaluation.lm_eval_tasks import find_file
 from deltamend.evaluation.local_items import read_items
+from deltamend.machine.templates import TemplateLimitError, TemplateTextError, check_template, render_texts
 from deltamend.study.config import Target
 from deltamend.study.exam_config import GeneralPrompts, GivenAnswers, Items
 
 _SUMS_SEED = 0
-_JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
 
 
 class Question(NamedTuple):
@@ -75,11 +72,9 @@ def general_questions(general: GeneralPrompts, data: Path | None) -> list[Questi
     Raises:
         DeltamendError: a file or a data set cannot be read, or an item lacks a field.
     """
-    wording = _wording("exam.general.question", general.question)
-    found = [
-        Question(name, wording(f"item {name}", fields), "", "")
-        for name, fields in _fields(general.items, data, "exam.general")
-    ]
+    items = list(_fields(general.items, data, "exam.general"))
+    worded = _worded("exam.general.question", general.question, items)
+    found = [Question(name, text, "", "") for (name, _), text in zip(items, worded, strict=True)]
     return spread([one for one in found if _short(general.items, one)], general.count)
 
 
@@ -90,10 +85,12 @@ def given_answers(given: GivenAnswers, data: Path | None) -> list[Question]:
         DeltamendError: a file or a data set cannot be read, or an item lacks a field.
     """
     where = f"exam.given_answers.{given.name}"
-    question, answer = _wording(f"{where}.question", given.question), _wording(f"{where}.answer", given.answer)
+    items = list(_fields(given.items, data, where))
+    questions = _worded(f"{where}.question", given.question, items)
+    answers = _worded(f"{where}.answer", given.answer, items)
     found = [
-        Question(name, *(dress(f"item {name}", fields) for dress in (question, answer, answer)))
-        for name, fields in _fields(given.items, data, where)
+        Question(name, question, answer, answer)
+        for (name, _), question, answer in zip(items, questions, answers, strict=True)
     ]
     return spread([one for one in found if _short(given.items, one) and one.answer], given.count)
 
@@ -110,13 +107,16 @@ def _both_sums(target: Target) -> bool:
 
 def _dressed(target: Target, items: Items, data: Path | None) -> list[Question]:
     where = f"targets.{target.name}"
-    question = _wording(f"{where}.question", target.question)
-    answer = _wording(f"{where}.answer", target.answer)
-    gold = _wording(f"{where}.gold", target.gold or target.answer)
-    found = [
-        Question(name, *(dress(f"item {name}", fields) for dress in (question, answer, gold)))
-        for name, fields in _fields(items, data, where)
+    named = list(_fields(items, data, where))
+    worded = [
+        _worded(f"{where}.{field}", text, named)
+        for field, text in (
+            ("question", target.question),
+            ("answer", target.answer),
+            ("gold", target.gold or target.answer),
+        )
     ]
+    found = [Question(name, *texts) for (name, _), *texts in zip(named, *worded, strict=True)]
     kept = [one for one in found if _short(items, one)]
     if _both_sums(target):  # every sum is in both: a tenth is for the test
         return kept[: len(kept) // 10] if items is target.test else kept
@@ -151,16 +151,14 @@ def _of_hub(items: Items, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]
     yield from ((str(number), row) for number, row in enumerate(rows))
 
 
-def _wording(where: str, text: str) -> Any:
+def _worded(where: str, text: str, items: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Each item put into words by a Jinja text, without blanks at both ends."""
     try:
-        template = _JINJA.from_string(text)
-    except jinja2.TemplateError as error:
+        check_template(text)
+        return [worded.strip() for worded in render_texts(text, [fields for _, fields in items])]
+    except TemplateTextError as error:
+        which = "" if error.item is None else f"item {items[error.item][0]}: "
+        advice = "correct the Jinja text" if error.item is None else "correct the Jinja text or the item"
+        raise UsageError(f"{where}: {which}{error}; {advice}") from error
+    except TemplateLimitError as error:
         raise UsageError(f"{where}: {error}; correct the Jinja text") from error
-
-    def dress(which: str, fields: Mapping[str, Any]) -> str:
-        try:
-            return template.render(fields).strip()
-        except Exception as error:  # whatever a user's text does to an item's fields
-            raise UsageError(f"{where}: {which}: {error}; correct the Jinja text or the item") from error
-
-    return dress
