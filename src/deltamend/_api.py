@@ -7,9 +7,10 @@ from typing import Unpack
 
 from deltamend.choosing.recommendation import recommend, refuse_with_auto
 from deltamend.errors import UsageError
-from deltamend.inputs.open_models import OpenPair
+from deltamend.inputs.open_models import OpenPair, model_and_adapter
 from deltamend.progress import Progress
 from deltamend.repairing import plan as planning
+from deltamend.repairing.adapter_layout import adapter_of_auto
 from deltamend.repairing.options import AUTO, RepairKeywords, RepairOptions, make_options, pair_of
 from deltamend.repairing.plan import RepairPlan
 from deltamend.repairing.repair_report import RepairReport
@@ -111,7 +112,7 @@ def plan_repair(
     if out is None:
         raise UsageError("OUT is missing; name the folder to write")
     wanted = make_options(RepairOptions, options)
-    check_methods(wanted)
+    check_methods(wanted, None if finetuned is None else str(finetuned))
     pair = pair_of(base, finetuned, wanted)
     try:
         return planning.plan_repair(
@@ -123,14 +124,20 @@ def plan_repair(
         raise
 
 
-def check_methods(options: RepairOptions) -> None:
+def check_methods(options: RepairOptions, finetuned: str | None) -> None:
     """Refuse methods, parameters and rules that are invalid, before a checkpoint is opened or downloaded.
+
+    Args:
+        options: of the repair.
+        finetuned: FINETUNED as it was given; None if the pair is open already.
 
     Raises:
         UsageError: one of them is, or something is asked for that `method="auto"` decides by itself.
     """
     if options.method == AUTO:
         refuse_with_auto(options)
+        if options.output == "adapter" and finetuned is not None and model_and_adapter(finetuned) is None:
+            raise UsageError(adapter_of_auto(f"{finetuned} is a whole model"))
         MethodChoice("none", None, options.rules, options.vectors)
     else:
         MethodChoice(options.method, options.parameters, options.rules, options.vectors)

@@ -257,7 +257,7 @@ def test_a_page_that_fails_all_the_same_says_that_out_is_whole(
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
-        (("--as", "adapter"), 2, "--method auto uses null-space, or wise-ft"),
+        (("--as", "adapter"), 2, "the methods that --method auto chooses from keep a low-rank update only"),
         (("--include", "("), 2, "is not a regular expression"),
         (("--vectors", "half"), 2, "--vectors: 'half'"),
         (("--rounding", "up"), 2, "--rounding"),

@@ -146,3 +146,10 @@ def test_a_delta_with_nan_is_refused(own: tuple[Path, Metric]) -> None:
 
     with pytest.raises(deltamend.FilterError, match="NaN"):
         kept(update, "two-sided", activations=own[0])
+
+
+def test_an_update_of_zero_stays_zero_where_the_sides_have_different_dtypes(own: tuple[Path, Metric]) -> None:
+    weight = update_of((5, 12)).bfloat16()
+    options: dict[str, Any] = {"method": "two-sided", "parameters": {"activations": own[0]}, "out_dtype": "fp32"}
+    found = deltamend.repair_state_dict({NAME: weight}, {NAME: weight.float()}, **options)
+    assert torch.equal(found.tensors[NAME], weight.float())

@@ -18,7 +18,6 @@ from deltamend.inputs.open_models import model_and_adapter, model_folder
 from deltamend.machine.cache import default_cache_dir
 from deltamend.machine.digests import fingerprint
 from deltamend.methods.input_moments import VERSION
-from deltamend.methods.registry import all_methods
 from deltamend.progress import Progress
 from deltamend.repairing.options import AUTO, Recommendation, RepairOptions
 
@@ -115,19 +114,13 @@ def refuse_with_auto(options: RepairOptions) -> None:
     """Refuse options that cannot be combined with `method="auto"`, before the base is run for minutes.
 
     Raises:
-        UsageError: parameters, rules or an adapter are requested.
+        UsageError: parameters or rules are given.
     """
     auto = option("method", AUTO)
     if options.parameters or options.rules:
         raise UsageError(
             f"{auto}: the method and its parameters are chosen automatically; leave out {option('parameters')} and "
             f"{option('rules')}, or name a method"
-        )
-    if options.output == "adapter":
-        able = ", ".join(name for name, kind in all_methods().items() if kind.low_rank)
-        raise UsageError(
-            f"{option('output', 'adapter')}: {auto} uses null-space, or wise-ft if the base cannot be run, and the update that "
-            f"these keep is not low-rank; use one of the methods {able}, or {option('output', 'checkpoint')}"
         )
 
 

@@ -123,7 +123,7 @@ def repair(
     console = Console(stderr=as_json, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
     asked = _asked(given, chosen)
     selection = {name: asked.pop(name) for name in PairOptions.model_fields if name in asked}
-    check_methods(make_options(RepairOptions, asked))  # before anything is opened or downloaded
+    check_methods(make_options(RepairOptions, asked), folders[1])  # before anything is opened or downloaded
     with opened_pair(folders[0], folders[1], make_options(PairOptions, selection)) as pair:
         if html is not None:
             _check_page(html, Path(folders[2]), pair)

@@ -29,6 +29,7 @@ class EqualEffect(Method):
     source: ClassVar[str] = "ours"
     summary: ClassVar[str] = "Scale every delta by one number, to the effect on the base's own texts that is allowed."
     whole_rows: ClassVar[bool] = True
+    keeps_rank: ClassVar[bool] = True
 
     activations: FilePath = Field(
         description="Safetensors file that `deltamend calibrate activations` made from the base model."

@@ -21,6 +21,7 @@ class WiseFT(Method):
     source: ClassVar[str] = "arXiv 2109.01903"
     summary: ClassVar[str] = "Interpolate: keep the share α of every delta."
     takes_vectors: ClassVar[bool] = True
+    keeps_rank: ClassVar[bool] = True
 
     alpha: float = Field(
         0.5, ge=0.0, le=1.0, description="Share of the delta that is kept: 0 is the base, 1 the fine-tuned model."
@@ -43,6 +44,7 @@ class TaskArithmetic(Weighted):
     source: ClassVar[str] = "arXiv 2212.04089"
     summary: ClassVar[str] = "Scale the delta by λ; with one model the same as wise-ft."
     takes_vectors: ClassVar[bool] = True
+    keeps_rank: ClassVar[bool] = True
 
     weight: float = weight_field(None)
 

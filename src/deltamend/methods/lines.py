@@ -29,6 +29,7 @@ class LiNeS(Method):
     source: ClassVar[str] = "arXiv 2410.17146"
     summary: ClassVar[str] = "Scale every delta by the depth of its layer: α in the first, 1 in the last."
     needs_survey: ClassVar[bool] = True
+    keeps_rank: ClassVar[bool] = True
 
     alpha: float = Field(0.0, ge=0.0, le=1.0, description="Share of the delta that is kept in the first layer.")
 

@@ -132,6 +132,7 @@ class Method(BaseModel, ABC):
         needs_survey: whether `apply` cannot do without what `survey` found.
         takes_vectors: whether it means anything for one-dimensional parameters.
         weighs_rows: whether what it filters has a `KeptDelta.metric`, by which rounding can be compensated.
+        keeps_rank: whether the rank of Δ* is never above that of Δ, so that the update of an adapter becomes one again.
         low_rank: whether Δ* is always Δ, 0, or what the factors of `KeptDelta.spectrum` give, so that an adapter holds it.
     """
 
@@ -145,6 +146,7 @@ class Method(BaseModel, ABC):
     needs_survey: ClassVar[bool] = False
     takes_vectors: ClassVar[bool] = False
     weighs_rows: ClassVar[bool] = False
+    keeps_rank: ClassVar[bool] = False
     low_rank: ClassVar[bool] = False
 
     def survey(self, deltas: Deltas) -> Any:  # noqa: ARG002 - most methods take each tensor by itself
@@ -156,7 +158,8 @@ class Method(BaseModel, ABC):
         """Decide what is kept of one delta.
 
         Args:
-            delta: Δ = W_ft − W_base, shape (m, n), float32 or float64, read block by block; never zero everywhere.
+            delta: Δ = W_ft − W_base, shape (m, n), float32 or float64, read block by block. It may be zero everywhere
+                where the dtypes of the two sides differ.
             context: the tensor it belongs to.
 
         Raises:

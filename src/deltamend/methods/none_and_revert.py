@@ -16,6 +16,7 @@ class NoRepair(Method):
     source: ClassVar[str] = "trivial"
     summary: ClassVar[str] = "Keep the fine-tuned weights."
     takes_vectors: ClassVar[bool] = True
+    keeps_rank: ClassVar[bool] = True
     low_rank: ClassVar[bool] = True
 
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:  # noqa: ARG002 - the same for every tensor

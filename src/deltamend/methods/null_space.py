@@ -42,6 +42,7 @@ class NullSpace(Method):
     )
     whole_rows: ClassVar[bool] = True
     weighs_rows: ClassVar[bool] = True
+    keeps_rank: ClassVar[bool] = True
 
     activations: FilePath = Field(
         description="Safetensors file that `deltamend calibrate activations` made from the base model."

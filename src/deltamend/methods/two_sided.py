@@ -46,6 +46,7 @@ class TwoSided(Method):
     summary: ClassVar[str] = "Keep what is large in the update compared with how much the base uses the same inputs."
     whole_rows: ClassVar[bool] = True
     weighs_rows: ClassVar[bool] = True
+    keeps_rank: ClassVar[bool] = True
 
     activations: FilePath = Field(
         description="Safetensors file that `deltamend calibrate activations` made from the base model."
@@ -98,7 +99,10 @@ class TwoSided(Method):
             return KeptDelta.identity("the file of activations has nothing of its input")
         if not base.values.any():
             return KeptDelta.identity("its input was always 0")
-        kept = self._metric_to_keep(delta, context)
+        squared = gram(delta)
+        if not np.trace(squared):
+            return KeptDelta.identity("base and fine-tuned are equal")
+        kept = self._metric_to_keep(squared, context)
         whole = kept + self.strength * moment(base)
         width = len(whole)
         whole[np.diag_indices(width)] += _ROUNDING * np.trace(whole) / width
@@ -121,14 +125,13 @@ class TwoSided(Method):
 
         return KeptDelta("filtered", "", weighed, metric=metric)
 
-    def _metric_to_keep(self, delta: Blocks, context: TensorContext) -> Array:
-        """A, shape (n, n) float64.
+    def _metric_to_keep(self, squared: Array, context: TensorContext) -> Array:
+        """A, shape (n, n) float64, in the place of ΔᵀΔ.
 
         Raises:
             FilterError: Δ holds NaN or infinity.
         """
-        width = delta.shape[1]
-        squared = gram(delta)
+        width = len(squared)
         if not np.isfinite(squared).all():
             raise FilterError(f"tensor {context.name!r}: the delta holds NaN or infinity")
         squared *= self.update * width / np.trace(squared)

@@ -32,6 +32,7 @@ from deltamend.inputs.model_layout import Parameter, layout_of
 from deltamend.inputs.pairing import Pairing, TensorPair
 from deltamend.methods.method import Method
 from deltamend.methods.registry import all_methods
+from deltamend.repairing.options import AUTO
 
 Kind = Literal["linear", "conv1d", "embedding", "other"]
 """How peft treats a module. A module of the kind "other" is saved whole, which is possible with any module."""
@@ -174,10 +175,11 @@ def _name_in_base(name: str, tensor: StoredTensor) -> str:
 
 def _refuse(pair: TensorPair, method: Method | None, outside: frozenset[str]) -> None:
     instead = f"use {_CHECKPOINT}"
-    if method is not None and len(pair.finetuned.shape) == 2 and not method.low_rank:
+    if method is not None and len(pair.finetuned.shape) == 2 and not writes_factors(method, pair):
         able = ", ".join(name for name, kind in all_methods().items() if kind.low_rank)
+        also = ", or give FINETUNED as BASE+ADAPTER" if method.keeps_rank else ""
         raise UsageError(
-            f"{_ADAPTER}: the update that {method.name} keeps is not low-rank; use one of the methods {able}, or {instead}"
+            f"{_ADAPTER}: the update that {method.name} keeps is not low-rank; use one of the methods {able}{also}, or {instead}"
         )
     if pair.base is None:
         raise UsageError(f"{_ADAPTER}: BASE has no tensor {pair.name!r} to add to; {instead}")
@@ -190,6 +192,25 @@ def _refuse(pair: TensorPair, method: Method | None, outside: frozenset[str]) ->
         raise UsageError(f"{_ADAPTER}: tensor {pair.name!r} is repaired in parts, whose factors differ; {instead}")
     if pair.name in outside and pair.action == "filter":
         raise UsageError(refusal_of_outside(pair.name))
+
+
+def writes_factors(method: Method, pair: TensorPair) -> bool:
+    """Whether what a method keeps of a matrix is low-rank: by itself, or as the update is an adapter's of known rank."""
+    return method.low_rank or (method.keeps_rank and has_known_rank(pair))
+
+
+def has_known_rank(pair: TensorPair) -> bool:
+    """Whether an adapter is all of the update of a matrix, or the adapter leaves the matrix alone."""
+    return pair.update_rank is not None or (pair.same_source and pair.base == pair.finetuned)
+
+
+def adapter_of_auto(why: str) -> str:
+    """The text of the error where an adapter cannot be written with `method="auto"`."""
+    able = ", ".join(name for name, kind in all_methods().items() if kind.low_rank)
+    return (
+        f"{_ADAPTER}: the methods that {option('method', AUTO)} chooses from keep a low-rank update only where FINETUNED is "
+        f"given as BASE+ADAPTER, and {why}; use one of the methods {able}, or {_CHECKPOINT}"
+    )
 
 
 def refusal_of_outside(name: str) -> str:

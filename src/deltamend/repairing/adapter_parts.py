@@ -24,6 +24,7 @@ from deltamend.matrices.delta import DeltaBlocks
 from deltamend.matrices.views import StoredMatrix
 from deltamend.methods.method import KeptDelta
 from deltamend.repairing.adapter_layout import AdapterPlan
+from deltamend.repairing.low_rank_update import UpdateFactors, update_factors
 from deltamend.repairing.rounded_factors import RoundedProduct, slices_of_block
 from deltamend.repairing.sinks import Norms
 from deltamend.repairing.to_checkpoint import FileSink
@@ -105,10 +106,12 @@ class PartSink:
         """See `Sink.write_columns`."""
         self._open_whole().write_columns(start, values, row)
 
-    def take_factors(self, delta: DeltaBlocks, kept: KeptDelta) -> Norms | None:
+    def take_factors(self, delta: DeltaBlocks, kept: KeptDelta, update_rank: int | None = None) -> Norms | None:
         """See `FactorSink.take_factors`."""
         if kept.outcome == "reverted":
             return Norms(delta=sum(_energy(block.values) for block in delta), unmoved=None)
+        if update_rank is not None and kept.spectrum is None and self._has_room(update_rank, delta.shape):
+            return self._write_update(update_factors(delta, kept, update_rank, self._pair.name))
         if kept.outcome != "filtered":
             return None
         found = kept.spectrum
@@ -116,8 +119,8 @@ class PartSink:
             raise OutputError(
                 f"tensor {self._pair.name!r}: the method did not return factors; use {option('output', 'checkpoint')}"
             )
-        if not self._places or found.rank * sum(found.shape) > math.prod(found.shape):
-            self._whole_dtype = self._wide  # the matrix itself is smaller than its factors
+        if not self._has_room(found.rank, found.shape):
+            self._whole_dtype = self._wide
             return None
         return self._write_factors(delta, found)
 
@@ -156,20 +159,46 @@ class PartSink:
             self._whole = FileSink(self._writer, tensor, columns, self._parts.stopped)
         return self._whole
 
+    def _has_room(self, rank: int, shape: tuple[int, int]) -> bool:
+        """Whether there is a place for factors, and they are smaller than the matrix itself."""
+        return bool(self._places) and rank * sum(shape) <= math.prod(shape)
+
+    def _open_factors(self, rank: int, shape: tuple[int, int]) -> tuple[StoredTensor, ...]:
+        """Create the part's file with room for the factors of a matrix, at every place where one is stored."""
+        lengths = {"left": shape[0], "right": shape[1]}
+        shapes = [
+            (rank, lengths[place.side]) if place.by_rank else (lengths[place.side], rank) for place in self._places
+        ]
+        return self._open([(place.key, self._wide, size) for place, size in zip(self._places, shapes, strict=True)])
+
+    def _write_update(self, found: UpdateFactors) -> Norms:
+        """Write the factors of an update whose rank is known, and measure their rounding."""
+        stored = self._open_factors(len(found.right), (len(found.left), found.right.shape[1]))
+        product = RoundedProduct(found.left, NUMPY_DTYPES[self._wide], self._pair.name)
+        self._write_side(stored, "left", 0, product.short.T)
+        self._write_side(stored, "right", 0, product.add(found.right))
+        norms = Norms(unmoved=None, delta=found.delta_energy)
+        product.measure(norms)
+        self._record_factors(stored)
+        return norms
+
+    def _record_factors(self, stored: Sequence[StoredTensor]) -> None:
+        if self._writer is None:
+            raise AssertionError("the part's file was opened above")
+        self._records = tuple(
+            AdapterRecord(
+                key=tensor.name, shape=tensor.shape, dtype=self._wide, xxh3=tensor_hash(self._writer.read(tensor))
+            )
+            for tensor in stored
+        )
+
     def _write_factors(self, delta: DeltaBlocks, found: SpectralFilter) -> Norms:
         """Write the factors L and R, each scaled by the square roots of the singular values, and measure their rounding."""
-        m, n = found.shape
-        lengths = {"left": m, "right": n}
-        dtype = self._wide
-        shapes = [
-            (found.rank, lengths[place.side]) if place.by_rank else (lengths[place.side], found.rank)
-            for place in self._places
-        ]
-        stored = self._open([(place.key, dtype, shape) for place, shape in zip(self._places, shapes, strict=True)])
+        stored = self._open_factors(found.rank, found.shape)
         short, long = ("left", "right") if found.wide else ("right", "left")
         strengths = np.sqrt(found.singular_values * found.gains)
         basis = np.asarray(found.basis, np.float64)
-        product = RoundedProduct(basis * strengths, NUMPY_DTYPES[dtype], self._pair.name)
+        product = RoundedProduct(basis * strengths, NUMPY_DTYPES[self._wide], self._pair.name)
         self._write_side(stored, short, 0, product.short.T)
         norms = Norms(unmoved=None)
         for start, _, values in delta:
@@ -178,12 +207,7 @@ class PartSink:
                 exact = found.coefficients(part) * (strengths / found.singular_values)[:, None]
                 self._write_side(stored, long, start + first, product.add(exact))
         product.measure(norms)
-        if self._writer is None:
-            raise AssertionError("the part's file was opened above")
-        self._records = tuple(
-            AdapterRecord(key=tensor.name, shape=tensor.shape, dtype=dtype, xxh3=tensor_hash(self._writer.read(tensor)))
-            for tensor in stored
-        )
+        self._record_factors(stored)
         return norms
 
     def _write_side(self, stored: Sequence[StoredTensor], side: str, start: int, values: Array) -> None:

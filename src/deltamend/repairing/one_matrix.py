@@ -105,7 +105,8 @@ def repair_matrix(
     else:
         kept = apply_method(job.method, delta, context, (base, finetuned))
         outcome = kept.outcome
-        taken = None if factor_sink is None else factor_sink.take_factors(delta, kept)
+        known_rank = job.update_rank if job.method.keeps_rank else None
+        taken = None if factor_sink is None else factor_sink.take_factors(delta, kept, known_rank)
         norms = taken or write_merged(delta, kept, (base, finetuned), sink, job.name, buffers, rounding=job.rounding)
     copy_rows(finetuned, (rows, finetuned.shape[0]), sink, context.name, buffers)
     return MatrixRepair(

@@ -25,7 +25,7 @@ from deltamend.machine.digests import json_sha256
 from deltamend.methods.hybrid import Hybrid
 from deltamend.methods.method import Method
 from deltamend.methods.registry import method_class
-from deltamend.repairing.adapter_layout import AdapterPlan, plan_adapter
+from deltamend.repairing.adapter_layout import AdapterPlan, adapter_of_auto, has_known_rank, plan_adapter
 from deltamend.repairing.estimate import RunEstimate, estimate_run
 from deltamend.repairing.options import AUTO, Recommendation, RepairOptions, with_recommendation
 from deltamend.repairing.rounding import check_rounding
@@ -224,6 +224,8 @@ def plan_repair(
         check_output(Path(out), [*pair.base.folders, *pair.finetuned.folders], overwrite=overwrite)
         # An unknown method in a rule is an error now, not after the minutes that the recommendation may take.
         MethodChoice("none", None, options.rules, options.vectors)
+        if options.output == "adapter":
+            _refuse_adapter_of_auto(pair.pairing, options)
         advice = _recommended(recommend)
         options = with_recommendation(options, advice)
     choice = MethodChoice(options.method, options.parameters, options.rules, options.vectors)
@@ -236,6 +238,20 @@ def plan_repair(
     )
     check_output(plan.out, plan.inputs, overwrite=overwrite)
     return plan
+
+
+def _refuse_adapter_of_auto(pairing: Pairing, options: RepairOptions) -> None:
+    """Refuse an adapter with `method="auto"` before the base is run, unless the update is an adapter's.
+
+    Raises:
+        UsageError: the rank of some matrix's update is not known.
+    """
+    pairs, methods = assign_methods(pairing, MethodChoice("none", None, options.rules, options.vectors))
+    unknown = [
+        pair.name for pair in pairs.pairs if pair.name in methods and pair.is_matrix and not has_known_rank(pair)
+    ]
+    if unknown:
+        raise UsageError(adapter_of_auto(f"the update of {unknown[0]!r} has no known rank"))
 
 
 def _refuse_empty_selection(options: RepairOptions, found: Pairing, chosen: Pairing) -> None:

@@ -51,8 +51,14 @@ class Norms:
 class FactorSink(Sink, Protocol):
     """A sink that can store the factors of a low-rank Δ* in place of the matrix, and nothing at all if Δ* = 0."""
 
-    def take_factors(self, delta: DeltaBlocks, kept: KeptDelta) -> Norms | None:
-        """Store the factors and return their norms; return None if the sink needs the matrix itself after all."""
+    def take_factors(self, delta: DeltaBlocks, kept: KeptDelta, update_rank: int | None = None) -> Norms | None:
+        """Store the factors and return their norms; return None if the sink needs the matrix itself after all.
+
+        Args:
+            delta: Δ of the matrix.
+            kept: what the method keeps of it.
+            update_rank: the rank of Δ, where it is an adapter's, and the method does not raise it.
+        """
 
 
 class PartOfSink:
