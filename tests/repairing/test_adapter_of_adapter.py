@@ -42,7 +42,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
-    model.save_pretrained(folder / "adapter")
+    model.save_pretrained(str(folder / "adapter"))
     moments = {}
     for name, weight in load_file(folder / "base" / "model.safetensors").items():
         if weight.ndim == 2:
