@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,8 @@ from transformers import (
 
 import deltamend
 from tests.inputs.checkpoints import Cli, mixtral, qwen3_moe, tuned
+from tests.inputs.numpy_pairs import body, normal, read, write
+from tests.inputs.numpy_pairs import tuned as with_noise
 from tests.reference import load
 
 
@@ -46,3 +49,47 @@ def test_experts_in_another_orientation_are_refused(tmp_path: Path, deltamend_cl
     assert printed.code == 1
     assert "BASE stacks its experts in another order or orientation" in printed.err
     assert printed.err.count("\n") == 1
+
+
+GATED = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+NAMINGS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "qwen": ("mlp.experts", "mlp.experts", GATED),
+    "mixtral": ("block_sparse_moe.experts", "mlp.experts", {"gate": "w1", "up": "w3", "down": "w2"}),
+    "numbered layers": ("mlp.experts", "mlp.experts", {"gate": "fc1", "up": "fc3", "down": "fc2"}),
+    "jamba": ("feed_forward.experts", "feed_forward.experts", GATED),
+    "nemotron-h, without a gate": ("mixer.experts", "mixer.experts", {"up": "up_proj", "down": "down_proj"}),
+}
+
+
+@pytest.mark.parametrize("fused_side", ["base", "finetuned"])
+@pytest.mark.parametrize("case", NAMINGS)
+def test_stacks_and_single_experts_belong_together_whatever_they_are_called(
+    case: str, fused_side: str, tmp_path: Path
+) -> None:
+    single, fused, parts = NAMINGS[case]
+    random = np.random.default_rng(0)
+    shared = body(random)
+    experts = {part: normal(random, (3, 16, 32) if part == "down" else (3, 24, 32)) for part in parts}
+    stacks = {"down_proj": experts["down"], "up_proj": experts["up"]}
+    if "gate" in experts:
+        stacks = {
+            "down_proj": experts["down"],
+            "gate_up_proj": np.concatenate([experts["gate"], experts["up"]], axis=1),
+        }
+    layouts = [
+        {f"model.layers.0.{fused}.{name}": stack for name, stack in stacks.items()},
+        {
+            f"model.layers.0.{single}.{number}.{parts[part]}.weight": stack[number]
+            for part, stack in experts.items()
+            for number in range(3)
+        },
+    ]
+    ours, theirs = layouts if fused_side == "base" else layouts[::-1]
+    finetuned = with_noise(random, shared | theirs)
+    write(tmp_path / "base", shared | ours)
+    write(tmp_path / "finetuned", finetuned)
+    deltamend.repair(tmp_path / "base", tmp_path / "finetuned", tmp_path / "out", method="revert")
+    out = read(tmp_path / "out")
+    assert out.keys() == finetuned.keys()
+    for name, tensor in out.items():
+        assert np.array_equal(tensor, (shared | theirs)[name] if tensor.ndim > 1 else finetuned[name]), name

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -16,6 +17,7 @@ from transformers import (
 import deltamend
 from tests.conftest import gpt2, llama, save_pair
 from tests.inputs.checkpoints import check, gemma, mixtral, neox, phi3, qwen3, qwen3_moe, tuned
+from tests.inputs.numpy_pairs import body, write
 from tests.reference import load
 
 
@@ -40,3 +42,17 @@ def test_dtypes_may_differ_between_the_sides(tmp_path: Path) -> None:
     half.save_pretrained(pair.base)
     deltamend.repair(pair.base, pair.finetuned, tmp_path / "out")
     assert check((load(pair.base), load(pair.finetuned)), load(tmp_path / "out")) == 16
+
+
+def test_an_adapter_alone_and_several_adapters_are_refused_with_what_to_give(tmp_path: Path) -> None:
+    model = write(tmp_path / "model", body(np.random.default_rng(0)))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    for sides in ((adapter, model), (model, adapter)):
+        with pytest.raises(
+            deltamend.CheckpointError, match=r"adapter: holds an adapter and no model; .*MODEL\+ADAPTER"
+        ):
+            deltamend.repair(*sides, tmp_path / "out", method="revert")
+    with pytest.raises(deltamend.CheckpointError, match="names several adapters; give one"):
+        deltamend.open_checkpoint(f"{model}+{adapter}+{adapter}")

@@ -14,11 +14,24 @@ from deltamend.errors import PairingError
 from deltamend.inputs.computed_tensors import Concatenated, EntrySpan
 
 _EXPERT = re.compile(
-    r"(?P<prefix>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>w[123]|gate_proj|up_proj|down_proj)\.weight$"
+    r"(?P<prefix>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>w[123]|fc[123]|gate_proj|up_proj|down_proj)\.weight$"
 )
-_FUSED = re.compile(r"(?P<prefix>.+\.experts)\.(?P<part>gate_up_proj|down_proj)$")
-_PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
-_STACKED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+_FUSED = re.compile(r"(?P<prefix>.+\.experts)\.(?P<part>gate_up_proj|gate_proj|up_proj|down_proj)$")
+_PARTS = {
+    "w1": "gate_proj",
+    "w3": "up_proj",
+    "w2": "down_proj",
+    "fc1": "gate_proj",
+    "fc3": "up_proj",
+    "fc2": "down_proj",
+}
+_STACKED = {
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "gate_proj": ("gate_proj",),
+    "up_proj": ("up_proj",),
+    "down_proj": ("down_proj",),
+}
+"""What each stack of experts is made of; experts without a gate, as Nemotron-H has, stack their up projections alone."""
 # Mixtral's module has another name in its files than in transformers 5.
 _MODULES = ("block_sparse_moe", "mlp")
 

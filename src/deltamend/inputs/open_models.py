@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from deltamend.checkpoint.checkpoint_folder import Checkpoint
-from deltamend.checkpoint.file_names import WEIGHTS_FILE
+from deltamend.checkpoint.file_names import ADAPTER_CONFIG_FILE, CONFIG_FILE, WEIGHTS_FILE
 from deltamend.checkpoint.manifest import ParentRecord
 from deltamend.checkpoint.quantised import refuse_quantised
 from deltamend.errors import CheckpointError
@@ -52,6 +52,9 @@ def open_checkpoint(model: str | os.PathLike[str]) -> Checkpoint:
     if parts is None:
         return _open_model(text)
     name, adapter = parts
+    inner = model_and_adapter(name)
+    if inner is not None and all(map(_is_there, inner)):
+        raise CheckpointError(f"{text}: names several adapters; give one, or a model that the others are merged into")
     checkpoint = _open_model(name)
     try:
         folder, said = find_adapter(_adapter_folder(adapter))
@@ -243,6 +246,10 @@ def model_folder(text: str) -> Path:
 
 def _open_model(text: str) -> Checkpoint:
     folder = model_folder(text)
+    if not (folder / CONFIG_FILE).exists() and (folder / ADAPTER_CONFIG_FILE).exists():
+        raise CheckpointError(
+            f"{folder}: holds an adapter and no model; give the model it was trained on and the adapter as MODEL+ADAPTER"
+        )
     checkpoint = open_any_folder(folder)
     try:
         if text.endswith(GGUF_SUFFIX):

@@ -188,6 +188,11 @@ def _refuse(pair: TensorPair, method: Method | None, outside: frozenset[str]) ->
             f"{_ADAPTER}: tensor {pair.name!r} has {pair.base.shape[0]} rows in BASE and {pair.finetuned.shape[0]} in "
             f"FINETUNED, and an adapter cannot resize it; {instead}"
         )
+    if any(not part.label for part in pair.submatrices):
+        raise UsageError(
+            f"{_ADAPTER}: tensor {pair.name!r} has rows of tokens that BASE does not have, or has elsewhere, which an adapter "
+            f"cannot hold; {instead}"
+        )
     if pair.submatrices:
         raise UsageError(f"{_ADAPTER}: tensor {pair.name!r} is repaired in parts, whose factors differ; {instead}")
     if pair.name in outside and pair.action == "filter":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import deltamend
-from tests.inputs.architectures import MULTIMODAL, build
+from tests.inputs.architectures import MULTIMODAL, VOCABULARY, build
 
 TOKENS = torch.arange(3, 13)[None]
 
@@ -83,6 +84,24 @@ def test_an_adapter_by_the_names_of_the_files_is_read_as_before(name: str, tmp_p
     assert_same_logits(name, model, tmp_path / "out")
     names, stored = (load_file(tmp_path / side / "model.safetensors").keys() for side in ("out", "base"))
     assert names - stored == ({"language_model.lm_head.weight"} - stored)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3_vl", "gemma3"])
+def test_more_tokens_are_written_where_a_part_of_the_config_states_their_number(name: str, tmp_path: Path) -> None:
+    model = build(name)
+    model.save_pretrained(tmp_path / "base")
+    model.resize_token_embeddings(VOCABULARY + 3, mean_resizing=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's own, of tied layers and gradient checkpointing
+        saved = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+        trained: Any = get_peft_model(model, saved)
+    trained.save_pretrained(str(tmp_path / "adapter"))
+    sides = tmp_path / "base", f"{tmp_path / 'base'}+{tmp_path / 'adapter'}"
+    deltamend.repair(*sides, tmp_path / "out", method="none", out_dtype="fp32")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["text_config"]["vocab_size"] == VOCABULARY + 3
+    assert_same_logits(name, trained.eval(), tmp_path / "out")
 
 
 def test_the_error_says_which_names_differ(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +34,9 @@ _SIDES: tuple[Role, Role] = ("A", "B")
 _EMBEDDING_SIDES: tuple[Role, Role] = ("embedding_A", "embedding_B")
 # The option that each extra tensor beside the factors belongs to.
 _ASKED_FOR_BY: Mapping[Role, str] = {"magnitude": "use_dora", "diagonal": "kasa_config", "bias": "lora_bias"}
-_TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
-"""Parts of a multimodal config.json that may state the size of the vocabulary."""
+_VOCABULARY = re.compile(r"(^|_)vocab_size(_|$)")
+"""Where a config.json, or a part of it such as `text_config`, states how many rows the embedding has."""
+_DEEPEST_PART = 3
 
 
 def add_adapter(checkpoint: Checkpoint, folder: Path) -> None:
@@ -235,12 +237,12 @@ def _check_fit(
         )
 
 
-def _with_vocabulary(config: Mapping[str, Any], before: int, now: int) -> dict[str, Any]:
-    """A config with another size of the vocabulary, in itself and in its text parts."""
+def _with_vocabulary(config: Mapping[str, Any], before: int, now: int, depth: int = _DEEPEST_PART) -> dict[str, Any]:
+    """A config with another size of the vocabulary, in itself and in its parts, wherever it states the old one."""
     grown = dict(config)
-    if config.get("vocab_size") == before:
-        grown["vocab_size"] = now
-    for key in _TEXT_PARTS:
-        if isinstance(config.get(key), dict):
-            grown[key] = _with_vocabulary(config[key], before, now)
+    for key, value in config.items():
+        if _VOCABULARY.search(key) and value == before:
+            grown[key] = now
+        elif isinstance(value, Mapping) and depth:
+            grown[key] = _with_vocabulary(value, before, now, depth - 1)
     return grown
