@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from pydantic import Field, FilePath, field_serializer
+from pydantic import Field
 
-from deltamend.methods.file_parameters import name_and_content
-from deltamend.methods.input_moments import effect_by_direction, inputs_of, refuse_other_model
+from deltamend.methods.activations_method import ActivationsMethod
+from deltamend.methods.input_moments import effect_by_direction
 from deltamend.methods.interpolation import scaled
-from deltamend.methods.method import Deltas, KeptDelta, Method, TensorContext
+from deltamend.methods.method import KeptDelta, TensorContext
 from deltamend.spectrum.blocks import Blocks
 
 
-class EqualEffect(Method):
+class EqualEffect(ActivationsMethod):
     """Δ* = s·Δ, s = min(1, effect/√(E‖Δx‖²/E‖W_base x‖²)), where x is an input of the layer in the base model.
 
     The control of null-space: it changes a layer's outputs on the base's own texts exactly as much, from the same file of
@@ -28,12 +27,8 @@ class EqualEffect(Method):
     name: ClassVar[str] = "equal-effect"
     source: ClassVar[str] = "ours"
     summary: ClassVar[str] = "Scale every delta by one number, to the effect on the base's own texts that is allowed."
-    whole_rows: ClassVar[bool] = True
     keeps_rank: ClassVar[bool] = True
 
-    activations: FilePath = Field(
-        description="Safetensors file that `deltamend calibrate activations` made from the base model."
-    )
     effect: float = Field(
         0.001,
         ge=0.0,
@@ -41,23 +36,13 @@ class EqualEffect(Method):
         description="Largest change of a layer's outputs on the base model's own texts, relative to these outputs (root mean square).",
     )
 
-    @field_serializer("activations")
-    def _name_and_content(self, path: Path) -> str:
-        return name_and_content(path, self.name)
-
-    def survey(self, deltas: Deltas) -> None:
-        """Refuse a file that was computed from another model; see `NullSpace.survey`."""
-        refuse_other_model(self.activations, deltas)
-
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
         """Scale one delta; see `Method.apply`."""
         if self.effect == 0.0:
             return KeptDelta.reverted("nothing is kept by the parameters")
-        inputs = inputs_of(self.activations, context, delta.shape[1])
-        if inputs is None:
-            return KeptDelta.identity("the file of activations has nothing of its input")
-        if not inputs.values.any():
-            return KeptDelta.identity("its input was always 0")
+        inputs = self.inputs(delta, context)
+        if isinstance(inputs, KeptDelta):
+            return inputs
         effects = effect_by_direction(delta, context, inputs)
         if effects is None:
             return KeptDelta.reverted("the base's outputs are 0 on its own texts, and any change is too much")

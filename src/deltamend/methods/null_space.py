@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from pydantic import Field, FilePath, field_serializer
+from pydantic import Field
 from scipy.optimize import brentq
 
-from deltamend.methods.file_parameters import name_and_content
-from deltamend.methods.input_moments import Inputs, effect_by_direction, inputs_of, refuse_other_model, squares
-from deltamend.methods.method import Deltas, KeptDelta, Method, TensorContext
+from deltamend.methods.activations_method import ActivationsMethod
+from deltamend.methods.input_moments import Inputs, effect_by_direction, squares
+from deltamend.methods.method import KeptDelta, TensorContext
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
 _DECADES = 12.0
 """λ is searched within this many powers of ten above and below the mean eigenvalue."""
 
 
-class NullSpace(Method):
+class NullSpace(ActivationsMethod):
     """Δ* = Δ·(I + C/λ)⁻¹, which minimises E‖Δ*x‖² + λ‖Δ* − Δ‖², where x is an input of the layer in the base model.
 
     C = E[xxᵀ] is the second moment of the layer's inputs, each scaled to length 1, over texts that the base model writes
@@ -40,13 +39,9 @@ class NullSpace(Method):
     summary: ClassVar[str] = (
         "Remove what the update does to inputs that are common in the base model's own texts; keep the rest."
     )
-    whole_rows: ClassVar[bool] = True
     weighs_rows: ClassVar[bool] = True
     keeps_rank: ClassVar[bool] = True
 
-    activations: FilePath = Field(
-        description="Safetensors file that `deltamend calibrate activations` made from the base model."
-    )
     effect: float = Field(
         0.001,
         ge=0.0,
@@ -65,28 +60,14 @@ class NullSpace(Method):
         description="λ in units of the mean eigenvalue of C, the same for every matrix; replaces `effect` and `share`.",
     )
 
-    @field_serializer("activations")
-    def _name_and_content(self, path: Path) -> str:
-        return name_and_content(path, self.name)
-
-    def survey(self, deltas: Deltas) -> None:
-        """Refuse a file that was computed from another model, and so holds the inputs of none of the matrices.
-
-        Raises:
-            MethodError: the file holds the inputs of no matrix, or cannot be read.
-        """
-        refuse_other_model(self.activations, deltas)
-
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
         """Remove from one delta what acts on common inputs; see `Method.apply`."""
         if self.ridge == 0.0 or (self.ridge is None and 0.0 in (self.effect, self.share)):
             return KeptDelta.reverted("nothing is kept by the parameters")
-        inputs = inputs_of(self.activations, context, delta.shape[1])
-        if inputs is None:
-            return KeptDelta.identity("the file of activations has nothing of its input")
+        inputs = self.inputs(delta, context)
+        if isinstance(inputs, KeptDelta):
+            return inputs
         mean = float(inputs.values.sum()) / delta.shape[1]
-        if mean == 0.0:
-            return KeptDelta.identity("its input was always 0")
         if self.ridge is not None:
             strength, reason = self.ridge * mean, ""
         else:

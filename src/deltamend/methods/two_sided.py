@@ -10,9 +10,10 @@ from pydantic import Field, FilePath, field_serializer, model_validator
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from deltamend.errors import FilterError
+from deltamend.methods.activations_method import ActivationsMethod
 from deltamend.methods.file_parameters import name_and_content
 from deltamend.methods.input_moments import Array, Inputs, inputs_of, refuse_other_model
-from deltamend.methods.method import Deltas, KeptDelta, Method, TensorContext
+from deltamend.methods.method import Deltas, KeptDelta, TensorContext
 from deltamend.spectrum.blocks import Block, Blocks, FloatArray
 
 _ROUNDING = 1e-10
@@ -21,7 +22,7 @@ _ENTRIES_AT_ONCE = 1 << 20
 """Of a delta, in float64, while ΔᵀΔ is summed: 8 MiB."""
 
 
-class TwoSided(Method):
+class TwoSided(ActivationsMethod):
     """Δ* = Δ·A(A + μB)⁻¹, which minimises ‖(Δ* − Δ)A^½‖² + μ‖Δ*B^½‖².
 
     B is the second moment of the layer's inputs over the base model's own texts, so the second term is what Δ* changes there.
@@ -44,13 +45,9 @@ class TwoSided(Method):
     name: ClassVar[str] = "two-sided"
     source: ClassVar[str] = "ours, after arXiv 2212.09849 and 2402.12048"
     summary: ClassVar[str] = "Keep what is large in the update compared with how much the base uses the same inputs."
-    whole_rows: ClassVar[bool] = True
     weighs_rows: ClassVar[bool] = True
     keeps_rank: ClassVar[bool] = True
 
-    activations: FilePath = Field(
-        description="Safetensors file that `deltamend calibrate activations` made from the base model."
-    )
     strength: float = Field(
         1.0,
         ge=0.0,
@@ -76,29 +73,23 @@ class TwoSided(Method):
             raise ValueError("target and target_activations go together; give both or neither")
         return self
 
-    @field_serializer("activations", "target_activations")
-    def _name_and_content(self, path: Path | None) -> str | None:
+    @field_serializer("target_activations")
+    def _target_name_and_content(self, path: Path | None) -> str | None:
         return None if path is None else name_and_content(path, self.name)
 
     def survey(self, deltas: Deltas) -> None:
-        """Refuse files that were computed from another model, and so hold the inputs of none of the matrices.
-
-        Raises:
-            MethodError: a file holds the inputs of no matrix, or cannot be read.
-        """
-        for path in (self.activations, self.target_activations):
-            if path is not None:
-                refuse_other_model(path, deltas)
+        """Refuse files that were computed from another model; see `ActivationsMethod.survey`."""
+        super().survey(deltas)
+        if self.target_activations is not None:
+            refuse_other_model(self.target_activations, deltas)
 
     def apply(self, delta: Blocks, context: TensorContext) -> KeptDelta:
         """Weigh one delta; see `Method.apply`."""
         if self.strength == 0.0:
             return KeptDelta.identity("a strength of 0 keeps everything")
-        base = inputs_of(self.activations, context, delta.shape[1])
-        if base is None:
-            return KeptDelta.identity("the file of activations has nothing of its input")
-        if not base.values.any():
-            return KeptDelta.identity("its input was always 0")
+        base = self.inputs(delta, context)
+        if isinstance(base, KeptDelta):
+            return base
         squared = gram(delta)
         if not np.trace(squared):
             return KeptDelta.identity("base and fine-tuned are equal")

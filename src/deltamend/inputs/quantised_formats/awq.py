@@ -16,9 +16,8 @@ from deltamend.checkpoint.checkpoint_folder import Array, Checkpoint, StoredTens
 from deltamend.checkpoint.file_names import CONFIG_FILE
 from deltamend.errors import CheckpointError
 from deltamend.inputs.quantised_formats.bit_fields import unpacked_integers
-from deltamend.inputs.quantised_formats.packed_columns import HeldArrays, PackedColumns
+from deltamend.inputs.quantised_formats.packed_columns import HeldArrays, PackedColumns, packed_modules
 from deltamend.inputs.quantised_formats.packed_weight import (
-    SCALE_DTYPES,
     ByRows,
     PackedWeight,
     fault,
@@ -26,7 +25,6 @@ from deltamend.inputs.quantised_formats.packed_weight import (
     quantisation_config,
 )
 
-_SUFFIX = ".qweight"
 _IN_ORDER = np.argsort([0, 2, 4, 6, 1, 3, 5, 7])
 """The place in its word of each output."""
 
@@ -38,11 +36,7 @@ def awq_weights(checkpoint: Checkpoint) -> Iterator[PackedWeight]:
         CheckpointError: a part of a weight is missing, damaged, or does not fit the others; or the layout is another.
     """
     held = HeldArrays()
-    for name, codes in list(checkpoint.tensors.items()):
-        if not name.endswith(_SUFFIX):
-            continue
-        module = name.removesuffix(_SUFFIX)
-        scales = part(checkpoint, checkpoint.tensors, codes, f"{module}.scales", SCALE_DTYPES)
+    for module, codes, scales in packed_modules(checkpoint):
         if len(codes.shape) == len(scales.shape) == 2 and codes.shape[1] * 8 == scales.shape[1]:
             _check_layout(checkpoint)
             yield _weight(checkpoint, module, codes, scales, held)

@@ -18,9 +18,8 @@ from deltamend.checkpoint.checkpoint_folder import Array, Checkpoint, StoredTens
 from deltamend.checkpoint.file_names import CONFIG_FILE
 from deltamend.errors import CheckpointError
 from deltamend.inputs.quantised_formats.bit_fields import unpacked_integers
-from deltamend.inputs.quantised_formats.packed_columns import HeldArrays, PackedColumns
+from deltamend.inputs.quantised_formats.packed_columns import HeldArrays, PackedColumns, packed_modules
 from deltamend.inputs.quantised_formats.packed_weight import (
-    SCALE_DTYPES,
     ByRows,
     PackedWeight,
     fault,
@@ -29,7 +28,6 @@ from deltamend.inputs.quantised_formats.packed_weight import (
     whole,
 )
 
-_SUFFIX = ".qweight"
 _BITS = (2, 3, 4, 8)
 _ZEROS_LESS_ONE = {"gptq": True, "gptq_v2": False}
 
@@ -41,11 +39,7 @@ def gptq_weights(checkpoint: Checkpoint) -> Iterator[PackedWeight]:
         CheckpointError: a part of a weight is missing, damaged, or does not fit the others; or the format is another.
     """
     held = HeldArrays()
-    for name, codes in list(checkpoint.tensors.items()):
-        if not name.endswith(_SUFFIX):
-            continue
-        module = name.removesuffix(_SUFFIX)
-        scales = part(checkpoint, checkpoint.tensors, codes, f"{module}.scales", SCALE_DTYPES)
+    for module, codes, scales in packed_modules(checkpoint):
         if len(codes.shape) == len(scales.shape) == 2 and codes.shape[1] == scales.shape[1]:
             yield _weight(checkpoint, module, codes, scales, held)
 

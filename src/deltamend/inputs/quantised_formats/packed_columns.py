@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from deltamend.checkpoint.checkpoint_folder import Array, Checkpoint, StoredTensor
-from deltamend.inputs.quantised_formats.packed_weight import whole
+from deltamend.inputs.quantised_formats.packed_weight import SCALE_DTYPES, part, whole
+
+_CODES = ".qweight"
+
+
+def packed_modules(checkpoint: Checkpoint) -> Iterator[tuple[str, StoredTensor, StoredTensor]]:
+    """The modules of GPTQ and AWQ in a checkpoint: the name of each, its stored codes and its stored scales.
+
+    Raises:
+        CheckpointError: codes have no scales beside them.
+    """
+    for name, codes in list(checkpoint.tensors.items()):
+        if name.endswith(_CODES):
+            module = name.removesuffix(_CODES)
+            yield module, codes, part(checkpoint, checkpoint.tensors, codes, f"{module}.scales", SCALE_DTYPES)
 
 
 @dataclass(frozen=True, eq=False)
