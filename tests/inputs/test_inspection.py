@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 import deltamend
 from deltamend.inputs.inspection import inspect_folder
 from tests.conftest import Pair, Printed
+from tests.inputs.architectures import build
 from tests.reference import load
 
 Cli = Callable[..., Printed]
@@ -35,6 +36,29 @@ def test_every_tensor_is_counted(llama_pair: Pair) -> None:
 def test_a_tied_head_is_said(float_pair: Pair, gpt2_pair: Pair) -> None:
     assert inspect_folder(float_pair.base).tied == "model.embed_tokens.weight"
     assert inspect_folder(gpt2_pair.base).tied == "transformer.wte.weight"
+
+
+@pytest.mark.slow
+def test_a_kind_follows_from_the_module_where_the_name_does_not_say(tmp_path: Path) -> None:
+    build("gpt_oss").save_pretrained(tmp_path / "text")
+    kinds = {entry.name: entry.kind for entry in inspect_folder(tmp_path / "text").tensors}
+    layer = "model.layers.0"
+    assert {
+        name: kinds[f"{layer}.{name}"] for name in ("mlp.experts.gate_up_proj", "mlp.experts.gate_up_proj_bias")
+    } == {
+        "mlp.experts.gate_up_proj": "expert",
+        "mlp.experts.gate_up_proj_bias": "bias",
+    }
+    assert kinds[f"{layer}.self_attn.q_proj.weight"] == "attention"
+    assert kinds["model.embed_tokens.weight"] == "embedding"
+    assert kinds["lm_head.weight"] == "head"
+
+
+def test_the_size_of_the_vocabulary_may_stand_in_a_part_of_the_config(own_pair: Pair) -> None:
+    path = own_pair.base / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({"architectures": ["SeeingModel"], "text_config": config}))
+    assert inspect_folder(own_pair.base).vocabulary == 200
 
 
 def test_quantised_weights_are_listed_with_the_reason(tmp_path: Path, deltamend_cli: Cli) -> None:

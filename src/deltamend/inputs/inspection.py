@@ -10,14 +10,17 @@ from typing import Any
 
 from pydantic import Field
 
-from deltamend.checkpoint.architecture import architecture_of, is_expert, kind_of, leaf_of, tied_head
+from deltamend.checkpoint.architecture import architecture_of, is_expert, kind_of, tied_head
 from deltamend.checkpoint.checkpoint_folder import StoredTensor
 from deltamend.checkpoint.file_names import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from deltamend.checkpoint.json_file import read_json
+from deltamend.checkpoint.quantised import is_packed
 from deltamend.checkpoint.safetensors_header import read_header
 from deltamend.errors import CheckpointError
 from deltamend.inputs.distributed_checkpoints.folders import open_any_folder
+from deltamend.inputs.model_layout import Parameter, layout_of
 from deltamend.inputs.open_models import model_folder, open_checkpoint
+from deltamend.inputs.resized_vocabulary import vocabulary_sizes
 from deltamend.records import Record
 
 
@@ -25,7 +28,10 @@ class TensorEntry(Record):
     """One tensor."""
 
     name: str
-    kind: str = Field(description="By its name: embedding, head, norm, expert, attention, mlp, bias, adapter or other.")
+    kind: str = Field(
+        description="What it belongs to: embedding, head, norm, expert, attention, mlp, bias, adapter or other. By its name, and by "
+        "the module that owns it where the name does not say."
+    )
     dtype: str = Field(description="By its safetensors name.")
     shape: tuple[int, ...]
     file: str
@@ -51,7 +57,7 @@ class Contents(Record):
     folder: str = Field(description="Its name.")
     architecture: str | None
     model_type: str | None
-    vocabulary: int | None = Field(description="`vocab_size` of the config.")
+    vocabulary: int | None = Field(description="`vocab_size` of the config, or of a part of it such as `text_config`.")
     tied: str | None = Field(description="The embedding the head shares its matrix with.")
     adapter_of: str | None = Field(description="The base an adapter names.")
     refused: str | None = Field(description="Why `deltamend repair` would refuse it, such as quantised weights.")
@@ -96,20 +102,20 @@ def inspect_folder(folder: str | os.PathLike[str]) -> Contents:
             for entry in read_header(file).entries
         ]
     tied = tied_head(config, [tensor.name for tensor in tensors])
-    vocabulary = config.get("vocab_size")
+    layout = layout_of(config, {tensor.name: tensor.shape for tensor in tensors if not is_packed(tensor)})
     base = adapter.get("base_model_name_or_path")
     return Contents(
         folder=Path(os.path.abspath(path)).name,  # noqa: PTH100 - resolve() would name a link's target
         architecture=architecture_of(config) or None,
         model_type=ascii(config["model_type"])[1:-1] if isinstance(config.get("model_type"), str) else None,
-        vocabulary=vocabulary if isinstance(vocabulary, int) else None,
+        vocabulary=next(vocabulary_sizes(config), None),
         tied=None if tied is None else tied[0],
         adapter_of=base if isinstance(base, str) else None,
         refused=None if adapter else refused,
         tensors=tuple(
             TensorEntry(
                 name=tensor.name,
-                kind=_kind(tensor.name),
+                kind=_kind(tensor.name, layout.get(tensor.name)),
                 dtype=tensor.dtype,
                 shape=tensor.shape,
                 file=tensor.file,
@@ -137,12 +143,14 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _kind(name: str) -> str:
+def _kind(name: str, parameter: Parameter | None) -> str:
     if name.startswith("base_model."):
         return "adapter"
-    if leaf_of(name) == "bias":
-        return "bias"
-    return "expert" if is_expert(name) else kind_of(name)
+    role = "other" if parameter is None else parameter.role
+    if role in {"bias", "norm"}:
+        return role
+    named = "expert" if is_expert(name) else kind_of(name)
+    return "embedding" if role == "embedding" and named != "head" else named
 
 
 def _total(tensors: Iterable[TensorEntry]) -> Total:

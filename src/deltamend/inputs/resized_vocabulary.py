@@ -36,7 +36,7 @@ class ResizedVocabulary:
         configs: tuple[Mapping[str, Any], Mapping[str, Any]],
         tokens: TokenRows | None = None,
     ) -> None:
-        self._sizes = tuple(frozenset(_vocabulary_sizes(config)) for config in configs)
+        self._sizes = tuple(frozenset(vocabulary_sizes(config)) for config in configs)
         # FINETUNED's side first, as everywhere in TokenRows.
         self._named = None if tokens is None else tuple(int(rows.max(initial=-1)) + 1 for rows in tokens.named)
         tables = [
@@ -91,11 +91,11 @@ def _same_width(finetuned: StoredTensor, base: StoredTensor) -> bool:
     return len(finetuned.shape) == len(base.shape) in (1, 2) and finetuned.shape[1:] == base.shape[1:]
 
 
-def _vocabulary_sizes(config: Mapping[str, Any], depth: int = 3) -> Iterator[int]:
+def vocabulary_sizes(config: Mapping[str, Any], depth: int = 3) -> Iterator[int]:
     """Every `vocab_size` of a config.json and of the parts in it, such as `text_config` or `llm_config`."""
     size = config.get("vocab_size")
     if isinstance(size, int):
         yield size
     for part in config.values() if depth else ():
         if isinstance(part, Mapping):
-            yield from _vocabulary_sizes(part, depth - 1)
+            yield from vocabulary_sizes(part, depth - 1)
