@@ -60,6 +60,12 @@ def test_a_cell_asks_every_model_and_a_second_run_asks_none(
     assert facts.kept_energy == pytest.approx(0.25, rel=1e-3)
     assert facts.realised_energy == pytest.approx(0.25, rel=1e-3)
     assert record.models["finetuned"].facts is None
+    kept = {
+        task: sum(item.response is not None for item in found.items)
+        for task, found in record.models["wise-ft-0.5"].evaluation.tasks.items()
+    }
+    assert {task for task, count in kept.items() if count} == {TARGET, FORM}
+    assert set(kept.values()) == {0, 2}  # and none to the prompts of a safety benchmark
     assert len(sat) == 4
     assert run(study, tmp_path / "out", data) == record
     assert len(sat) == 4

@@ -31,6 +31,8 @@ _SECRET = re.compile(r"key|token|credential|secret|password|auth|header", re.IGN
 """Names of a backend's arguments whose values are not written down."""
 _USER = re.compile(r"(?<=://)[^/@\s]*@")
 """A user name and password inside a URL, which are not written down either."""
+RESPONSES = "responses"
+"""Key of the settings of a record that holds generated answers."""
 _PACKAGES = ("deltamend", "lm_eval", "torch", "transformers", "datasets", "vllm")
 
 
@@ -286,7 +288,7 @@ def _settings(backend: BackendOptions, asking: AskOptions, *, local: bool) -> di
         for key, value in (backend.arguments or {}).items()
     }
     settings |= {"trust_remote_code": "yes"} if backend.trust_remote_code else {}
-    return settings | ({"responses": "kept"} if asking.keep_responses else {})
+    return settings | ({RESPONSES: "kept"} if asking.keep_responses else {})
 
 
 def _check_out(out: Path | None, *, resume: bool, overwrite: bool) -> None:

@@ -31,7 +31,7 @@ def equal_retention_sentences(found: EqualRetention) -> Iterator[str]:
             else "which does not tell it from the curve"
         )
         yield (
-            f"{group} ({len(cells)} cells, {straight.clusters} targets): {best.name} stands highest over the {found.curve} curve, "
+            f"{group} ({_counted(len(cells), 'cell')}, {_counted(straight.clusters, 'target')}): {best.name} stands highest over the {found.curve} curve, "
             f"by {_figure(straight)} of what was lost in straight lines and {_figure(smooth)} along smooth ones, {judged}."
         )
     unfit = [one for one in found.cells if not one.counts]
@@ -48,6 +48,10 @@ def equal_retention_sentences(found: EqualRetention) -> Iterator[str]:
         f"A benchmark is damaged where fine-tuning made it worse by more than {found.margin}. Intervals are by Student's t over "
         "targets, widened by what the items that cells share have in common. The best of many repairs looks better than it is."
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _highest(found: EqualRetention, group: str) -> RepairAtRetention | None:

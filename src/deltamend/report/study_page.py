@@ -34,6 +34,7 @@ from deltamend.report.study_tables import (
     rankings_table,
     repairs_table,
     safety_table,
+    sample_answers_tables,
     written_table,
 )
 from deltamend.scoring.metric import PARTS
@@ -87,7 +88,8 @@ def write_results(results: StudyResults, folder: Path) -> None:
     texts = {
         "README.md": results_markdown(results, list(plots)),
         "index.html": results_html(results, plots),
-        "results.json": rounded.model_dump_json(indent=1) + "\n",
+        # A study whose answers were not kept has the same bytes as before answers could be.
+        "results.json": rounded.model_dump_json(indent=1, exclude=None if results.samples else {"samples"}) + "\n",
         **{f"tables/{name}": text for name, text in study_csv_files(rounded).items()},
     }
     files = {name: text.encode() for name, text in texts.items()}
@@ -199,6 +201,7 @@ def sections(results: StudyResults) -> list[Section]:
         ),
         Section("What fine-tuning did to each capability", tables=(effects_table(results),), folded=True),
         Section("Every cell", plots=("cells.svg",), tables=(cells_table(results),), folded=True),
+        Section("What models answered", tables=tuple(sample_answers_tables(results)), folded=True),
         Section("Every repair tried", tables=(repairs_table(results),), folded=True),
         Section(
             "Other groups of cells",

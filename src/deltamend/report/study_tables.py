@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from textwrap import shorten
 
 from deltamend.report.score_tables import TITLES, Table, figure, p_value
 from deltamend.report.study_plots import by_combined, shown_group
@@ -11,6 +12,8 @@ from deltamend.scoring.across_cells import MeanOverCells
 from deltamend.scoring.result import Estimate
 from deltamend.study.findings.result_types import CHOOSING, CONFIRMATION, StudyResults
 
+_LONGEST_ANSWER = 80
+"""Characters."""
 _PARTS = ("healing", "preservation", "non_damage", "retention")
 
 
@@ -37,6 +40,19 @@ def main_table(results: StudyResults, group: str | None = None) -> Table:
         (*head, f"minus {best or 'best published'}", "… for cells like these"),
         tuple(rows),
     )
+
+
+def sample_answers_tables(results: StudyResults) -> Iterator[Table]:
+    """A table for each cell whose answers are shown; an item is named, as the data stay where they are."""
+    for of in results.samples:
+        rows = [
+            (
+                name,
+                *("–" if answer is None else shorten(answer, _LONGEST_ANSWER, placeholder=" …") for answer in answers),
+            )
+            for name, answers in of.answers.items()
+        ]
+        yield Table(f"Answers in {of.cell}", ("model", *of.asked), tuple(rows))
 
 
 def comparison_tables(results: StudyResults) -> Iterator[Table]:

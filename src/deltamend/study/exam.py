@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltamend.checkpoint.hashing import hash_file, hash_folder
@@ -13,8 +13,8 @@ from deltamend.evaluation.backend import BackendOptions
 from deltamend.evaluation.judges import judge_named
 from deltamend.evaluation.lm_eval_tasks import files_of
 from deltamend.evaluation.one_benchmark import AskOptions
-from deltamend.evaluation.record import Evaluation
-from deltamend.evaluation.run import run_benchmarks
+from deltamend.evaluation.record import Evaluation, TaskScores
+from deltamend.evaluation.run import RESPONSES, run_benchmarks
 from deltamend.evaluation.suite import Suite, SuiteTask
 from deltamend.machine.atomic import write_whole
 from deltamend.machine.digests import json_sha256
@@ -25,6 +25,8 @@ from deltamend.study.records import MISPLACED, TARGET, TARGET_LIKELIHOOD
 
 _ASKED = 2
 """Raised whenever the same questions are asked or scored in another way than before."""
+_KEPT, _LONGEST_ANSWER = 2, 200
+"""Answers of a benchmark that are kept as examples, and their characters."""
 _NEVER = "(?!)"
 """Matches nothing."""
 
@@ -116,8 +118,23 @@ def evaluate_on_exam(
     suites = [prepared.suite]
     suites += [prepared.form] if form else []
     suites += [prepared.safety] if safety and prepared.safety is not None else []
-    found = run_benchmarks(str(model), suites, backend=_backend(exam), asking=_asking(exam))
-    return found.evaluation.model_copy(update={"model": model.name})
+    asking = replace(_asking(exam), keep_responses=True)
+    found = run_benchmarks(str(model), suites, backend=_backend(exam), asking=asking).evaluation
+    shown = (TARGET, *(source.keeps_form for source in exam.sources if source.form))
+    tasks = {name: _with_few_answers(task, _KEPT if name in shown else 0) for name, task in found.tasks.items()}
+    settings = {name: value for name, value in found.settings.items() if name != RESPONSES}
+    return found.model_copy(update={"model": model.name, "tasks": tasks, "settings": settings})
+
+
+def _with_few_answers(task: TaskScores, kept: int) -> TaskScores:
+    """The answers to the first items alone, as examples on the page; none to prompts that may be harmful."""
+    items = [
+        item.model_copy(
+            update={"response": item.response[:_LONGEST_ANSWER] if item.response is not None and place < kept else None}
+        )
+        for place, item in enumerate(task.items)
+    ]
+    return task.model_copy(update={"items": tuple(items)})
 
 
 def own_answers(

@@ -48,6 +48,16 @@ class GridCoverage(FiniteRecord):
         return not self.missing and not self.missing_repairs
 
 
+class SampleAnswers(FiniteRecord):
+    """What the models of one cell answered to a few items."""
+
+    cell: str
+    asked: tuple[str, ...] = Field(description="Benchmark and id of each item; the items stay in the study's data.")
+    answers: dict[str, tuple[str | None, ...]] = Field(
+        description="Model to its answer to each item; none where it was not kept."
+    )
+
+
 class CellOutcome(FiniteRecord):
     """One cell: what fine-tuning did, and what each repair made of it."""
 
@@ -312,6 +322,9 @@ class StudyResults(FiniteRecord):
     written_differences: tuple[WrittenDifference, ...]
     safety: tuple[SafetyOutcome, ...]
     rankings: Rankings
+    samples: tuple[SampleAnswers, ...] = Field(
+        default=(), description="What models answered to a few items, where answers were kept."
+    )
     equal_retention: EqualRetention | None = Field(
         default=None, description="The primary measure; None where the study's file names none."
     )
