@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from deltamend.checkpoint.dtypes import NUMPY_DTYPES
+from deltamend.checkpoint.dtypes import NUMPY_DTYPES, itemsize
 from deltamend.checkpoint.file_names import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -23,6 +23,8 @@ from deltamend.checkpoint.file_names import (
 )
 from deltamend.checkpoint.json_file import read_json
 from deltamend.checkpoint.safetensors_header import Header, read_header
+from deltamend.checkpoint.tensor_rules import fault_of_tensor
+from deltamend.checkpoint.torch_file import read_torch_header
 from deltamend.errors import CheckpointError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -160,7 +162,15 @@ class Checkpoint:
             tensors: what `tensors` is from now on.
             computed: the sources of those that are computed as they are read, whether shown or used in computing others.
             notes: how it is now read, a sentence each.
+
+        Raises:
+            CheckpointError: a name or shape breaks the rules of `tensor_rules`.
         """
+        for name, tensor in tensors.items():
+            if fault := fault_of_tensor(name, tensor.shape, itemsize(tensor.dtype)):
+                raise CheckpointError(
+                    f"{self.folder}: tensor {name[:60]!a} cannot be read ({fault}); do not use this checkpoint"
+                )
         self.tensors = dict(tensors)
         self._computed.update(computed or {})
         self.notes += tuple(notes)
@@ -305,8 +315,6 @@ def _single_file(folder: Path) -> str:
 
 def _read_any(path: Path) -> Header:
     if path.suffix == TORCH_SUFFIX:
-        from deltamend.checkpoint.torch_file import read_torch_header  # torch, which safetensors do without
-
         return read_torch_header(path)
     return read_header(path)
 

@@ -2,19 +2,25 @@
 
 A pickle is a program that calls functions by their names. Here a name is looked up in a table of this project's own harmless
 functions, or stands for an `Inert` record that only remembers what it was given; every other name is refused.
+
+The unpickler is the one that Python's library writes in Python. The one in C takes memory for the largest number that a pickle
+gives to one of its objects, and crashes on a key that is nested deeply; here keys are looked at before they are used.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 PersistentLoad = Callable[[Any], Any]
 
 _TODAY = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 """What the older protocols of pickle, one of which torch.save uses, call modules of Python 3."""
+_DEEPEST = 100
+"""Containers inside each other. Real checkpoints have fewer than ten; Python's own functions fail at about a thousand."""
 
 
 class Inert:
@@ -47,7 +53,26 @@ class ForbiddenNameError(pickle.UnpicklingError):
     """A pickle names a function or class that the format has no need of."""
 
 
-class _Reader(pickle.Unpickler):
+def ordered_dict(pairs: Iterable[Any] = ()) -> OrderedDict[Any, Any]:
+    """The dictionary that a pickle makes by calling `collections.OrderedDict`."""
+    return OrderedDict((_checked_key(key), value) for key, value in pairs)
+
+
+def plain_set(items: Iterable[Any] = ()) -> set[Any]:
+    """The set that a pickle makes by calling `set`."""
+    return {_checked_key(item) for item in items}
+
+
+def _checked_key(key: Any) -> Any:
+    """A key of a dictionary or an entry of a set, which is a single value or a tuple of such."""
+    if isinstance(key, tuple) and any(isinstance(part, tuple) for part in key):
+        raise pickle.UnpicklingError("a key that is nested")
+    return key
+
+
+class _Reader(pickle._Unpickler):
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)  # type: ignore[assignment]
+
     def __init__(
         self, data: bytes, functions: Mapping[str, object], inert: tuple[str, ...], persistent: PersistentLoad | None
     ) -> None:
@@ -70,6 +95,25 @@ class _Reader(pickle.Unpickler):
         return self._persistent(identity)
 
 
+def _with_checked_keys(code: bytes, keys: Callable[[list[Any]], list[Any]]) -> None:
+    """Check what an opcode is about to use as keys; `keys` finds them among the values that it takes from the stack."""
+    original: Callable[[Any], None] = _Reader.dispatch[code[0]]
+
+    def checked(reader: Any) -> None:
+        for key in keys(reader.stack):
+            _checked_key(key)
+        original(reader)
+
+    _Reader.dispatch[code[0]] = checked
+
+
+_with_checked_keys(pickle.SETITEM, lambda stack: stack[-2:-1])
+_with_checked_keys(pickle.SETITEMS, lambda stack: stack[::2])  # what lies above the mark is a stack of its own
+_with_checked_keys(pickle.DICT, lambda stack: stack[::2])
+_with_checked_keys(pickle.ADDITEMS, lambda stack: stack)
+_with_checked_keys(pickle.FROZENSET, lambda stack: stack)
+
+
 def read_inert(
     data: bytes,
     functions: Mapping[str, object],
@@ -88,4 +132,27 @@ def read_inert(
         ForbiddenNameError: the pickle uses another name.
         Exception: of any kind, where the data is damaged.
     """
-    return _Reader(data, functions, inert, persistent).load()
+    found = _Reader(data, functions, inert, persistent).load()
+    _refuse_deep(found)
+    return found
+
+
+def _refuse_deep(found: object) -> None:
+    """Raise UnpicklingError for containers that are nested so deeply that comparing or printing them would fail."""
+    level, seen = [found], set[int]()
+    for _ in range(_DEEPEST):
+        inner: list[object] = []
+        for value in level:
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            if isinstance(value, dict):
+                inner += (*value.keys(), *value.values())
+            elif isinstance(value, list | tuple | set | frozenset):
+                inner += value
+            elif isinstance(value, Inert):
+                inner += (value.arguments, value.state)
+        level = [value for value in inner if isinstance(value, dict | list | tuple | set | frozenset | Inert)]
+        if not level:
+            return
+    raise pickle.UnpicklingError(f"containers more than {_DEEPEST} deep in each other")

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES, itemsize
-from deltamend.errors import CheckpointError
+from deltamend.checkpoint.tensor_rules import METADATA_NAME, fault_of_tensor
+from deltamend.errors import CheckpointError, option
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
-MAX_DIMENSIONS = 16
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,25 @@ def encode_header(
 
     Returns:
         The length field and header, and for each name the [start, stop) of its bytes from the start of the file.
+
+    Raises:
+        CheckpointError: a name or shape breaks the rules of `tensor_rules`, or all of them are too long for a header.
     """
-    table: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    table: dict[str, Any] = {METADATA_NAME: metadata} if metadata else {}
     position = 0
     for name, dtype, shape in tensors:
+        if fault := fault_of_tensor(name, shape, itemsize(dtype)):
+            raise CheckpointError(f"tensor {name[:60]!a} cannot be written ({fault}); rename or reshape it")
         nbytes = math.prod(shape) * itemsize(dtype)
         table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + nbytes]}
         position += nbytes
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"the names of {len(tensors)} tensors take more than {MAX_HEADER_BYTES:,} bytes, which no reader takes; write smaller "
+            f"files with {option('max_shard_size')}"
+        )
     base = 8 + len(text)
     offsets = {
         name: (base + table[name]["data_offsets"][0], base + table[name]["data_offsets"][1]) for name, _, _ in tensors
@@ -124,7 +134,7 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
 
 def _check(table: dict[str, Any], total: int, text: bytes, path: Path) -> Header:
     data_start = len(text)
-    metadata = table.pop("__metadata__", {})
+    metadata = table.pop(METADATA_NAME, {})
     if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
         raise CheckpointError(f"{path}: corrupt header (metadata must map text to text); download it again")
     if not all(_is_unicode(part) for item in metadata.items() for part in item):
@@ -149,20 +159,19 @@ def _check(table: dict[str, Any], total: int, text: bytes, path: Path) -> Header
 
 def _entry(name: str, value: Any, data_start: int, path: Path) -> HeaderEntry:
     """Check one tensor's entry by itself."""
-    if not name.isprintable():  # they reach terminals and pages
-        raise CheckpointError(f"{path}: tensor name {name!r} holds control characters; do not use this checkpoint")
     fault = f"{path}: corrupt header (tensor {name!r}: "
     if not isinstance(value, dict) or not {"dtype", "shape", "data_offsets"} <= value.keys():
         raise CheckpointError(fault + "dtype, shape or data_offsets missing); download it again")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not (isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS and all(_is_size(size) for size in shape)):
-        raise CheckpointError(fault + "shape is not a list of sizes); download it again")
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(_is_size(offset) for offset in offsets)):
         raise CheckpointError(fault + "data_offsets are not two positions); download it again")
     if not isinstance(dtype, str) or dtype not in NUMPY_DTYPES:
         raise CheckpointError(
             f"{path}: tensor {name!r} has dtype {dtype!r}, which deltamend cannot read; give it unquantised weights"
         )
+    wrong = "its shape is not a list of sizes" if not isinstance(shape, list) else ""
+    if wrong := wrong or fault_of_tensor(name, shape, itemsize(dtype)):
+        raise CheckpointError(f"{path}: tensor {name[:60]!a} cannot be read ({wrong}); do not use this checkpoint")
     if offsets[1] - offsets[0] != math.prod(shape) * itemsize(dtype):
         raise CheckpointError(fault + "shape and data_offsets disagree); download it again")
     return HeaderEntry(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])

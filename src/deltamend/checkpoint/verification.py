@@ -11,7 +11,7 @@ from deltamend.checkpoint.file_names import ADAPTER_FILE, MANIFEST_FILE
 from deltamend.checkpoint.hashing import hash_file, tensor_hash
 from deltamend.checkpoint.manifest import Manifest, decode_manifest
 from deltamend.checkpoint.safetensors_header import read_header
-from deltamend.errors import CheckpointError
+from deltamend.errors import CheckpointError, OutputError
 from deltamend.machine.bounded_files import UnreadableError, entries_below, read_bytes
 
 _LARGEST = 1_000_000_000
@@ -51,6 +51,29 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
     added = sorted(present - {file.name for file in manifest.files} - {MANIFEST_FILE})
     faults += [f"{name}: not written by deltamend" for name in added]
     return faults + _changed_tensors(path, manifest)
+
+
+def check_readable(folder: Path, manifest: Manifest) -> None:
+    """Read the headers of an output back before it is published, and compare them with the manifest.
+
+    Args:
+        folder: the complete output, in its work folder.
+        manifest: that describes it.
+
+    Raises:
+        OutputError: a file of weights cannot be read, or says something else of its tensors than the manifest does.
+    """
+    files = {ADAPTER_FILE} if manifest.is_adapter else {tensor.file for tensor in manifest.tensors}
+    try:
+        entries = [entry for file in sorted(files) for entry in read_header(folder / file).entries]
+    except CheckpointError as error:
+        raise OutputError(f"the output that was made cannot be read again, so it is not published: {error}") from error
+    wanted = {name: (shape, dtype) for name, (shape, dtype, _) in _written(manifest).items()}
+    if {entry.name: (entry.shape, entry.dtype) for entry in entries} != wanted or len(entries) != len(wanted):
+        raise OutputError(
+            f"{folder}: the headers that were written name other tensors than were planned, so the output is not published; please "
+            "report this"
+        )
 
 
 def _open(folder: Path, manifest: Manifest) -> Checkpoint:

@@ -23,7 +23,7 @@ from deltamend.checkpoint.manifest import (
 )
 from deltamend.checkpoint.output_checks import check_output
 from deltamend.checkpoint.publishing import WorkFolder, remove_leftovers
-from deltamend.checkpoint.verification import verify
+from deltamend.checkpoint.verification import check_readable, verify
 from deltamend.errors import UsageError, option
 from deltamend.inputs.pairing import TensorPair
 from deltamend.machine.threads import Workers
@@ -92,6 +92,7 @@ def run_plan(
             manifest = _write_everything(plan, work, team, device, progress or ignore_progress, started)
             text = encode_manifest(manifest)
             work.write_file(MANIFEST_FILE, text)
+            check_readable(work.staged, manifest)
             for checkpoint in (plan.base, plan.finetuned):
                 checkpoint.check_unchanged()
             plan.check_method_files()

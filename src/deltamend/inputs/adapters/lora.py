@@ -11,9 +11,10 @@ from typing import Any
 from deltamend.checkpoint.architecture import module_of, tied_head
 from deltamend.checkpoint.checkpoint_folder import Checkpoint, ComputedTensor, StoredTensor
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
-from deltamend.checkpoint.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, TORCH_ADAPTER_FILE
+from deltamend.checkpoint.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, TORCH_ADAPTER_FILE, TORCH_SUFFIX
 from deltamend.checkpoint.json_file import read_json
 from deltamend.checkpoint.safetensors_header import read_header
+from deltamend.checkpoint.torch_file import read_torch_header
 from deltamend.errors import CheckpointError
 from deltamend.inputs.adapters.adapted_parameters import AdaptedParameters, Target
 from deltamend.inputs.adapters.adapted_weights import (
@@ -77,12 +78,7 @@ def _open_adapter(folder: Path, config: dict[str, Any]) -> Checkpoint:
     for name in (ADAPTER_FILE, TORCH_ADAPTER_FILE):
         path = folder / name
         if path.exists():
-            if path.suffix == ".bin":
-                from deltamend.checkpoint.torch_file import read_torch_header  # torch
-
-                header = read_torch_header(path)
-            else:
-                header = read_header(path)
+            header = read_torch_header(path) if path.suffix == TORCH_SUFFIX else read_header(path)
             return Checkpoint(folder, config, {name: header}, has_index=False)
     raise CheckpointError(f"{folder}: no {ADAPTER_FILE}; give the folder that PEFT's save_pretrained wrote")
 
