@@ -60,7 +60,12 @@ def test_a_damaged_file_is_made_again(pair: Pair) -> None:
     whole = file.read_bytes()
     stale = whole.replace(f'"activations":"{VERSION}"'.encode(), f'"activations":"{"0" * len(VERSION)}"'.encode())
     assert stale != whole
-    for damaged in (whole[:-1], stale):
+    data = 8 + int.from_bytes(whole[:8], "little")
+    names = whole.replace(b"up_proj", b"UP_proj")
+    flips = [
+        whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in (data, (data + len(whole)) // 2, len(whole) - 1)
+    ]
+    for damaged in (whole[:-1], stale, names, *flips):
         file.write_bytes(damaged)
         advice = deltamend.recommend(pair.base)
         assert "read in 48 texts" in advice.reason

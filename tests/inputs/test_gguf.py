@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,3 +99,34 @@ def test_a_full_disk_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\); .*DELTAMEND_CACHE"):
         gguf_file.unpacked(tmp_path / "good.gguf")
     assert not any((tmp_path / "cache").iterdir())
+
+
+def _unpacks_content(gguf: Path, out: Path, *, dtype: str) -> None:
+    assert dtype == "float32"
+    (out / "model.safetensors").write_bytes(gguf.read_bytes()[-8:])
+
+
+def test_two_files_that_differ_anywhere_are_two_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one name, one size, one time and one beginning: only the whole content tells them apart."""
+    monkeypatch.setenv("DELTAMEND_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(gguf_file, "unpack_gguf", _unpacks_content)
+    folders = []
+    for side in ("base", "finetuned"):
+        (tmp_path / side).mkdir()
+        file = tmp_path / side / "model.gguf"
+        file.write_bytes(bytes((1 << 24) + 1) + side[:4].encode() * 2)
+        os.utime(file, ns=(1, 1))
+        folders.append(gguf_file.unpacked(file))
+    assert folders[0] != folders[1]
+    assert [(folder / "model.safetensors").read_bytes() for folder in folders] == [b"basebase", b"finefine"]
+
+
+def test_a_damaged_folder_is_unpacked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DELTAMEND_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(gguf_file, "unpack_gguf", _unpacks_content)
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" * 4)
+    folder = gguf_file.unpacked(tmp_path / "a.gguf")
+    (folder / "model.safetensors").write_bytes(b"GGUFGGU ")
+    assert gguf_file.unpacked(tmp_path / "a.gguf") == folder
+    assert (folder / "model.safetensors").read_bytes() == b"GGUFGGUF"
+    assert list((tmp_path / "cache").iterdir()) == [folder]

@@ -170,3 +170,31 @@ def test_a_folder_that_is_removed_is_gone_at_once(tmp_path: Path, monkeypatch: p
             remove(folder)
     (left,) = tmp_path.iterdir()
     assert left.match(".model-*.part")
+
+
+KILLED = (
+    "import os, signal\nfrom pathlib import Path\nfrom deltamend.machine.atomic import publish, whole_file\n"
+    "with {call} as part:\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+)
+
+
+@pytest.mark.parametrize("in_cache", [False, True])
+def test_what_a_killed_process_left_is_deleted_and_what_a_living_one_makes_is_not(
+    tmp_path: Path, in_cache: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if in_cache:
+        monkeypatch.setenv("DELTAMEND_CACHE", str(tmp_path))
+    names = ("model", "other")
+    for call in (f"publish(Path({str(tmp_path)!r}, {name!r}))" for name in names):
+        assert subprocess.run([sys.executable, "-c", KILLED.format(call=call)], check=False).returncode == -9
+    (tmp_path / ".model-notes").mkdir()
+    (tmp_path / ".model-mine.part").write_text("a file, which is nothing that we make")
+    assert len(list(tmp_path.glob(".*-????????.part"))) == (1 if in_cache else 2)  # the second has deleted the first
+    with whole_file(tmp_path / "model") as living:
+        living.write_text("first")
+        write_whole(tmp_path / "model", "second")
+        assert living.exists()
+    left = {path.name.split("-")[0] for path in tmp_path.glob(".*-????????.part")}
+    assert left == (set() if in_cache else {".other"})
+    assert (tmp_path / "model").read_text() == "first"
+    assert {path.name for path in tmp_path.iterdir()} >= {".model-notes", ".model-mine.part"}

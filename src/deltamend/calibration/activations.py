@@ -24,7 +24,7 @@ from deltamend.language_models.loading import (
 )
 from deltamend.machine.atomic import whole_file
 from deltamend.machine.templates import limited_templates
-from deltamend.methods.input_moments import EIGENVALUES, SAME_INPUT, VERSION
+from deltamend.methods.input_moments import CONTENT, EIGENVALUES, SAME_INPUT, VERSION, content_digest
 from deltamend.progress import Progress, ignore_progress
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def write_activations(
     for name in list(moments):  # each C makes room for its eigenvectors
         directions[name], directions[f"{name}{EIGENVALUES}"] = principal_directions(moments.pop(name))
     with whole_file(out) as temporary:
-        save_file(directions, temporary, metadata=described(same))
+        save_file(directions, temporary, metadata=described(same, directions))
     return count
 
 
@@ -136,9 +136,16 @@ def _of_stored(
     return {members[0]: moments[name] for name, members in groups.items()}, shared
 
 
-def described(same: dict[str, str]) -> dict[str, str]:
-    """The metadata of an activations file; `same` maps a weight to the weight whose input it shares."""
-    return {"format": "pt", "activations": VERSION, SAME_INPUT: json.dumps(same, sort_keys=True)}
+def described(same: dict[str, str], directions: dict[str, torch.Tensor]) -> dict[str, str]:
+    """The metadata of an activations file.
+
+    Args:
+        same: maps a weight to the weight whose input it shares.
+        directions: the tensors of the file, by name.
+    """
+    shared = json.dumps(same, sort_keys=True)
+    digest = content_digest({name: tensor.numpy() for name, tensor in directions.items()}, shared)
+    return {"format": "pt", "activations": VERSION, SAME_INPUT: shared, CONTENT: digest}
 
 
 def principal_directions(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -71,7 +71,7 @@ def _checked_key(key: Any) -> Any:
 
 
 class _Reader(pickle._Unpickler):
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)  # type: ignore[assignment]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(
         self, data: bytes, functions: Mapping[str, object], inert: tuple[str, ...], persistent: PersistentLoad | None

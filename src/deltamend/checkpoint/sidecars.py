@@ -11,6 +11,7 @@ from pathlib import Path
 from deltamend.checkpoint.file_names import CARD_FILE, FINETUNED_CARD_FILE, INDEX_FILE, MANIFEST_FILE, TORCH_INDEX_FILE
 from deltamend.checkpoint.stray_weights import modules_of, reason_for_weights
 from deltamend.errors import CheckpointError
+from deltamend.machine.checked_folder import CONTENTS_FILE
 
 _TOKENIZER = re.compile(r"tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab.*|merges\.txt|chat_template.*")
 _DEEPEST = 50
@@ -56,7 +57,7 @@ def list_sidecars(
     left_out: list[LeftOut] = []
     for path in _walk(folder, folder):
         name = path.relative_to(folder).as_posix()
-        if name in weight_files or name in {INDEX_FILE, TORCH_INDEX_FILE}:
+        if name in weight_files or name in {INDEX_FILE, TORCH_INDEX_FILE, CONTENTS_FILE}:
             continue
         if reason := _reason_to_leave(path, name) or reason_for_weights(path, name, modules, tensors):
             left_out.append(LeftOut(name if name.isprintable() else ascii(name), reason))

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-import tempfile
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from deltamend.checkpoint.hashing import hash_folder
-from deltamend.checkpoint.safetensors_header import read_header
-from deltamend.errors import CheckpointError, OutputError, UsageError, option
+from deltamend.errors import OutputError, UsageError, option
 from deltamend.inputs.open_models import model_and_adapter, model_folder
+from deltamend.machine.atomic import folder_beside
 from deltamend.machine.cache import default_cache_dir
 from deltamend.machine.digests import fingerprint
-from deltamend.methods.input_moments import VERSION
+from deltamend.methods.input_moments import VERSION, is_whole
 from deltamend.progress import Progress
 from deltamend.repairing.options import AUTO, Recommendation, RepairOptions
 
@@ -72,7 +70,7 @@ def recommend(
     }
     file = (cache or default_cache_dir()) / f"activations-{fingerprint(settings)}.safetensors"
     known = file.exists()
-    if known and not _is_complete(file):  # `null-space` would refuse it, in this run and in every later one
+    if known and not is_whole(file):  # `null-space` would refuse it, in this run and in every later one
         known = False
         try:
             file.unlink(missing_ok=True)
@@ -124,27 +122,20 @@ def refuse_with_auto(options: RepairOptions) -> None:
         )
 
 
-def _is_complete(file: Path) -> bool:
-    try:
-        return read_header(file).metadata.get("activations") == VERSION
-    except CheckpointError:
-        return False
-
-
 @contextmanager
 def _first_to_write(file: Path) -> Iterator[Path]:
     """Yield a temporary file to write, which becomes `file` unless another run has made `file` meanwhile.
 
     The file of the other run stays, because it may be in use already.
     """
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{file.stem}-", dir=file.parent))
-    except OSError as error:
-        raise OutputError(
-            f"{file.parent}: cannot be written to ({error.strerror}); set DELTAMEND_CACHE to another folder"
-        ) from error
-    own = folder / file.name
-    try:
+    with ExitStack() as held:
+        try:
+            folder = held.enter_context(folder_beside(file))
+        except OSError as error:
+            raise OutputError(
+                f"{file.parent}: cannot be written to ({error.strerror}); set DELTAMEND_CACHE to another folder"
+            ) from error
+        own = folder / file.name
         yield own
         try:
             os.link(own, file)
@@ -152,8 +143,6 @@ def _first_to_write(file: Path) -> Iterator[Path]:
             pass
         except OSError:  # the file system has no hard links
             own.replace(file)
-    finally:
-        shutil.rmtree(folder)
 
 
 def _instead(why: str) -> Recommendation:

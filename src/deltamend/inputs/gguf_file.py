@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from deltamend.checkpoint.hashing import hash_file
 from deltamend.errors import CheckpointError
 from deltamend.language_models.loading import quiet_transformers, transformers_module
-from deltamend.machine.atomic import disk_is_full, publish
+from deltamend.machine.atomic import disk_is_full
 from deltamend.machine.cache import default_cache_dir
-from deltamend.machine.digests import fingerprint
+from deltamend.machine.checked_folder import checked_folder
+from deltamend.machine.digests import json_sha256
 
 
 def unpacked(gguf: Path) -> Path:
     """The folder in deltamend's cache to which a GGUF file is unpacked, in fp32 so that nothing is rounded twice.
 
-    The whole model is held in memory once, while it is unpacked.
+    The folder is that of the file's whole content, and is unpacked again if it was damaged. The whole model is held in memory
+    once, while it is unpacked.
 
     Raises:
         CheckpointError: transformers cannot read the file.
         OutputError: the cache cannot be written.
     """
-    stat = gguf.stat()
-    with gguf.open("rb") as file:
-        head = hashlib.sha256(
-            file.read(1 << 24)
-        ).hexdigest()  # two files with the same times are seldom the same so far
-    source = {"head": head, "bytes": stat.st_size, "modified": stat.st_mtime_ns, "dtype": "float32"}
-    folder = default_cache_dir() / f"gguf-{gguf.stem}-{fingerprint(source)}"
-    if not folder.is_dir():
-        with publish(folder, keep=True) as part, quiet_transformers():
-            try:
+    source = {"sha256": hash_file(gguf, gguf.name).sha256, "dtype": "float32"}
+
+    def unpack(part: Path) -> None:
+        try:
+            with quiet_transformers():
                 unpack_gguf(gguf, part, dtype="float32")
-            except Exception as error:  # transformers and tokenizers raise of all kinds on a file they do not know
-                if disk_is_full(error):  # which says nothing of the file; `publish` says where
-                    raise
-                reason = " ".join(str(error).split())[:200]
-                raise CheckpointError(
-                    f"{gguf}: transformers cannot read it ({reason}); give a safetensors folder"
-                ) from error
-    return folder
+        except Exception as error:  # transformers and tokenizers raise of all kinds on a file they do not know
+            if disk_is_full(error):  # which says nothing of the file; `publish` says where
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"{gguf}: transformers cannot read it ({reason}); give a safetensors folder"
+            ) from error
+
+    return checked_folder(default_cache_dir() / f"gguf-{gguf.stem}-{json_sha256(source)[:32]}", unpack)
 
 
 def unpack_gguf(gguf: Path, out: Path, *, dtype: str) -> None:

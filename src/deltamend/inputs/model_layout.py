@@ -320,10 +320,16 @@ def _source(module: str) -> str | None:
 
 
 def _read_cache(file: Path) -> dict[str, Parameter] | None:
-    """What an earlier run found; None where there is nothing that can be read."""
+    """What an earlier run found; None where there is nothing that can be read, or it was damaged since."""
     try:
-        return {name: Parameter(**fields) for name, fields in read_json(file).items()}
-    except (DeltamendError, TypeError):
+        kept = read_json(file)
+        found = kept["parameters"]
+        return (
+            {name: Parameter(**fields) for name, fields in found.items()}
+            if kept["sha256"] == json_sha256(found)
+            else None
+        )
+    except (DeltamendError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -332,6 +338,7 @@ def _write_cache(file: Path, found: Mapping[str, Parameter]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(file) as temporary:
-            temporary.write_text(json.dumps({name: asdict(parameter) for name, parameter in found.items()}))
+            parameters = {name: asdict(parameter) for name, parameter in found.items()}
+            temporary.write_text(json.dumps({"parameters": parameters, "sha256": json_sha256(parameters)}))
     except (OSError, DeltamendError):
         return

@@ -1,20 +1,27 @@
-"""Atomic writes: a file or folder appears complete or not at all."""
+"""Atomic writes: a file or folder appears complete or not at all.
+
+What is written lies in a hidden folder beside its place until it is complete. The process that made that folder holds a lock on
+it, so that what a killed process left is known by its lock being free, and is deleted by the next one that writes there.
+"""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
+import shutil
 import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from deltamend.errors import OutputError
 from deltamend.machine.cache import default_cache_dir
 
+_SUFFIX = ".part"
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Error numbers that say that a file may not grow: the disk, the quota or the largest size of a file is reached."""
 
@@ -32,8 +39,8 @@ def whole_file(path: Path) -> Iterator[Path]:
             before, and no temporary file is left.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", suffix=".part", dir=path.parent) as folder:
-            temporary = Path(folder, path.name)
+        with folder_beside(path) as folder:
+            temporary = folder / path.name
             temporary.touch()
             mode = stat.S_IMODE(temporary.stat().st_mode)
             yield temporary
@@ -62,7 +69,7 @@ def _write_errors() -> tuple[type[Exception], ...]:
 def publish(folder: Path, *, keep: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `folder` to write into; rename it to `folder` on success, delete it on any failure.
 
-    A process that is killed meanwhile leaves at most a `.part` folder behind, which is never read. The output of a repair is
+    A process that is killed meanwhile leaves at most a `.part` folder behind, which is never read; see `folder_beside`. The output of a repair is
     published by `checkpoint.publishing` instead, which can also resume, syncs to the disk, and exchanges folders in one step.
 
     Args:
@@ -117,11 +124,77 @@ def remove(folder: Path) -> None:
 
 
 @contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path` for what is to become `path`; it is deleted at the end.
+
+    What killed processes left beside the same path is deleted first; in the cache, whatever path it was for.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    own = f".{path.name}-"
+    _sweep(path.parent, "." if path.parent == default_cache_dir() else own)
+    made, lock = _made_and_locked(path.parent, own)
+    try:
+        yield made
+    finally:
+        try:
+            shutil.rmtree(made, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _made_and_locked(parent: Path, prefix: str) -> tuple[Path, int]:
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=prefix, suffix=_SUFFIX, dir=parent))
+        # Another process may have taken it for a leftover in the moment before it was locked.
+        if (lock := _locked(made, unlocked=True)) is not None:
+            return made, lock
+
+
+def _locked(folder: Path, *, unlocked: bool = False) -> int | None:
+    """A descriptor of a folder that holds its lock; None where another process holds it, or the folder is gone.
+
+    Args:
+        folder: the folder.
+        unlocked: whether to go on without a lock where the file system has none.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        if unlocked:
+            return descriptor
+        os.close(descriptor)
+        return None
+    if os.fstat(descriptor).st_nlink:
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _sweep(parent: Path, prefix: str) -> None:
+    """Delete the folders that `folder_beside` made with this prefix and whose process was killed; what fails is left there."""
+    with suppress(OSError):
+        for left in list(parent.iterdir()):
+            ours = left.name.startswith(prefix) and left.name.endswith(_SUFFIX)
+            if ours and (lock := _locked(left)) is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
+
+
+@contextmanager
 def _beside(folder: Path) -> Iterator[Path]:
-    with _output_errors(folder):
-        made = tempfile.TemporaryDirectory(prefix=f".{folder.name}-", suffix=".part", dir=folder.parent)
-    with made as aside:
-        yield Path(aside)
+    with ExitStack() as held:
+        with _output_errors(folder):
+            aside = held.enter_context(folder_beside(folder))
+        yield aside
 
 
 @contextmanager

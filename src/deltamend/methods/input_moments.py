@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES
 from deltamend.checkpoint.safetensors_header import Header, read_header
@@ -18,12 +20,37 @@ from deltamend.spectrum.blocks import Blocks, FloatArray
 
 SAME_INPUT = "same_input"
 """Key in the metadata of an activations file: JSON that maps a weight to the weight whose input it shares."""
+CONTENT = "content"
+"""Key in the metadata of an activations file: the hash that `content_digest` gives."""
 VERSION = "4"
 """Version of the format of an activations file; stored under the key `activations` of its metadata."""
 EIGENVALUES = ".eigenvalues"
 """Suffix of the tensor that holds the eigenvalues of a weight; the eigenvectors have the name of the weight itself."""
 
 Array = npt.NDArray[np.float64]
+
+
+def content_digest(tensors: Mapping[str, npt.NDArray[Any]], shared: str) -> str:
+    """XXH3-128 of the names, shapes and values of an activations file, and of what it says under the key SAME_INPUT."""
+    digest = xxhash.xxh3_128(shared.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {list(tensors[name].shape)}".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is one of `deltamend calibrate activations` of this version, with every value as it was written."""
+    try:
+        header = read_header(path)
+        known = header.metadata
+        if known.get("activations") != VERSION or CONTENT not in known:
+            return False
+        stored = {entry.name: _stored(path, header, entry.name) for entry in header.entries}
+    except (CheckpointError, FilterError, OSError):
+        return False
+    tensors = {name: tensor for name, tensor in stored.items() if tensor is not None}
+    return content_digest(tensors, known.get(SAME_INPUT, "")) == known[CONTENT]
 
 
 def refuse_other_model(activations: Path, deltas: Deltas) -> None:

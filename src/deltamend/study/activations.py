@@ -13,7 +13,7 @@ from deltamend.calibration.activations import write_activations
 from deltamend.checkpoint.hashing import hash_folder
 from deltamend.machine.digests import fingerprint
 from deltamend.machine.threads import one_thread_each
-from deltamend.methods.input_moments import VERSION
+from deltamend.methods.input_moments import VERSION, is_whole
 from deltamend.study.base_model import Workplace
 from deltamend.study.config import OWN, TRAINING_EXAMPLES, ModelEntry, Target
 from deltamend.study.questions import spread, training_questions
@@ -33,10 +33,12 @@ def activations_of(place: Workplace, model: ModelEntry, base: Path) -> Path:
     wanted = place.study.own_texts
     digest = fingerprint([VERSION, hash_folder(base), wanted.model_dump()])
     file = place.model_folder(f"activations-{model.name}-{digest}.safetensors")
-    if not file.exists():
+    if not is_whole(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with one_thread_each():
-            write_activations(base, file, samples=wanted.samples, tokens=wanted.tokens, seed=wanted.seed)
+            write_activations(
+                base, file, samples=wanted.samples, tokens=wanted.tokens, seed=wanted.seed, overwrite=True
+            )
     return file
 
 
@@ -61,11 +63,13 @@ def target_activations_of(place: Workplace, target: Target, tuned: Path, texts: 
         return file
     with one_thread_each(), tempfile.TemporaryDirectory() as folder:
         if texts == OWN:
-            write_activations(tuned, file, samples=wanted.samples, tokens=wanted.tokens, seed=wanted.seed)
+            write_activations(
+                tuned, file, samples=wanted.samples, tokens=wanted.tokens, seed=wanted.seed, overwrite=True
+            )
         else:
             lines = Path(folder, "training.jsonl")
             lines.write_text("".join(f"{json.dumps(one)}\n" for one in asked), encoding="utf-8")
-            write_activations(tuned, file, texts=lines, chat=True, tokens=_LONGEST_EXAMPLE)
+            write_activations(tuned, file, texts=lines, chat=True, tokens=_LONGEST_EXAMPLE, overwrite=True)
     return file
 
 
