@@ -35,7 +35,7 @@ def content_digest(tensors: Mapping[str, npt.NDArray[Any]], shared: str) -> str:
     digest = xxhash.xxh3_128(shared.encode())
     for name in sorted(tensors):
         digest.update(f"{name} {list(tensors[name].shape)}".encode())
-        digest.update(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
