@@ -127,7 +127,7 @@ def save_moments(state: State, path: Path) -> None:
         if tensor.ndim > 1:
             inputs = torch.randn(99, tensor[0].numel(), generator=generator)
             found[name], found[f"{name}{EIGENVALUES}"] = principal_directions(inputs.T @ inputs / len(inputs))
-    save_file(found, path, metadata=described({}))
+    save_file(found, path, metadata=described({}, {}))
 
 
 def parameters_of(given: dict[str, Any], fisher_file: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def test_the_outputs_change_as_much_as_by_null_space_and_every_entry_by_one_fact
     moment = inputs.T @ inputs / len(inputs)
     vectors, values = principal_directions(moment)
     file = tmp_path / "activations.safetensors"
-    save_file({NAME: vectors, f"{NAME}{EIGENVALUES}": values}, file, metadata=described({}))
+    save_file({NAME: vectors, f"{NAME}{EIGENVALUES}": values}, file, metadata=described({}, {}))
     base = torch.randn(32, 24, generator=generator)
     delta = 0.3 * torch.randn(32, 24, generator=generator)
     found = {

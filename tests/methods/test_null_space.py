@@ -19,7 +19,7 @@ NAME = "model.layers.0.mlp.up_proj.weight"
 
 def moments_of(inputs: torch.Tensor, path: Path, name: str = NAME, **same: str) -> Path:
     vectors, values = principal_directions((inputs.T @ inputs / len(inputs)).float())
-    save_file({name: vectors, f"{name}{EIGENVALUES}": values}, path, metadata=described(same))
+    save_file({name: vectors, f"{name}{EIGENVALUES}": values}, path, metadata=described(same, {}))
     return path
 
 
@@ -126,7 +126,7 @@ def test_weights_that_share_an_input_share_its_moments_and_others_are_kept_as_fi
 def test_a_file_that_holds_something_else_is_refused(
     vectors: torch.Tensor, values: torch.Tensor, message: str, tmp_path: Path
 ) -> None:
-    save_file({NAME: vectors, f"{NAME}{EIGENVALUES}": values}, tmp_path / "c", metadata=described({}))
+    save_file({NAME: vectors, f"{NAME}{EIGENVALUES}": values}, tmp_path / "c", metadata=described({}, {}))
     with pytest.raises(FilterError, match=message):
         kept(torch.randn(3, 6), tmp_path / "c")
 
@@ -135,7 +135,7 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c").write_text("{}")
     with pytest.raises(MethodError, match="is no file of `deltamend calibrate activations`"):
         kept(torch.randn(3, 6), tmp_path / "c")
-    for metadata in (None, described({}) | {"activations": "0"}, described({}) | {SAME_INPUT: "[1]"}):
+    for metadata in (None, described({}, {}) | {"activations": "0"}, described({}, {}) | {SAME_INPUT: "[1]"}):
         save_file({NAME: torch.eye(6), f"{NAME}{EIGENVALUES}": torch.ones(6)}, tmp_path / "d", metadata=metadata)
         with pytest.raises(MethodError, match="its metadata is not that of"):
             kept(torch.randn(3, 6), tmp_path / "d")
@@ -174,7 +174,7 @@ def moments_of_all(folder: Path, path: Path) -> Path:
     for name in names:
         inputs = torch.randn(20, weights[name].shape[1])
         held[name], held[f"{name}{EIGENVALUES}"] = principal_directions(inputs.T @ inputs / 20)
-    save_file(held, path, metadata=described({}))
+    save_file(held, path, metadata=described({}, {}))
     return path
 
 
