@@ -203,11 +203,11 @@ def test_the_page_of_the_diagnosis_comes_with_the_repair(llama_pair: Pair, tmp_p
 @pytest.mark.parametrize(
     ("page", "options", "code", "says"),
     [
-        ("nodir/p.html", (), 1, "there is no folder"),
-        ("out/p.html", (), 1, "lies inside"),
-        ("base/p.html", (), 1, "lies inside"),
-        ("finetuned", (), 1, "lies inside"),
-        ("folder", (), 1, "is a folder"),
+        ("nodir/p.html", (), 1, "its folder does not exist"),
+        ("out/p.html", (), 1, "its folder does not exist"),
+        ("base/p.html", (), 1, "belongs to the input"),
+        ("finetuned", (), 1, "belongs to the input"),
+        ("folder", (), 1, "exists and is not a file"),
         ("p.html", ("--include", "zzz"), 2, "no matrix is left to diagnose"),
         ("p.html", ("--include", "zzz", "--vectors", "0.5", "--dry-run"), 2, "no matrix is left to diagnose"),
     ],
@@ -261,7 +261,7 @@ def test_a_page_that_fails_all_the_same_says_that_out_is_whole(
         (("--include", "("), 2, "is not a regular expression"),
         (("--vectors", "half"), 2, "--vectors: 'half'"),
         (("--rounding", "up"), 2, "--rounding"),
-        (("--html", "nodir/p.html"), 1, "there is no folder"),
+        (("--html", "nodir/p.html"), 1, "its folder does not exist"),
     ],
 )
 def test_auto_refuses_what_it_can_before_it_reads_the_base(

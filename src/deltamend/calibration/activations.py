@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltamend.calibration.checks import check_file, refuse_not_finite
+from deltamend.calibration.checks import refuse_not_finite
 from deltamend.calibration.names_in_files import stored_names
 from deltamend.calibration.texts import as_examples, read_texts
+from deltamend.checkpoint.output_checks import check_output_file
 from deltamend.errors import CheckpointError, UsageError, option
 from deltamend.language_models.loading import (
     TODAY,
@@ -86,7 +87,7 @@ def write_activations(
         OutputError: `out` exists, belongs to an input or cannot be written.
     """
     report = progress or ignore_progress
-    check_file(out, [model], texts, overwrite=overwrite)
+    check_output_file(out, [model, *([] if texts is None else [texts])], overwrite=overwrite)
     read = None if texts is None else read_texts(texts)
     with quiet_transformers():
         loaded = load(model)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from deltamend.calibration.checks import check_file, refuse_not_finite
+from deltamend.calibration.checks import refuse_not_finite
 from deltamend.calibration.names_in_files import as_stored, stored_names
 from deltamend.calibration.texts import as_examples, read_texts
+from deltamend.checkpoint.output_checks import check_output_file
 from deltamend.language_models.loading import LoadedModel, load, quiet_transformers
 from deltamend.language_models.training import Example
 from deltamend.machine.atomic import whole_file
@@ -58,7 +59,7 @@ def write_fisher(
         CheckpointError: the model cannot be loaded, holds or makes NaN or Inf, or has no tensor for a parameter.
         OutputError: `out` exists, belongs to an input or cannot be written.
     """
-    check_file(out, [model], texts, overwrite=overwrite)
+    check_output_file(out, [model, texts], overwrite=overwrite)
     read = read_texts(texts)
     with quiet_transformers():
         loaded = load(model)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deltamend.calibration.checks import check_file, refuse_not_finite
+from deltamend.calibration.checks import refuse_not_finite
 from deltamend.calibration.names_in_files import stored_names
 from deltamend.calibration.texts import as_examples, read_texts
+from deltamend.checkpoint.output_checks import check_output_file
 from deltamend.errors import PairingError
 from deltamend.language_models.loading import load, quiet_transformers
 from deltamend.language_models.training import Example, answer_loss
@@ -75,7 +76,7 @@ def write_graft_mask(
         PairingError: the two models do not have the same parameters.
         OutputError: `out` exists, belongs to an input or cannot be written.
     """
-    check_file(out, [base, finetuned], texts, overwrite=overwrite)
+    check_output_file(out, [base, finetuned, texts], overwrite=overwrite)
     read = read_texts(texts)
     with quiet_transformers():
         loaded, tuned = load(base), load(finetuned).model

@@ -26,6 +26,7 @@ from deltamend.checkpoint.safetensors_header import Header, read_header
 from deltamend.checkpoint.tensor_rules import fault_of_tensor
 from deltamend.checkpoint.torch_file import read_torch_header
 from deltamend.errors import CheckpointError
+from deltamend.machine.regular_files import open_regular
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _WEIGHT_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".gguf", ".safetensors"})
@@ -83,7 +84,7 @@ class StoredTensor:
 @dataclass(frozen=True)
 class _OpenFile:
     descriptor: int
-    size: int
+    identity: tuple[int, int, int, int]
     mtime_ns: int
 
 
@@ -144,8 +145,10 @@ class Checkpoint:
         self._computed: dict[StoredTensor, ComputedTensor] = {}
         self._files: dict[str, _OpenFile] = {}
         try:
-            for file in headers:
-                self._files[file] = _open_file(folder / file)
+            for file, header in headers.items():
+                self._files[file] = opened = _open_file(folder / file)
+                if header.text and os.pread(opened.descriptor, len(header.text), 0) != header.text:
+                    raise CheckpointError(f"{folder / file}: changed while it was opened; start again")
         except BaseException:
             self.close()
             raise
@@ -245,15 +248,15 @@ class Checkpoint:
         return [*(opened.mtime_ns for opened in self._files.values()), *theirs]
 
     def check_unchanged(self) -> None:
-        """Raise CheckpointError when a weight file was written to since it was opened."""
+        """Raise CheckpointError when a weight file was written to or replaced since it was opened."""
         if self.adapter is not None:
             self.adapter.check_unchanged()
         for file, opened in self._files.items():
             try:
-                now = (self.folder / file).stat()
+                now = _identity((self.folder / file).stat())
             except OSError as error:
                 raise CheckpointError(f"{self.folder / file}: was removed during the run; start again") from error
-            if (now.st_size, now.st_mtime_ns) != (opened.size, opened.mtime_ns):
+            if now != opened.identity:
                 raise CheckpointError(
                     f"{self.folder / file}: changed during the run; start again when nothing writes to it"
                 )
@@ -293,13 +296,18 @@ def open_folder(path: Path) -> Checkpoint:
 
 def _open_file(path: Path) -> _OpenFile:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_regular(path)
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be opened ({error.strerror}); check the path and its permissions"
         ) from error
     found = os.fstat(descriptor)
-    return _OpenFile(descriptor, found.st_size, found.st_mtime_ns)
+    return _OpenFile(descriptor, _identity(found), found.st_mtime_ns)
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int, int]:
+    """What is another one as soon as a file is written to, or another file takes its name."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _single_file(folder: Path) -> str:

@@ -7,6 +7,7 @@ times faster and finds accidental damage as well; it does not protect against fo
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,7 @@ import xxhash
 from deltamend.checkpoint.manifest import FileRecord
 from deltamend.errors import CheckpointError
 from deltamend.machine.digests import json_sha256
+from deltamend.machine.regular_files import open_regular
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 """Suffixes of the files that hold the weights of a model."""
@@ -93,7 +95,7 @@ def tensor_hash(pieces: Iterable[bytes | memoryview]) -> str:
 
 def _opened(path: Path) -> BinaryIO:
     try:
-        return path.open("rb", buffering=0)
+        return os.fdopen(open_regular(path), "rb", buffering=0)
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be opened ({error.strerror}); check the path and its permissions"

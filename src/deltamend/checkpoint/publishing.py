@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
+import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -29,8 +30,15 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from deltamend.checkpoint.manifest import TensorRecord
+from deltamend.checkpoint.manifest import FileRecord, TensorRecord
 from deltamend.checkpoint.output_checks import output_errors, work_folder_of
+from deltamend.checkpoint.sidecars import Sidecar, pieces_of
+from deltamend.checkpoint.work_folder_lock import (
+    lock_work_folder,
+    refuse_links_in,
+    remove_work_folder,
+    start_journal,
+)
 from deltamend.errors import CheckpointError, OutputError, option
 
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # of renameat2(2), Linux 3.15
@@ -62,7 +70,7 @@ class WorkFolder:
         with output_errors(out):
             try:
                 parent.mkdir(parents=True, exist_ok=True)
-                self._lock = _lock(self.folder, out)
+                self._lock = lock_work_folder(self.folder, out)
             except BaseException:
                 self._remove_parents()
                 raise
@@ -106,6 +114,9 @@ class WorkFolder:
                 record = TensorRecord.model_validate_json(line)
                 finished[record.name] = record
         with output_errors(self.out):
+            refuse_links_in(self.staged)
+            if self.parts.is_dir():
+                refuse_links_in(self.parts)
             for path in self.staged.rglob("*"):
                 if path.is_file() and path.suffix != ".safetensors":
                     path.unlink()  # written again, from the sources as they are now
@@ -113,21 +124,21 @@ class WorkFolder:
 
     def _holds_the_old_out(self) -> bool:
         """Whether what lies in `staged` is the older OUT, since a publication was killed after the exchange."""
-        try:
-            return int(self._exchanging.read_text(encoding="utf-8")) != self.staged.stat().st_ino
-        except FileNotFoundError:
-            return False
-        except ValueError:  # killed while it was written, and so before the exchange
-            return False
+        noted = _noted(self._exchanging)
+        return noted is not None and noted != self.staged.stat().st_ino
 
     def _start(self, key: str) -> None:
         with output_errors(self.out):
+            start_journal(self.folder, key)
             for folder in (self.staged, self.parts):
                 shutil.rmtree(folder, ignore_errors=True)
+                if folder.exists():
+                    raise OutputError(
+                        f"{folder}: is left of an earlier run and cannot be deleted; delete it, or give another OUT"
+                    )
                 folder.mkdir()
             for name in ("inputs", "exchanging"):
                 (self.folder / name).unlink(missing_ok=True)
-            self._journal_path.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
 
     def keep_to_inputs(self, digest: str) -> None:
         """Record the content of the inputs, or check that it is the content that the resumed run had.
@@ -155,32 +166,38 @@ class WorkFolder:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
 
-    def copy_file(self, source: Path, name: str) -> None:
+    def copy_file(self, sidecar: Sidecar) -> FileRecord:
         """Copy a file's content into the staged output.
 
+        Returns:
+            Its record.
+
         Raises:
-            CheckpointError: the source cannot be read.
+            CheckpointError: the source cannot be read, or is not what it was when the plan was made.
             OutputError: the copy cannot be written.
         """
-        try:
-            opened = source.open("rb")
-        except OSError as error:
-            raise CheckpointError(
-                f"{source}: cannot be read ({error.strerror}); check that it is still there"
-            ) from error
-        path = self.staged / name
-        with opened, output_errors(self.out):
+        path = self.staged / sidecar.name
+        digest = hashlib.sha256()
+        with output_errors(self.out):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as copy:
-                shutil.copyfileobj(opened, copy)
+                for piece in pieces_of(sidecar):
+                    digest.update(piece)
+                    copy.write(piece)
+        if digest.hexdigest() != sidecar.sha256:
+            raise CheckpointError(f"{sidecar.source}: changed during the run; start again when nothing writes to it")
+        return FileRecord(name=sidecar.name, size=sidecar.size, sha256=sidecar.sha256)
 
-    def publish(self, *, overwrite: bool) -> None:
+    def publish(self, *, overwrite: bool) -> Path | None:
         """Publish: let the staged output appear as OUT in one atomic step, and remove the work folder.
 
         After an error OUT is as it was, and the finished work is there to be resumed. No error is raised once OUT is in place.
 
         Args:
             overwrite: whether OUT may be replaced when there is something in it.
+
+        Returns:
+            Where the older OUT is, if it could not be removed.
 
         Raises:
             OutputError: OUT is no longer empty and may not be replaced, or the rename failed.
@@ -203,6 +220,24 @@ class WorkFolder:
         finally:
             os.close(parent)
         self.discard()
+        return self._leftover()
+
+    def _leftover(self) -> Path | None:
+        """What is left of an older OUT, moved out of the way of the next run, which needs the work folder."""
+        left = next((place for place in (self._replaced, self.staged) if place.is_dir()), None)
+        if left is None:
+            return None
+        kept = next(
+            place
+            for number in itertools.count(1)
+            if not os.path.lexists(place := self.out.with_name(f"{self.out.name}.replaced-{number}"))
+        )
+        try:
+            left.rename(kept)
+        except OSError:
+            return left
+        remove_work_folder(self.folder)
+        return kept
 
     def _rename(self) -> None:
         try:
@@ -217,7 +252,8 @@ class WorkFolder:
 
     def discard(self) -> None:
         """Remove the work folder with its content, and the folders above it that this run made and that are empty."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            remove_work_folder(self.folder)
         self._remove_parents()
 
     def _remove_parents(self) -> None:
@@ -238,30 +274,46 @@ def remove_leftovers(out: Path) -> None:
     """Remove the work folder of a run that was killed when OUT was already whole.
 
     Raises:
-        OutputError: another run is using it.
+        OutputError: another run is using it, or no run made it.
     """
     folder = work_folder_of(out)
-    if folder.exists():
+    if os.path.lexists(folder):
         with output_errors(out):
-            lock = _lock(folder, out)
-        shutil.rmtree(folder, ignore_errors=True)
+            lock = lock_work_folder(folder, out)
+        remove_work_folder(folder)
         os.close(lock)
 
 
-def _lock(folder: Path, out: Path) -> int:
-    """Make and lock a folder for this process; the lock ends with the process, also when it is killed."""
-    while True:
-        folder.mkdir(exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+def finish_exchange(out: Path, *, resume: bool) -> None:
+    """Where a kill came between the two renames that replace OUT: put the new output in place, or the old OUT back.
+
+    Args:
+        out: OUT, of which there is none then.
+        resume: whether the user wants the killed run to be finished; otherwise the old OUT is put back.
+
+    Raises:
+        OutputError: another run is using the work folder, or no run made it, or a rename failed.
+    """
+    folder = work_folder_of(out)
+    if os.path.lexists(out) or not (folder / "replaced").is_dir():
+        return
+    with output_errors(out):
+        lock = lock_work_folder(folder, out)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise OutputError(f"{out}: another run is writing it; wait for it or give another OUT") from error
-        # Between opening and locking, the run that held the lock may have ended and removed the folder.
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
-        os.close(descriptor)
+            whole = (
+                resume and (folder / "out").is_dir() and _noted(folder / "exchanging") == (folder / "out").stat().st_ino
+            )
+            (folder / ("out" if whole else "replaced")).rename(out)
+        finally:
+            os.close(lock)
+
+
+def _noted(exchanging: Path) -> int | None:
+    """The inode number of the new output, as it was noted before the exchange; None where none was."""
+    try:
+        return int(exchanging.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # ValueError: killed while it was written, and so before the exchange
+        return None
 
 
 def _exchange(staged: Path, out: Path, aside: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES, itemsize
 from deltamend.checkpoint.tensor_rules import METADATA_NAME, fault_of_tensor
 from deltamend.errors import CheckpointError, option
+from deltamend.machine.regular_files import open_regular
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 
@@ -55,9 +55,7 @@ def read_header(path: Path) -> Header:
         CheckpointError: the file is no safetensors file, is truncated, or its header contradicts itself.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
-            raise CheckpointError(f"{path}: not a regular file; give a file of weights")
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             total = os.fstat(file.fileno()).st_size
             prefix = _exactly(file.read(8), 8, path)
             length = int.from_bytes(prefix, "little")

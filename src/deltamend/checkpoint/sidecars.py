@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltamend.checkpoint.file_names import CARD_FILE, FINETUNED_CARD_FILE, INDEX_FILE, MANIFEST_FILE, TORCH_INDEX_FILE
 from deltamend.checkpoint.stray_weights import modules_of, reason_for_weights
 from deltamend.errors import CheckpointError
 from deltamend.machine.checked_folder import CONTENTS_FILE
+from deltamend.machine.regular_files import open_without_links
 
 _TOKENIZER = re.compile(r"tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab.*|merges\.txt|chat_template.*")
 _DEEPEST = 50
 """Levels of folders in the folder of a model."""
 
+_PIECE = 1 << 20
+
 
 @dataclass(frozen=True)
 class Sidecar:
-    """A file to copy: where it is, its path inside OUT with forward slashes, and its size in bytes."""
+    """A file to copy.
+
+    Attributes:
+        source: where it is.
+        name: its path inside OUT, with forward slashes.
+        size: in bytes.
+        real: where its content lies, as all links led when it was listed.
+        sha256: of its content when the plan was made; "" before `with_hashes`.
+    """
 
     source: Path
     name: str
     size: int
+    real: Path
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,8 +78,40 @@ def list_sidecars(
         else:
             _refuse_link_out(path, folder)
             renamed = FINETUNED_CARD_FILE if name == CARD_FILE else name
-            copied.append(Sidecar(path, renamed, path.stat().st_size))
+            copied.append(Sidecar(path, renamed, path.stat().st_size, Path(os.path.realpath(path))))
     return tuple(copied), tuple(left_out)
+
+
+def with_hashes(sidecars: tuple[Sidecar, ...]) -> tuple[Sidecar, ...]:
+    """The same files with the hashes of their content, which copying them compares.
+
+    Raises:
+        CheckpointError: one of them cannot be read.
+    """
+    hashed = []
+    for sidecar in sidecars:
+        digest, size = hashlib.sha256(), 0
+        for piece in pieces_of(sidecar):
+            digest.update(piece)
+            size += len(piece)
+        hashed.append(replace(sidecar, size=size, sha256=digest.hexdigest()))
+    return tuple(hashed)
+
+
+def pieces_of(sidecar: Sidecar) -> Iterator[bytes]:
+    """The content of a file to copy. It is opened where its content lay when it was listed, and no link is followed.
+
+    Raises:
+        CheckpointError: it cannot be read, is no regular file any more, or a link has taken the place of a part of its path.
+    """
+    try:
+        with os.fdopen(open_without_links(sidecar.real), "rb", buffering=0) as file:
+            while piece := file.read(_PIECE):
+                yield piece
+    except OSError as error:
+        raise CheckpointError(
+            f"{sidecar.source}: cannot be read ({error.strerror}); check that it is still there, and start again"
+        ) from error
 
 
 def with_tokenizer_of(sidecars: tuple[Sidecar, ...], adapter: Path) -> tuple[Sidecar, ...]:
@@ -126,4 +172,6 @@ def _refuse_link_out(path: Path, folder: Path) -> None:
 def _stays_inside(path: Path, folder: Path) -> bool:
     """Whether a file's content lies in the folder, or in the blobs of the hub cache the folder is a snapshot of."""
     real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
-    return real.is_relative_to(home) or real.is_relative_to(home.parent.parent / "blobs")
+    model = home.parent.parent
+    is_snapshot = home.parent.name == "snapshots" and model.name.startswith("models--")
+    return real.is_relative_to(home) or (is_snapshot and real.is_relative_to(model / "blobs"))

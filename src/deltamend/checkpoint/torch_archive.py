@@ -23,6 +23,7 @@ from deltamend.checkpoint.dtypes import NUMPY_DTYPES, itemsize
 from deltamend.checkpoint.inert_pickle import ForbiddenNameError, ordered_dict, read_inert
 from deltamend.checkpoint.tensor_rules import MAX_DIMENSIONS
 from deltamend.errors import CheckpointError
+from deltamend.machine.regular_files import open_regular
 
 TORCH_DTYPES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
@@ -131,7 +132,7 @@ def read_torch_archive(path: Path, span: tuple[int, int] | None = None, inert: t
         CheckpointError: it is no such archive, is damaged or compressed, or its pickle names something else.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_regular(path)
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be opened ({error.strerror}); check the path and its permissions"

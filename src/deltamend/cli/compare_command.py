@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.table import Column, Table
 
 import deltamend
+from deltamend.checkpoint.output_checks import check_output_files
 from deltamend.choosing.compare_methods import Comparison, choose_methods
 from deltamend.cli.options import given_options, parameters_of, with_options
 from deltamend.cli.terminal import progress_bar
 from deltamend.errors import UsageError
+from deltamend.inputs.open_models import paths_of
 from deltamend.machine.atomic import write_whole
 from deltamend.methods.method import Method
 from deltamend.methods.registry import get_method
@@ -91,6 +93,9 @@ def compare(
     if bool(wanted) != (out is not None):
         raise UsageError("--write and --out belong together; give both, as in --write dg-hard,ties --out FOLDER")
     selection = given_options(chosen)
+    check_output_files(
+        {"csv": csv, "html": html}, [*paths_of(base), *paths_of(finetuned), *([] if out is None else [out])]
+    )
     with progress_bar(quiet, "comparing") as progress:
         found = deltamend.compare(
             base,

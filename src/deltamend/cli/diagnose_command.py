@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.table import Column, Table
 
 import deltamend
+from deltamend.checkpoint.output_checks import check_output_files
 from deltamend.cli.options import given_options, with_options
 from deltamend.cli.terminal import progress_bar
 from deltamend.diagnosis.groups import by_layer, grouped
 from deltamend.diagnosis.records import Diagnosis, Group, MatrixDiagnosis
+from deltamend.inputs.open_models import paths_of
 from deltamend.machine.atomic import write_whole
 from deltamend.repairing.options import PairOptions
 from deltamend.report.diagnosis_page import diagnosis_csv, percent, render_diagnosis_page
@@ -84,6 +86,9 @@ def diagnose(
     number of matrices (n); the shares of the singular values (rank) and of the energy that DG-Hard would keep; the share of the
     noise that rounding of the stored data type explains (round); and the distance of the noise to the law of random matrices (KS).
     """
+    printed = json is not None and str(json) == "-"
+    files = {"html": html, "json": None if printed else json, "csv": csv}
+    check_output_files(files, [*paths_of(base), *paths_of(finetuned)])
     with progress_bar(quiet, "diagnosing") as progress:
         found = deltamend.diagnose(
             base,
@@ -94,7 +99,6 @@ def diagnose(
             progress=progress,
             **given_options(chosen),
         )
-    printed = json is not None and str(json) == "-"
     if printed:
         typer.echo(found.model_dump_json(indent=1))
     elif json is not None:

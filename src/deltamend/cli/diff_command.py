@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 import deltamend
+from deltamend.checkpoint.output_checks import check_output_files
 from deltamend.cli.terminal import counted, progress_bar
+from deltamend.inputs.open_models import paths_of
 from deltamend.machine.atomic import write_whole
 from deltamend.matrices.difference import Difference
 
@@ -48,6 +50,7 @@ def diff(
 
     Differences are measured by the Frobenius norm, ‖A−B‖, and relative to A, ‖A−B‖/‖A‖. Equal tensors are not listed.
     """
+    check_output_files({"csv": table}, [*paths_of(a), *paths_of(b)])
     with progress_bar(quiet, "comparing") as progress:
         found = deltamend.diff(a, b, progress=progress)
     if table is not None:

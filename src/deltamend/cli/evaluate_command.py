@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from deltamend.checkpoint.output_checks import check_output_files
 from deltamend.cli.options import parameters_of
 from deltamend.cli.terminal import progress_bar
 from deltamend.errors import UsageError
@@ -19,8 +20,8 @@ from deltamend.evaluation.judges import OPENAI_URL, judge_named
 from deltamend.evaluation.one_benchmark import AskOptions
 from deltamend.evaluation.record import Evaluation
 from deltamend.evaluation.run import run_benchmarks
-from deltamend.evaluation.suite import chosen_suites
 from deltamend.machine.yaml_text import YamlError, parse_yaml
+from deltamend.evaluation.suite import chosen_suites, files_of_suites
 
 
 def evaluate(
@@ -95,6 +96,7 @@ def evaluate(
 ) -> None:
     """Ask MODEL the benchmarks of a suite, through lm-evaluation-harness, and write what every item scored."""
     suites = chosen_suites(suite or (), task or (), skip or ())
+    check_output_files({"out": out}, files_of_suites(suite or [], suites))
     on = BackendOptions(backend, _backend_arguments(backend_args or []), batch_size, device, dtype, trust_remote_code)
     judged_by = judge_named(judge, url=judge_url, device=device or "cpu")
     asking = AskOptions(limit=limit, seed=seed, judge=judged_by, keep_responses=keep_responses)

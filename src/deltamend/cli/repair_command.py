@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +14,12 @@ from rich.console import Console
 
 import deltamend
 from deltamend._api import check_methods
-from deltamend.checkpoint.output_checks import check_output
+from deltamend.checkpoint.output_checks import check_output, check_output_files
 from deltamend.cli.options import given_options, parameters_of, with_options
 from deltamend.cli.repair_output import print_plan, print_report
 from deltamend.cli.terminal import progress_bar
 from deltamend.diagnosis.update import refuse_nothing_to_diagnose
 from deltamend.errors import DeltamendError, OutputError, UsageError
-from deltamend.inputs.open_models import OpenPair
 from deltamend.machine.atomic import write_whole
 from deltamend.repairing.options import AUTO, PairOptions, RepairOptions, make_options, opened_pair
 from deltamend.repairing.plan import RepairPlan
@@ -126,13 +125,15 @@ def repair(
     check_methods(make_options(RepairOptions, asked), folders[1])  # before anything is opened or downloaded
     with opened_pair(folders[0], folders[1], make_options(PairOptions, selection)) as pair:
         if html is not None:
-            _check_page(html, Path(folders[2]), pair)
+            refuse_nothing_to_diagnose(pair)
+            places = [Path(folders[2]), *pair.base.folders, *pair.finetuned.folders]
+            check_output_files({"html": html}, places if config is None else [*places, config])
         with progress_bar(quiet or asked.get("method") != AUTO, "reading BASE") as progress:
             plan = deltamend.plan_repair(
                 pair, out=folders[2], overwrite=overwrite or resume, progress=progress, **asked
             )
         if html is not None:
-            _refuse_inside(html, plan.method_files)
+            check_output_files({"html": html}, list(plan.method_files))
         _print_recommendation(console, plan, quiet=quiet)
         if dry_run:
             _dry_run(console, plan, workers, verbose, resume=resume, overwrite=overwrite, as_json=as_json)
@@ -142,6 +143,10 @@ def repair(
                 plan, device=device, workers=workers, overwrite=overwrite, resume=resume, progress=progress
             )
         print_report(console, report, verbose)
+        if report.replaced is not None:  # even a quiet run says what it could not clear away
+            typer.echo(
+                f"warning: the older OUT could not be removed; what is left of it is {report.replaced}", err=True
+            )
         if as_json:
             sys.stdout.write(report.manifest.model_dump_json(indent=1) + "\n")
         if html is not None:
@@ -217,28 +222,3 @@ def _dry_run(
     print_plan(console, plan, count, verbose)
     if as_json:
         sys.stdout.write(json.dumps(plan.described(count), indent=1) + "\n")
-
-
-def _check_page(page: Path, out: Path, pair: OpenPair) -> None:
-    """Refuse a page that cannot be written, before the repair begins.
-
-    Raises:
-        OutputError: the folder of the page does not exist or cannot be written to, or it lies in OUT or in an input.
-        UsageError: no matrix is selected that could be diagnosed.
-    """
-    folder = Path(os.path.realpath(page.parent))
-    _refuse_inside(page, [out, *pair.base.folders, *pair.finetuned.folders])
-    if not folder.is_dir() or page.is_dir():
-        wrong = "is a folder" if page.is_dir() else f"there is no folder {page.parent}"
-        raise OutputError(f"{page}: cannot be written ({wrong}); give --html a file in a folder that exists")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{page}: cannot be written (no permission in {folder}); give --html another folder")
-    refuse_nothing_to_diagnose(pair)
-
-
-def _refuse_inside(page: Path, places: Iterable[Path]) -> None:
-    """Raise OutputError if the page would lie in one of the places, or replace one."""
-    written = Path(os.path.realpath(page.parent)) / page.name
-    for place in places:
-        if written.is_relative_to(os.path.realpath(place)):
-            raise OutputError(f"{page}: lies inside {place}; give --html a place outside OUT and the inputs")

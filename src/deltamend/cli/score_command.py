@@ -13,12 +13,14 @@ from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from deltamend.checkpoint.output_checks import check_output_files
 from deltamend.errors import UsageError
 from deltamend.machine.atomic import write_whole
 from deltamend.report.score_output import output_of_score
 from deltamend.report.score_tables import Table
 from deltamend.scoring import run as scoring
 from deltamend.scoring.across_cells import CellsScore
+from deltamend.scoring.cells_file import files_of_cells
 from deltamend.scoring.result import Score
 
 
@@ -100,19 +102,23 @@ def score(
         "confidence": confidence,
     }
     found: Score | CellsScore
+    files = {"html": html, "markdown": markdown_file, "latex": latex_file, "csv": csv}
     if cells is not None:
         if any(given for given in (base, finetuned, repaired, target, target_file, benchmarks)):
             raise UsageError("--cells names all records; leave out --base, --finetuned, --repaired and --target")
+        check_output_files(files, [cells, *files_of_cells(cells)])
         found = scoring.score_many(cells, **options)
     else:
         if base is None or finetuned is None or not repaired or target is None:
             raise UsageError("give --base, --finetuned, --repaired NAME=PATH and --target, or --cells FILE.yaml")
+        repairs, of_target = _named("--repaired", repaired), _named("--target-file", target_file)
+        check_output_files(files, [base, finetuned, *map(Path, (*repairs.values(), *of_target.values()))])
         found = scoring.score(
             base,
             finetuned,
-            _named("--repaired", repaired),
+            repairs,
             target=target,
-            target_files=_named("--target-file", target_file) or None,
+            target_files=of_target or None,
             benchmarks=None if benchmarks is None else [name.strip() for name in benchmarks.split(",")],
             **options,
         )

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deltamend.checkpoint.output_checks import refuse_inside
 from deltamend.errors import DeltamendError, EvaluationError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def study(
 
     make_settings(draws=draws)  # refused now rather than after the run
     found = with_local_models(read_study(config), model or [])
+    refuse_inside(out, [Path(one.local or one.source) for one in found.models])
     console = Console(quiet=quiet, highlight=False)
     if dry_run:
         _show_state(console, found, out, data)

@@ -10,11 +10,12 @@ import typer
 from rich.console import Console
 
 import deltamend.choosing.search as tuning
+from deltamend.checkpoint.output_checks import check_output_files, refuse_inside
 from deltamend.cli.score_command import print_tables
 from deltamend.cli.terminal import progress_bar
 from deltamend.errors import UsageError
 from deltamend.evaluation.record import Evaluation
-from deltamend.evaluation.suite import Suite, read_suite, suite_of_tasks, tasks_with_folders
+from deltamend.evaluation.suite import Suite, files_of_suites, read_suite, suite_of_tasks, tasks_with_folders
 from deltamend.machine.atomic import write_whole
 from deltamend.machine.temporary_folders import temporary_folder
 from deltamend.report.score_page import render_score_page
@@ -117,6 +118,9 @@ def tune(
         raise UsageError(f"--strengths {strengths!r}: give numbers separated by commas, such as 1,0.8,0.6") from None
     suites = [read_suite(reference) for reference in suite or []] + ([suite_of_tasks(task)] if task else [])
     tuning.check_target(target, [entry.name for entry, _ in tasks_with_folders(suites)])
+    check_output_files({"html": html}, [base, finetuned, *files_of_suites(suite or [], suites)])
+    if work is not None:
+        refuse_inside(work, [base, finetuned])
     with progress_bar(quiet, "tuning") as progress, temporary_folder(work) as records:
         found = tuning.tune(
             base,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deltamend.checkpoint.hashing import hash_file
+from deltamend.checkpoint.output_checks import check_output_file
 from deltamend.errors import EvaluationError, OutputError, UsageError, option
 from deltamend.evaluation.backend import BackendOptions, best_device, check_device, open_backend
 from deltamend.evaluation.judges import OPENAI_URL, judge_named
@@ -163,13 +164,16 @@ def run_benchmarks(
         if entry.task in RUBRICS:
             asking.judge.metric(entry.task)
     files = {entry.name: files_of(entry, folders) for entry, folders in entries}
-    _check_out(out, resume=resume, overwrite=overwrite)
+    read = [path for one in files.values() for path in one]
+    _check_out(out, [Path(model), *read], resume=resume, overwrite=overwrite)
     _need_lm_eval()
     overall = _ProgressOfAll(progress or ignore_progress, len(entries))
     if runs_here(backend.name):
         check_device(backend.device)
     overall.doing("reading the model's files")
     source = find_model(model, backend.name)
+    if out is not None:
+        check_output_file(out, [Path(source.name)], overwrite=True)  # what an id of the hub was fetched to
     header = _header(model, suites, backend, asking, source)
     keys = {
         entry.name: json_sha256(
@@ -291,7 +295,7 @@ def _settings(backend: BackendOptions, asking: AskOptions, *, local: bool) -> di
     return settings | ({RESPONSES: "kept"} if asking.keep_responses else {})
 
 
-def _check_out(out: Path | None, *, resume: bool, overwrite: bool) -> None:
+def _check_out(out: Path | None, inputs: Sequence[Path], *, resume: bool, overwrite: bool) -> None:
     if out is None:
         if resume:
             raise UsageError(
@@ -304,6 +308,7 @@ def _check_out(out: Path | None, *, resume: bool, overwrite: bool) -> None:
         raise OutputError(
             f"{out}: is a folder, or lies in a folder that does not exist; give the name of a file in an existing folder"
         )
+    check_output_file(out, inputs, overwrite=True)
 
 
 def _need_lm_eval() -> None:

@@ -167,6 +167,25 @@ def chosen_suites(
     return without([*suites, suite_of_tasks(tasks)] if tasks else suites, skip)
 
 
+def files_of_suites(references: Sequence[str], suites: Sequence[Suite]) -> list[Path]:
+    """The files that suites are read from, as far as they are there: their YAML files, and those with items.
+
+    Args:
+        references: what names the suites; see `read_suite`.
+        suites: the same, read, and others.
+    """
+    named = [Path(one.partition(":")[0]) for one in references]
+    items = [
+        folder / name
+        for task, folders in tasks_with_folders(suites)
+        for name in (task.file, task.fewshot_file)
+        if name is not None
+        for place in (Path(), *folders)
+        for folder in (place, *(sorted(place.glob("*/")) if place.parts else ()))
+    ]
+    return [path for path in (*named, *items) if path.is_file()]
+
+
 def without(suites: Sequence[Suite], names: Sequence[str]) -> list[Suite]:
     """The suites less the benchmarks of these names.
 

@@ -202,6 +202,22 @@ def model_and_adapter(text: str) -> tuple[str, str] | None:
     return next((split for split in splits if all(map(_is_there, split))), splits[0])
 
 
+def paths_of(model: str | os.PathLike[str]) -> list[Path]:
+    """The files and folders on this machine that the name of a model stands for; a model of the hub is fetched.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
+    text = os.fspath(model)
+    name, adapter = model_and_adapter(text) or (text, "")
+    here = [Path(part) for part in (name, adapter) if _is_there(part)]
+    if not _is_there(name):
+        here.append(model_folder(name))
+    if adapter and not _is_there(adapter):
+        here.append(_adapter_folder(adapter))
+    return here
+
+
 def _adapter_folder(text: str) -> Path:
     """The folder of an adapter on this machine, which may be a subfolder of a model on the hub."""
     inside = None if _is_there(text) else id_and_subfolder(text)

@@ -14,10 +14,9 @@ from typing import Any, Self
 from deltamend.checkpoint.checkpoint_folder import Checkpoint
 from deltamend.checkpoint.dtypes import FLOAT_NAMES
 from deltamend.checkpoint.file_names import ADAPTER_FILES, CONFIG_FILE
-from deltamend.checkpoint.hashing import hash_file
 from deltamend.checkpoint.layout import Layout, plan_layout
 from deltamend.checkpoint.output_checks import check_output
-from deltamend.checkpoint.sidecars import LeftOut, Sidecar, list_sidecars, with_tokenizer_of
+from deltamend.checkpoint.sidecars import LeftOut, Sidecar, list_sidecars, with_hashes, with_tokenizer_of
 from deltamend.errors import CheckpointError, UsageError, option
 from deltamend.inputs.open_models import OpenPair
 from deltamend.inputs.pairing import Pairing, TensorPair
@@ -84,7 +83,7 @@ class RepairPlan:
             "methods": sorted((name, method.described()) for name, method in self.methods.items()),
             "options": self.described_options,
             "base_name": None if self.adapter is None else self.adapter.base_name,
-            "sidecars": [(sidecar.name, hash_file(sidecar.source, sidecar.name).sha256) for sidecar in self.sidecars],
+            "sidecars": [(sidecar.name, sidecar.sha256) for sidecar in self.sidecars],
             "parts": [
                 (pair.name, pair.rows, pair.view, [astuple(part) for part in pair.submatrices])
                 for pair in self.pairing.pairs
@@ -219,6 +218,7 @@ def plan_repair(
         sidecars, left_out = _without_merged_adapter(sidecars, left_out, pair.finetuned.adapter.folder)
     if options.output == "adapter":
         sidecars, left_out = _sidecars_of_an_adapter(sidecars, left_out)
+    sidecars = with_hashes(sidecars)  # before the minutes that a recommendation may take
     advice = None
     if options.method == AUTO:
         check_output(Path(out), [*pair.base.folders, *pair.finetuned.folders], overwrite=overwrite)

@@ -26,12 +26,14 @@ class RepairReport:
         manifest: the content of its `deltamend.json`.
         written: False if `resume` found that OUT was already complete.
         recommendation: the method that "auto" chose; None if a method was named.
+        replaced: where the older OUT is, if `overwrite` replaced one that could not be removed.
     """
 
     out: Path
     manifest: Manifest
     written: bool = True
     recommendation: Recommendation | None = None
+    replaced: Path | None = None
 
     @property
     def tensors(self) -> tuple[TensorRecord, ...]:

@@ -22,7 +22,7 @@ from deltamend.checkpoint.manifest import (
     encode_manifest,
 )
 from deltamend.checkpoint.output_checks import check_output
-from deltamend.checkpoint.publishing import WorkFolder, remove_leftovers
+from deltamend.checkpoint.publishing import WorkFolder, finish_exchange, remove_leftovers
 from deltamend.checkpoint.verification import check_readable, verify
 from deltamend.errors import UsageError, option
 from deltamend.inputs.pairing import TensorPair
@@ -80,6 +80,7 @@ def run_plan(
         FilterError: a tensor holds NaN or Inf, or a filter failed; a tensor that cannot be repaired is never just copied.
         OutputError: OUT cannot be written.
     """
+    finish_exchange(plan.out, resume=resume)
     if resume and (manifest := published_manifest(plan)) is not None:
         remove_leftovers(plan.out)
         return RepairReport(plan.out, manifest, written=False, recommendation=plan.recommendation)
@@ -99,8 +100,8 @@ def run_plan(
         except Exception:
             work.discard()
             raise
-        work.publish(overwrite=overwrite)
-    return RepairReport(plan.out, decode_manifest(text), recommendation=plan.recommendation)
+        replaced = work.publish(overwrite=overwrite)
+    return RepairReport(plan.out, decode_manifest(text), recommendation=plan.recommendation, replaced=replaced)
 
 
 def published_manifest(plan: RepairPlan) -> Manifest | None:

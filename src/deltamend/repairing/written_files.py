@@ -28,12 +28,13 @@ def write_sidecars(plan: RepairPlan, work: WorkFolder, manifest: Manifest) -> li
         The files that were written, with their hashes.
     """
     own_card, license_name = None, None
+    copied: dict[str, FileRecord] = {}
     for sidecar in plan.sidecars:
         dtype = plan.options.dtype_name
         if sidecar.name == CONFIG_FILE and (dtype is not None or plan.finetuned.config_altered):
             work.write_file(CONFIG_FILE, _config_with_dtype(plan.finetuned.config, dtype))
         else:
-            work.copy_file(sidecar.source, sidecar.name)
+            copied[sidecar.name] = work.copy_file(sidecar)
         if sidecar.name == FINETUNED_CARD_FILE:
             own_card = sidecar.name
             license_name = license_of_card(work.staged / sidecar.name)
@@ -44,7 +45,9 @@ def write_sidecars(plan: RepairPlan, work: WorkFolder, manifest: Manifest) -> li
     staged = sorted(path for path in work.staged.rglob("*") if path.is_file())
     names = [path.relative_to(work.staged).as_posix() for path in staged]
     return [
-        hash_file(path, name) for path, name in zip(staged, names, strict=True) if name not in {*weights, MANIFEST_FILE}
+        copied.get(name) or hash_file(path, name)
+        for path, name in zip(staged, names, strict=True)
+        if name not in {*weights, MANIFEST_FILE}
     ]
 
 

@@ -175,6 +175,15 @@ def admission_table(found: EqualRetention) -> Table:
     return Table("What every cell taught and damaged", head, tuple(rows))
 
 
+EQUAL_RETENTION_FILES = (
+    "equal_retention.csv",
+    "equal_retention_families.csv",
+    "equal_retention_cells.csv",
+    "admission.csv",
+)
+"""Every name that `equal_retention_csv` may give a file."""
+
+
 def equal_retention_csv(results: StudyResults) -> dict[str, list[_Row]]:
     """File name to its rows."""
     found = results.equal_retention

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from deltamend.report.csv_output import csv_text
-from deltamend.report.equal_retention_tables import equal_retention_csv
+from deltamend.report.equal_retention_tables import EQUAL_RETENTION_FILES, equal_retention_csv
 from deltamend.scoring.across_cells import MeanOverCells
 from deltamend.scoring.metric import PARTS
 from deltamend.scoring.result import Estimate
@@ -17,22 +17,7 @@ _THREE = ("healing", "retention", "combined")
 
 def study_csv_files(results: StudyResults) -> dict[str, str]:
     """File name to its text; tables without a row are left out."""
-    tables: dict[str, Callable[[StudyResults], Iterator[_Row]]] = {
-        "repairs.csv": _repairs,
-        "minus_best_published.csv": _minus_best_published,
-        "comparisons.csv": _comparisons,
-        "best_strengths.csv": _best_strengths,
-        "wise_ft_curve.csv": _wise_ft_curve,
-        "above_wise_ft.csv": _above_wise_ft,
-        "dg_hard.csv": _dg_hard,
-        "written.csv": _written,
-        "written_differences.csv": _written_differences,
-        "safety.csv": _safety,
-        "rankings.csv": _rankings,
-        "cells.csv": _cells,
-        "effects.csv": _effects,
-    }
-    written = {name: list(rows(results)) for name, rows in tables.items()} | equal_retention_csv(results)
+    written = {name: list(rows(results)) for name, rows in _TABLES.items()} | equal_retention_csv(results)
     return {name: csv_text(list(rows[0]), rows) for name, rows in written.items() if rows}
 
 
@@ -157,3 +142,22 @@ def _figures(over: MeanOverCells) -> _Row:
 
 def _estimate(name: str, of: Estimate) -> _Row:
     return {name: of.value, f"{name}_low": of.low, f"{name}_high": of.high}
+
+
+_TABLES: dict[str, Callable[[StudyResults], Iterator[_Row]]] = {
+    "repairs.csv": _repairs,
+    "minus_best_published.csv": _minus_best_published,
+    "comparisons.csv": _comparisons,
+    "best_strengths.csv": _best_strengths,
+    "wise_ft_curve.csv": _wise_ft_curve,
+    "above_wise_ft.csv": _above_wise_ft,
+    "dg_hard.csv": _dg_hard,
+    "written.csv": _written,
+    "written_differences.csv": _written_differences,
+    "safety.csv": _safety,
+    "rankings.csv": _rankings,
+    "cells.csv": _cells,
+    "effects.csv": _effects,
+}
+CSV_FILES = frozenset({*_TABLES, *EQUAL_RETENTION_FILES})
+"""Every name that `study_csv_files` may give a file."""

@@ -20,8 +20,8 @@ from deltamend.report.equal_retention_tables import (
 )
 from deltamend.report.page_templates import page_template
 from deltamend.report.score_tables import TITLES, Table, markdown, markdown_text
-from deltamend.report.study_csv import study_csv_files
-from deltamend.report.study_plots import ALT, plots_of_study, shown_group
+from deltamend.report.study_csv import CSV_FILES, study_csv_files
+from deltamend.report.study_plots import ALT, PLOT_FILES, plots_of_study, shown_group
 from deltamend.report.study_tables import (
     best_strengths_table,
     cells_table,
@@ -117,11 +117,15 @@ def _rounded(value: Any) -> Any:
 def _refuse_what_is_not_results(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise OutputError(f"{folder}: is not a folder; move it, or name another folder for the results")
-    others = sorted(path.name for path in folder.iterdir() if path.name not in _OURS) if folder.exists() else []
-    if others:
-        raise OutputError(
-            f"{folder}: holds {others[0]!r}, which is no file of the results; move it, or name another folder for the results"
-        )
+    known = {"": _OURS, "tables": CSV_FILES, "plots": PLOT_FILES}
+    for inner, names in known.items():
+        place = folder / inner
+        for path in sorted(place.iterdir()) if place.is_dir() else []:
+            is_ours = path.name in names and not path.is_symlink() and path.is_dir() == (path.name in known)
+            if not is_ours:
+                raise OutputError(
+                    f"{place}: holds {path.name!r}, which is no file of the results; move it, or name another folder for the results"
+                )
 
 
 def results_html(results: StudyResults, plots: dict[str, bytes]) -> str:

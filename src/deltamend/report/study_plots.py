@@ -46,15 +46,7 @@ def plots_of_study(results: StudyResults) -> dict[str, bytes]:
     except ImportError as error:
         raise UsageError("plots need matplotlib: pip install 'deltamend[study]'") from error
     drawn: dict[str, bytes] = {}
-    plots: dict[str, Callable[[StudyResults, Callable[..., Any]], Any]] = {
-        "equal-retention.svg": _equal_retention,
-        "trade-off.svg": _trade_off,
-        "combined.svg": _combined,
-        "above-wise-ft.svg": _heights,
-        "cells.svg": _heat,
-        "dg-hard.svg": _dg_hard,
-    }
-    for name, draw in plots.items():
+    for name, draw in _PLOTS.items():
         with mpl.rc_context(_STYLE):
             plot = draw(results, Figure)
             if plot is not None:
@@ -335,3 +327,15 @@ ALT = {
     "dg-hard.svg": "Healing by DG-Hard against four figures of the diagnosis",
 }
 """What each plot shows, in words."""
+
+
+_PLOTS: dict[str, Callable[[StudyResults, Callable[..., Any]], Any]] = {
+    "equal-retention.svg": _equal_retention,
+    "trade-off.svg": _trade_off,
+    "combined.svg": _combined,
+    "above-wise-ft.svg": _heights,
+    "cells.svg": _heat,
+    "dg-hard.svg": _dg_hard,
+}
+PLOT_FILES = frozenset(_PLOTS)
+"""Every name that `plots_of_study` may give a file."""

@@ -49,6 +49,19 @@ def read_cells_file(path: Path) -> CellsFile:
         raise UsageError(f"{path}: {field or 'the file'}: {problem}") from error
 
 
+def files_of_cells(path: Path) -> list[Path]:
+    """The files and folders of records that the YAML list at `path` names.
+
+    Raises:
+        UsageError: see `read_cells_file`.
+    """
+    return [
+        path.parent / file
+        for cell in read_cells_file(path).cells
+        for file in (cell.base, cell.finetuned, *cell.repaired.values(), *(cell.target_files or {}).values())
+    ]
+
+
 def open_cells(
     path: Path, *, metrics: Mapping[str, str] | None = None, common_items: bool = False
 ) -> tuple[list[PairedCell], list[str]]:

@@ -59,7 +59,7 @@ def target_activations_of(place: Workplace, target: Target, tuned: Path, texts: 
     asked = [{"prompt": one.question, "response": one.answer} for one in examples]
     digest = fingerprint([VERSION, hash_folder(tuned), asked or wanted.model_dump()])
     file = tuned.with_name(f"{tuned.name}{_BESIDE}{texts}-{digest}.safetensors")
-    if file.exists():
+    if is_whole(file):
         return file
     with one_thread_each(), tempfile.TemporaryDirectory() as folder:
         if texts == OWN:

@@ -13,6 +13,7 @@ from deltamend.machine.atomic import publish
 from deltamend.machine.cache import default_cache_dir
 from deltamend.machine.digests import fingerprint
 from deltamend.study.config import ModelEntry, Study
+from deltamend.study.own_folders import file_name
 from deltamend.study.storage import write_in_dtype
 
 
@@ -32,7 +33,7 @@ class Workplace:
 
     def model_folder(self, name: str) -> Path:
         """Where a model of this study lies."""
-        return self.out / "models" / name.replace("/", "__")
+        return self.out / "models" / file_name(name)
 
 
 def prepare_base(place: Workplace, model: ModelEntry) -> Path:

@@ -20,6 +20,8 @@ from deltamend.repairing.rounding import Rounding
 from deltamend.repairing.rules import Rule, Rules, Vectors
 from deltamend.study.exam_config import Exam, Items
 
+_LONGEST_NAME = 60
+"""Bytes; four of them make the name of a file, which may have 255."""
 _NAME = re.compile(r"[\w][\w.+-]*")
 _RESERVED = ("base", "finetuned", "none", "revert")
 OWN = "own"
@@ -306,6 +308,8 @@ class Study(FiniteRecord):
                     raise ValueError(f"{what}: two are named {name!r}")
                 if not _NAME.fullmatch(name):
                     raise ValueError(f"{what}: {name!r} is not a name; use letters, digits and . + - _")
+                if len(name.encode()) > _LONGEST_NAME or name.endswith((".json", ".jsonl", ".part")):
+                    raise ValueError(f"{what}: {name!r} is the name of a file of the study, or too long; give another")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one occurs twice")
         known = {"targets": {target.name for target in self.targets}, "regimes": {one.name for one in self.regimes}}

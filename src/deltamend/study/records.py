@@ -15,6 +15,7 @@ from deltamend.machine.atomic import write_whole
 from deltamend.machine.bounded_files import UnreadableError, read_unpacked
 from deltamend.machine.json_text import MAX_OBJECTS, JsonError, check_size
 from deltamend.records import FiniteRecord
+from deltamend.study.own_folders import file_name
 
 _LARGEST = 500_000_000
 """Bytes a record may unpack to; more is refused rather than read into memory."""
@@ -121,13 +122,13 @@ _Kept = TypeVar("_Kept", CellRecord, BaseRecord)
 
 def cell_file(out: Path, cell: str) -> Path:
     """Where the record of a cell lies."""
-    return out / "cells" / f"{cell.replace('/', '__')}.json.xz"
+    return out / "cells" / f"{file_name(cell)}.json.xz"
 
 
 def base_file(out: Path, model: str, target: str, device: str) -> Path:
     """Where the record of a base model lies that was asked on `device`, such as cpu or cuda."""
     kind = "" if device == "cpu" else f"__{re.sub(r'[^A-Za-z0-9]', '', device)}"
-    return out / "bases" / f"{model}__{target}{kind}.json.xz"
+    return out / "bases" / f"{file_name(f'{model}/{target}')}{kind}.json.xz"
 
 
 def device_of(evaluation: Evaluation) -> str:

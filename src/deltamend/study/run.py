@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import threading
@@ -22,12 +21,14 @@ from deltamend.errors import DeltamendError, OutputError, UsageError, option
 from deltamend.evaluation.backend import best_device
 from deltamend.evaluation.lm_eval_tasks import check_requirements, files_of
 from deltamend.machine.children import Processes, fresh_processes
+from deltamend.machine.locks import lock_file
 from deltamend.records import Record
 from deltamend.study.activations import activations_of
 from deltamend.study.base_model import Workplace, prepare_base, source_folder
 from deltamend.study.cell import evaluate_base, run_cell
 from deltamend.study.config import ModelEntry, Study, StudyCell, Target
 from deltamend.study.fine_tuning import check_trl
+from deltamend.study.own_folders import refuse_links
 from deltamend.study.questions import exam_questions, general_questions, given_answers, training_questions
 from deltamend.study.record_keys import done_repairs
 from deltamend.study.records import FINETUNED, BaseRecord, CellRecord, base_file, cell_file, read_record
@@ -246,19 +247,19 @@ def _alone_in(out: Path) -> Iterator[None]:
     """Hold the study's folder, which is made where it is not there, for this process.
 
     Raises:
-        OutputError: another run holds it, or it cannot be written.
+        OutputError: another run holds it, it cannot be written, or something in it is a link.
     """
     with ExitStack() as held:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            file = held.enter_context((out / ".lock").open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(lock_file(out / ".lock", wait=False))
         except BlockingIOError as error:
             raise OutputError(
                 f"{out}: another run is working in it; wait until it ends, or give another folder"
             ) from error
         except OSError as error:
             raise OutputError(f"{out}: cannot be written ({error.strerror}); give another folder") from error
+        refuse_links(out)
         yield
 
 
@@ -271,7 +272,7 @@ def _sweep(out: Path) -> None:
     for pattern in _LEFTOVERS:
         for left in list(out.glob(pattern)):
             try:
-                if left.is_dir():
+                if left.is_dir() and not left.is_symlink():
                     shutil.rmtree(left)
                 else:
                     left.unlink()

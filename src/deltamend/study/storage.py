@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deltamend.errors import OutputError
 from deltamend.machine.atomic import publish
+from deltamend.machine.locks import lock_file
 from deltamend.matrices.difference import Difference, diff
 from deltamend.study.records import AdapterFacts
 
@@ -53,7 +54,9 @@ def _distance(found: Difference) -> float:
 @contextmanager
 def held_alone(file: Path) -> Iterator[None]:
     """Wait until no other process is in a block that holds `file`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        yield
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with lock_file(file, wait=True):
+            yield
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be locked ({error.strerror}); check the study's folder") from error
