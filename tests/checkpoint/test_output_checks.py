@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,7 @@ def test_a_folder_of_many_levels_is_walked(tmp_path: Path) -> None:
         descriptor = inner
     os.close(descriptor)
     check_output_file(tmp_path / "page", [place], overwrite=False)
+    subprocess.run(["rm", "-rf", place], check=True)  # Python's own functions cannot remove it
 
 
 def _outputs() -> set[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,8 @@ def members_of(state: object) -> Members:
 def archive_of(members: Members, compression: int = zipfile.ZIP_STORED) -> bytes:
     """A zip archive of these members, in their order."""
     written = io.BytesIO()
-    with zipfile.ZipFile(written, "w", compression) as archive:
+    with warnings.catch_warnings(), zipfile.ZipFile(written, "w", compression) as archive:
+        warnings.simplefilter("ignore")  # of a name that is there twice
         for name, content in members:
             archive.writestr(name, content)
     return written.getvalue()

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,3 +76,38 @@ def test_an_edited_manifest_is_not_trusted(out: Path) -> None:
 def test_a_folder_of_somebody_else(llama_pair: Pair) -> None:
     with pytest.raises(deltamend.CheckpointError, match="give a folder that deltamend wrote"):
         deltamend.verify(llama_pair.base)
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(os.path.relpath(path))
+
+
+def _link_to_a_copy(path: Path) -> None:
+    kept = path.parent.parent / "copy"
+    shutil.copy(path.with_name("tokenizer.json"), kept)
+    path.with_name("tokenizer.json").unlink()
+    path.with_name("tokenizer.json").symlink_to(kept)
+
+
+ADDED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a file": (lambda path: path.write_text(""), "added"),
+    "a hidden file": (lambda path: path.with_name(".added").write_text(""), ".added"),
+    "a file in a folder": (lambda path: (path.mkdir(), (path / "x").touch()), "added/x"),
+    "an empty folder": (lambda path: path.mkdir(), "added"),
+    "a pipe": (os.mkfifo, "added"),
+    "a socket": (_socket, "added"),
+    "a link": (lambda path: path.symlink_to("config.json"), "added"),
+    "a link to nothing": (lambda path: path.symlink_to("gone"), "added"),
+    "a link to a folder": (lambda path: path.symlink_to(".."), "added"),
+    "a link to a copy of what was there": (_link_to_a_copy, "tokenizer.json"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(ADDED))
+def test_whatever_was_added_is_named(kind: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(out.parent)
+    add, name = ADDED[kind]
+    add(out / "added")
+    faults = deltamend.verify(out)
+    assert [fault.split(":")[0] for fault in faults] == [name]

@@ -62,3 +62,14 @@ def test_same_bytes_is_stricter_than_equality_and_knows_nan() -> None:
 def test_the_norm_is_that_of_float64() -> None:
     values = np.random.default_rng(0).standard_normal((512, 512)).astype(np.float32)
     assert norm_squared(values) == pytest.approx(float(np.sum(values.astype(np.float64) ** 2)), rel=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [-140, -126, -110, -80, -40, 0, 40])
+def test_the_norm_of_small_and_large_entries_is_right(exponent: int) -> None:
+    """Squares of entries below 1e-19 vanish in fp32; the norm does not."""
+    values = np.ldexp(np.random.default_rng(0).standard_normal((100, 70)), exponent).astype(np.float32)
+    exact = float(np.square(values.astype(np.float64)).sum())
+    assert norm_squared(values) == pytest.approx(exact, rel=1e-5)
+    assert norm_squared(values * 0) == 0.0
+    mixed = np.concatenate([values, np.full((1, 70), np.float32(1e-17))])
+    assert norm_squared(mixed) == pytest.approx(exact + 70 * float(np.float32(1e-17)) ** 2, rel=1e-5)

@@ -255,6 +255,7 @@ class _Placed:
             # A tensor that somebody gave attributes of their own; `make` is one of the functions here.
             "torch._tensor._rebuild_from_type_v2": lambda make, _kind, arguments, _state: make(*arguments),
             "torch.storage.UntypedStorage": None,
+            "torch.serialization._get_layout": str,
             **{f"torch._utils.{name}": _unreadable(kind) for name, kind in _OTHER_TENSORS.items()},
             **{f"torch.{name}": name for name in (*TORCH_DTYPES, *_OTHER_DTYPES)},
             **{f"torch.{name}": dtype for name, dtype in _STORAGES.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,10 +48,23 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
             f"{path / MANIFEST_FILE}: its text differs from the hash it records of itself; do not trust this folder"
         ) from error
     faults = _changed_files(path, manifest)
-    present = {file.relative_to(path).as_posix() for file in entries if file.is_file() or file.is_symlink()}
-    added = sorted(present - {file.name for file in manifest.files} - {MANIFEST_FILE})
-    faults += [f"{name}: not written by deltamend" for name in added]
+    faults += _added(path, entries, {MANIFEST_FILE, *(file.name for file in manifest.files)})
     return faults + _changed_tensors(path, manifest)
+
+
+def _added(folder: Path, entries: list[Path], written: set[str]) -> list[str]:
+    """What is in a folder and was not written, whatever it is: files, links, pipes, sockets, and folders with nothing in them."""
+    faults = []
+    for path in sorted(entries):
+        name, kind = path.relative_to(folder).as_posix(), path.lstat().st_mode
+        if stat.S_ISDIR(kind):
+            if not any(path.iterdir()):
+                faults.append(f"{name}: an empty folder, not written by deltamend")
+        elif name not in written:
+            faults.append(f"{name}: not written by deltamend")
+        elif not stat.S_ISREG(kind):
+            faults.append(f"{name}: a link or no regular file, which deltamend does not write")
+    return faults
 
 
 def check_readable(folder: Path, manifest: Manifest) -> None:

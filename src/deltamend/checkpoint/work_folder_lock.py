@@ -34,14 +34,15 @@ def lock_work_folder(folder: Path, out: Path) -> int:
         OSError: it cannot be made.
     """
     while True:
-        folder.mkdir(exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir()
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:  # the run that made it has ended
             continue
         except NotADirectoryError as error:
             raise OutputError(
-                f"{folder}: is a link, and a folder of this name is needed to make OUT in; remove it, or give another OUT"
+                f"{folder}: is a link or a file, and a folder of this name is needed to make OUT in; remove it, or give another OUT"
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +16,7 @@ from deltamend.cli.terminal import counted, progress_bar
 from deltamend.inputs.open_models import paths_of
 from deltamend.machine.atomic import write_whole
 from deltamend.matrices.difference import Difference
+from deltamend.report.csv_output import csv_text
 
 DIFF_EXAMPLES = """\b
 Examples:
@@ -89,10 +88,14 @@ def _number(value: float | None) -> str:
 
 
 def _csv(found: Difference) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["tensor", "shape", "dtype_a", "dtype_b", *_FIELDS])
-    for tensor in found.tensors:
-        shape = "x".join(str(size) for size in tensor.shape)
-        writer.writerow([tensor.name, shape, *tensor.dtypes, *(getattr(tensor, field) for field in _FIELDS)])
-    return text.getvalue()
+    rows = (
+        {
+            "tensor": tensor.name,
+            "shape": "x".join(str(size) for size in tensor.shape),
+            "dtype_a": tensor.dtypes[0],
+            "dtype_b": tensor.dtypes[1],
+            **{field: getattr(tensor, field) for field in _FIELDS},
+        }
+        for tensor in found.tensors
+    )
+    return csv_text(["tensor", "shape", "dtype_a", "dtype_b", *_FIELDS], rows)

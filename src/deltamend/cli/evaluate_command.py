@@ -20,8 +20,8 @@ from deltamend.evaluation.judges import OPENAI_URL, judge_named
 from deltamend.evaluation.one_benchmark import AskOptions
 from deltamend.evaluation.record import Evaluation
 from deltamend.evaluation.run import run_benchmarks
-from deltamend.machine.yaml_text import YamlError, parse_yaml
 from deltamend.evaluation.suite import chosen_suites, files_of_suites
+from deltamend.machine.yaml_text import YamlError, parse_yaml
 
 
 def evaluate(

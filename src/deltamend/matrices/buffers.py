@@ -16,6 +16,8 @@ CHUNK_ELEMENTS = 1 << 18
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+_VANISHING = 1e-32
+"""A sum of squares below this may have lost terms in fp32: each by up to 1.4e-45, so a chunk by up to 4e-40."""
 _CACHE_LINE = 64  # bytes
 
 
@@ -70,9 +72,14 @@ def same_bytes(first: Array, second: Array) -> bool:
 
 
 def norm_squared(values: FloatArray) -> float:
-    """The sum of squares of a chunk, in the chunk's own precision.
+    """The sum of squares of a chunk, in the chunk's own precision, or in fp64 where that is too coarse.
 
-    For up to CHUNK_ELEMENTS entries in fp32 its relative error is about 1e-6.
+    For up to CHUNK_ELEMENTS entries in fp32 its relative error is about 1e-6. Squares of entries below 1e-19 vanish in fp32.
     """
     flat = values.reshape(-1)
-    return float(np.dot(flat, flat))
+    with np.errstate(over="ignore", invalid="ignore"):  # callers look whether the sum is finite
+        found = float(np.dot(flat, flat))
+        if found < _VANISHING and flat.any():
+            wide = flat.astype(np.float64)
+            found = float(np.dot(wide, wide))
+    return found

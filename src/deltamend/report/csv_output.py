@@ -20,4 +20,4 @@ def csv_text(head: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
 
 def cell_text(text: str) -> str:
     """Text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
