@@ -5,7 +5,7 @@
 The repairs are of a generated pair of 18 MB a side, written as a checkpoint and as an adapter in turn. A try is lost if OUT
 is there and not whole, if a resumed run ends with other bytes than an undisturbed one, if an input changed, if something was
 left behind where nothing may be, if the error is not one line, or if `verify` misses a changed byte. The full disk, the
-read-only file system and the other user need root on Linux. The exit code is 1 if anything was lost.
+read-only file system, the second mount and the other user need root on Linux. The exit code is 1 if anything was lost.
 
 `python -m benchmarks.faults.kill` kills runs of a real pair.
 """
@@ -29,6 +29,13 @@ from benchmarks.faults.damaged_files import (
     trapped,
 )
 from benchmarks.faults.file_systems import full_disk, not_allowed, read_error, read_only
+from benchmarks.faults.hostile_files import (
+    damaged_cache,
+    foreign_work_folders,
+    links_in_study_folders,
+    odd_archives,
+    outputs_on_inputs,
+)
 from benchmarks.faults.interruptions import interrupted, killed
 from benchmarks.faults.promises import KINDS, Bench, Fault, content, state
 from benchmarks.shared.arguments import script_parser
@@ -51,6 +58,11 @@ FAULTS: dict[str, tuple[Fault, int]] = {
     "a mutated header, index or config": (mutated, 10_000),
     "a pickle that would run code": (trapped, 40),
     "a mutated PyTorch file": (mutated_torch, 2_000),
+    "a PyTorch file with its members in another order, or odd ones": (odd_archives, 300),
+    "an output that is an input, through links, hard links and mounts": (outputs_on_inputs, 300),
+    "a work folder that no run made, or with links": (foreign_work_folders, 300),
+    "a damaged entry of the cache": (damaged_cache, 300),
+    "a study's folder with links, or cells of nearly one name": (links_in_study_folders, 300),
 }
 """Each with how often it is tried."""
 

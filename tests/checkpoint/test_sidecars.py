@@ -41,6 +41,11 @@ def _folder_link(path: Path) -> None:
     folder.symlink_to(folder.parent.parent / "elsewhere")
 
 
+def _as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def _same_size(path: Path) -> None:
     times = path.stat()
     path.write_text(path.read_text().replace("a", "b"))
@@ -57,7 +62,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "a link in its path": _folder_link,
     "a pipe": _pipe,
     "a socket": _socket,
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a folder": _as_folder,
 }
 
 
@@ -68,7 +73,7 @@ def test_a_file_that_changes_during_the_run_never_lands_in_out(
     path = own_pair.finetuned / NAME
     path.parent.mkdir()
     path.write_text("[a]")
-    changed = []
+    changed: list[object] = []
     monkeypatch.chdir(tmp_path)
 
     def change(*_: object) -> None:
@@ -135,7 +140,7 @@ def test_only_a_snapshot_of_the_hub_may_link_to_blobs(folder: str, allowed: bool
 
 def test_weights_that_are_replaced_by_a_file_of_one_size_and_time_are_noticed(own_pair: Pair, tmp_path: Path) -> None:
     weights = min(own_pair.finetuned.glob("*.safetensors"))
-    changed = []
+    changed: list[object] = []
 
     def change(*_: object) -> None:
         if not changed:

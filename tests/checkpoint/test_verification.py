@@ -83,6 +83,11 @@ def _socket(path: Path) -> None:
         made.bind(os.path.relpath(path))
 
 
+def _folder(path: Path) -> None:
+    path.mkdir()
+    (path / "x").touch()
+
+
 def _link_to_a_copy(path: Path) -> None:
     kept = path.parent.parent / "copy"
     shutil.copy(path.with_name("tokenizer.json"), kept)
@@ -93,7 +98,7 @@ def _link_to_a_copy(path: Path) -> None:
 ADDED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file": (lambda path: path.write_text(""), "added"),
     "a hidden file": (lambda path: path.with_name(".added").write_text(""), ".added"),
-    "a file in a folder": (lambda path: (path.mkdir(), (path / "x").touch()), "added/x"),
+    "a file in a folder": (_folder, "added/x"),
     "an empty folder": (lambda path: path.mkdir(), "added"),
     "a pipe": (os.mkfifo, "added"),
     "a socket": (_socket, "added"),
@@ -110,4 +115,4 @@ def test_whatever_was_added_is_named(kind: str, out: Path, monkeypatch: pytest.M
     add, name = ADDED[kind]
     add(out / "added")
     faults = deltamend.verify(out)
-    assert [fault.split(":")[0] for fault in faults] == [name]
+    assert {fault.split(":")[0] for fault in faults} == {name}

@@ -78,7 +78,8 @@ def test_what_is_not_ours_is_left_alone(kind: str, llama_pair: Pair, tmp_path: P
     place.mkdir()
     FOREIGN[kind](place / PARTIAL, _precious(tmp_path / "precious"))
     before = _tree(tmp_path)
-    for options in ({}, {"resume": True}, {"resume": True, "overwrite": True}):
+    given: tuple[dict[str, Any], ...] = ({}, {"resume": True}, {"resume": True, "overwrite": True})
+    for options in given:
         with pytest.raises(OutputError) as caught:
             deltamend.repair(llama_pair.base, llama_pair.finetuned, place / "out", method="none", **options)
         assert str(caught.value).isprintable()
@@ -150,7 +151,7 @@ def test_an_older_out_that_cannot_be_removed_is_named_and_is_in_nobodys_way(
     if not exchange:
         monkeypatch.setattr(publishing, "_RENAME_EXCHANGE", 1 << 20)  # refused by the kernel
     out = tmp_path / "out"
-    monkeypatch.setattr(work_folder_lock.shutil, "rmtree", _keeps("kept"))
+    monkeypatch.setattr(shutil, "rmtree", _keeps("kept"))
     for number in (1, 2):
         (out / "kept").mkdir(parents=True)
         given = ("repair", "-q", llama_pair.base, llama_pair.finetuned, out, "--method", "none", "--overwrite")

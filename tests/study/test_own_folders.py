@@ -14,7 +14,7 @@ from deltamend.errors import OutputError
 from deltamend.machine.locks import lock_file
 from deltamend.study.own_folders import FOLDERS, file_name, refuse_links
 from deltamend.study.records import base_file, cell_file
-from deltamend.study.run import _alone_in
+from deltamend.study.run import alone_in
 
 NAMES = st.from_regex(r"[ab_][ab_.+-]{0,5}", fullmatch=True)
 CELLS = st.tuples(NAMES, NAMES, NAMES, st.integers(0, 9).map(str))
@@ -55,7 +55,7 @@ def test_links_in_a_studys_folder_are_refused_and_not_followed(name: str, tmp_pa
     place = out / name.strip()
     place.parent.mkdir(parents=True)
     LINKS[name](place, other)
-    with pytest.raises(OutputError) as caught, _alone_in(out):
+    with pytest.raises(OutputError) as caught, alone_in(out):
         pass
     assert str(caught.value).isprintable()
     assert (other / "file").read_text() == "mine"

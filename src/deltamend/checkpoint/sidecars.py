@@ -12,7 +12,7 @@ from pathlib import Path
 from deltamend.checkpoint.file_names import CARD_FILE, FINETUNED_CARD_FILE, INDEX_FILE, MANIFEST_FILE, TORCH_INDEX_FILE
 from deltamend.checkpoint.stray_weights import modules_of, reason_for_weights
 from deltamend.errors import CheckpointError
-from deltamend.machine.checked_folder import CONTENTS_FILE
+from deltamend.machine.cached_folders import CONTENTS_FILE
 from deltamend.machine.regular_files import open_without_links
 
 _TOKENIZER = re.compile(r"tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab.*|merges\.txt|chat_template.*")

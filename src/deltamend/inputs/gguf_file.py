@@ -12,7 +12,7 @@ from deltamend.errors import CheckpointError
 from deltamend.language_models.loading import quiet_transformers, transformers_module
 from deltamend.machine.atomic import disk_is_full
 from deltamend.machine.cache import default_cache_dir
-from deltamend.machine.checked_folder import checked_folder
+from deltamend.machine.cached_folders import checked_folder
 from deltamend.machine.digests import json_sha256
 
 

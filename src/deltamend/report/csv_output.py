@@ -19,5 +19,6 @@ def csv_text(head: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
 
 
 def cell_text(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+    """Text that a spreadsheet does not take for a formula, without the returns that end a row before Python 3.13 quotes them."""
+    text = text.replace("\r", " ")
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\n")) else text

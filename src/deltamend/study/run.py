@@ -151,7 +151,7 @@ def run_study(
     place = Workplace(study, out.absolute(), None if data is None else data.absolute())
     pairs = {(cell.model.name, cell.target.name): (cell.model, cell.target) for cell in chosen}
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    with _alone_in(place.out):
+    with alone_in(place.out):
         _sweep(place.out)
         for model in {cell.model.name: cell.model for cell in chosen}.values():
             base = prepare_base(place, model)
@@ -243,7 +243,7 @@ def _end_with(parent: int) -> None:
 
 
 @contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
+def alone_in(out: Path) -> Iterator[None]:
     """Hold the study's folder, which is made where it is not there, for this process.
 
     Raises:

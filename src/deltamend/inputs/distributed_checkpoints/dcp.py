@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deltamend.checkpoint.checkpoint_folder import Checkpoint, StoredTensor
-from deltamend.checkpoint.inert_pickle import ForbiddenNameError, Inert, read_inert
+from deltamend.checkpoint.inert_pickle import ForbiddenNameError, Inert, ordered_dict, plain_set, read_inert
 from deltamend.checkpoint.torch_archive import TORCH_DTYPES, ArchivedTensor, read_torch_archive
 from deltamend.errors import CheckpointError
 from deltamend.inputs.distributed_checkpoints.assembled import (
@@ -27,6 +27,7 @@ from deltamend.inputs.distributed_checkpoints.assembled import (
     folder_of_config,
     show_assembled,
 )
+from deltamend.machine.bounded_files import UnreadableError, read_bytes
 
 METADATA_FILE = ".metadata"
 _LARGEST_METADATA = 1 << 30
@@ -102,20 +103,18 @@ def _read_metadata(path: Path) -> Inert:
     functions: dict[str, object] = {
         "torch.Size": tuple,
         "torch.serialization._get_layout": str,
-        "collections.OrderedDict": dict,
-        "builtins.set": set,
+        "collections.OrderedDict": ordered_dict,
+        "builtins.set": plain_set,
         **{f"torch.{name}": name for name in TORCH_DTYPES},
     }
     try:
-        if path.stat().st_size > _LARGEST_METADATA:
-            raise CheckpointError(f"{path}: larger than 1 GiB, which no metadata is; copy the folder again")
-        found = read_inert(path.read_bytes(), functions, _CLASSES)
+        found = read_inert(read_bytes(path, _LARGEST_METADATA), functions, _CLASSES)
     except ForbiddenNameError as error:
         raise CheckpointError(
             f"{path}: its pickle asks for {str(error)!a}, which no distributed checkpoint needs and which could run code; do not use this checkpoint"
         ) from error
-    except CheckpointError:
-        raise
+    except UnreadableError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); copy the folder again") from error
     except Exception as error:  # damaged bytes make the unpickler raise of all kinds
         raise CheckpointError(f"{path}: damaged ({type(error).__name__}); copy the folder again") from error
     if not isinstance(found, Inert) or not isinstance(found.field("state_dict_metadata"), dict):

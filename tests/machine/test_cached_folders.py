@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deltamend.machine.checked_folder import CONTENTS_FILE, checked_folder, is_intact
+from deltamend.machine.cached_folders import CONTENTS_FILE, checked_folder, is_intact
 
 
 def _make(part: Path) -> None:
