@@ -46,7 +46,8 @@ def test_a_cell_whose_answers_were_kept_is_shown_and_others_are_not(tmp_path: Pa
     assert found.answers == {"finetuned": (ANSWER, ANSWER), study.repairs[0].name: (ANSWER, ANSWER)}
     base = read_record(next((tmp_path / "bases").iterdir()), BaseRecord)
     assert base is not None
-    assert base_file(tmp_path, *name.split("/")[:2], "cpu").exists()
+    model, target, *_ = name.split("/")
+    assert base_file(tmp_path, model, target, "cpu").exists()
 
 
 def test_the_page_shows_them_shortened_and_escaped(tmp_path: Path) -> None:
