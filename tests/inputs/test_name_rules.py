@@ -158,3 +158,13 @@ def test_names_that_would_become_one_keep_their_wrappers() -> None:
         "module.b.weight": "b.weight",
         "module": "module",
     }
+
+
+def test_a_head_has_another_name_since_transformers_5() -> None:
+    assert pairs(
+        {"embed_out.weight": (90, 16), **under("gpt_neox.", TEXT)},
+        {"lm_head.weight": (90, 16), **under("gpt_neox.", TEXT)},
+    ).pairs == {
+        "embed_out.weight": "lm_head.weight",
+        **{name: name for name in under("gpt_neox.", TEXT)},
+    }

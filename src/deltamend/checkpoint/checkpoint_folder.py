@@ -117,6 +117,7 @@ class Checkpoint:
         source: the file that the folder was unpacked from, such as a GGUF file; None where it was not.
         adapter: the adapter that is added to the weights; None where there is none.
         update_ranks: the rank of what the adapter adds to a tensor, by the name of the tensor.
+        untied: the embedding that a head was tied to before the adapter changed one of them, by the name of the head's weight.
         layer_sources: of each layer as shown, the number that it has in the files, where layers are repeated; else None.
         assembled: whether its files are those of a training run, which no loader takes, and are not the model for the output's.
         notes: how it is read where that is not simply as stored, a sentence each.
@@ -135,6 +136,7 @@ class Checkpoint:
         self.source: Path | None = None
         self.adapter: Checkpoint | None = None
         self.update_ranks: dict[str, int] = {}
+        self.untied: dict[str, str] = {}
         self.layer_sources: tuple[int, ...] | None = None
         self.notes: tuple[str, ...] = ()
         self.tensors: dict[str, StoredTensor] = {

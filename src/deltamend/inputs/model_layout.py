@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -69,6 +69,7 @@ class Parameter:
         place: of the parameter among those that its module holds itself, in the order in which PEFT adapts them.
         experts_transposed: whether its module says, in `is_transposed`, that its experts are (experts, inputs, outputs). PEFT
             goes by that, whatever the module's code does.
+        aliases: its other names in memory, where no tensor is stored, such as that of a head which is tied to the embedding.
     """
 
     role: Role
@@ -80,6 +81,7 @@ class Parameter:
     layer: Layer = ""
     place: int = 0
     experts_transposed: bool = False
+    aliases: tuple[str, ...] = ()
 
     @property
     def is_matrix(self) -> bool:
@@ -203,11 +205,27 @@ def layout_of_module(model: torch.nn.Module, shapes: Shapes | None = None) -> di
     else:
         names = names_in_memory(model, shapes)
     layers = _layers(owners)
+    aliases = _aliases(model, {name for name, _ in names.values()})
     return {
-        stored: _parameter_of(owners[module], layers[module], name, own[name], shapes[stored], converted)
+        stored: replace(
+            _parameter_of(owners[module], layers[module], name, own[name], shapes[stored], converted),
+            aliases=aliases.get(name, ()),
+        )
         for stored, (name, converted) in names.items()
         if (module := module_of(name)) in owners
     }
+
+
+def _aliases(model: torch.nn.Module, stored: set[str]) -> dict[str, tuple[str, ...]]:
+    """The other names of each parameter that stands in several places, without those of tensors that are stored."""
+    places: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
+    found: dict[str, tuple[str, ...]] = {}
+    for names in places.values():
+        others = tuple(name for name in names if name not in stored)
+        found |= {name: others for name in names if name in stored and others}
+    return found
 
 
 def _layers(modules: Mapping[str, torch.nn.Module]) -> dict[str, Layer]:
@@ -324,11 +342,9 @@ def _read_cache(file: Path) -> dict[str, Parameter] | None:
     try:
         kept = read_json(file)
         found = kept["parameters"]
-        return (
-            {name: Parameter(**fields) for name, fields in found.items()}
-            if kept["sha256"] == json_sha256(found)
-            else None
-        )
+        if kept["sha256"] != json_sha256(found):
+            return None
+        return {name: Parameter(**{**fields, "aliases": tuple(fields["aliases"])}) for name, fields in found.items()}
     except (DeltamendError, KeyError, TypeError, AttributeError):
         return None
 

@@ -203,9 +203,10 @@ def _candidates(ours: Shapes, theirs: Shapes, plain_theirs: Mapping[str, str]) -
 def _ending(plain: str) -> str:
     """What two names must have in common: all from the first number on, or the last two parts where there is no number.
 
-    A number that a name begins with is that of a module of a pipeline, and not of a layer.
+    A number that a name begins with is that of a module of a pipeline, and not of a layer. Heads have two names, as GPT-NeoX's
+    before transformers 5 and since.
     """
-    parts = plain.split(".")
+    parts = ["lm_head" if part == "embed_out" else part for part in plain.split(".")]
     number = next((place for place, part in enumerate(parts) if place and part.isdigit()), None)
     return ".".join(parts[-2:] if number is None else parts[number:])
 

@@ -30,11 +30,15 @@ def write_tied_head_once(checkpoint: Checkpoint) -> None:
 
 def compare_head_with_embedding(base: Checkpoint, finetuned: Checkpoint) -> None:
     """Pair a head that only FINETUNED stores with the embedding of BASE, where BASE ties its head to that embedding."""
-    embedding = next((tensor for name, tensor in base.tensors.items() if INPUT_EMBEDDING.search(name)), None)
-    if embedding is None or not _is_tied(base):
-        return
+    found = next((tensor for name, tensor in base.tensors.items() if INPUT_EMBEDDING.search(name)), None)
+    tied = found if _is_tied(base) else None
     for name, head in finetuned.tensors.items():
-        if OUTPUT_EMBEDDING.search(name) and name not in base.tensors and head.shape[1:] == embedding.shape[1:]:
+        if name in base.tensors:
+            continue
+        embedding = base.tensors.get(finetuned.untied.get(name, "")) or (
+            tied if OUTPUT_EMBEDDING.search(name) else None
+        )
+        if embedding is not None and head.shape[1:] == embedding.shape[1:]:
             shown = replace(embedding, name=name, origin=embedding.own_name)
             computed = {shown: EntrySpan(base, embedding)} if base.is_computed(embedding) else {}
             note = f"{name!r} is compared with {embedding.name!r} of BASE, which is tied to it"

@@ -53,13 +53,15 @@ def build_empty(config: Mapping[str, Any]) -> torch.nn.Module:
     try:
         with quiet_transformers(), torch.device("meta"), _no_initial_values():
             made = _read_config(config)
-            model: torch.nn.Module = _class_of(config, made)._from_config(made, attn_implementation="eager")
+            model = _class_of(config, made)._from_config(made, attn_implementation="eager")
+            model.tie_weights()  # what is left out with the initial values
     except Exception as error:  # a config may make transformers raise anything
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"config.json: transformers cannot build this model ({type(error).__name__}: {reason}); check its model_type"
         ) from error
-    return model
+    empty: torch.nn.Module = model
+    return empty
 
 
 def names_in_memory(model: Any, stored: Collection[str]) -> dict[str, NameInMemory]:

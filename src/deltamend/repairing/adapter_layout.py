@@ -148,15 +148,34 @@ def plan_adapter(base: Checkpoint, base_name: str, pairing: Pairing, methods: Ma
     kinds: dict[str, Kind] = {name: _kind(known[name], base.config) for name in matrices}
     task = "CAUSAL_LM" if has_head(base.config) and "vision_config" not in base.config else None
     names = {name: found.module_name for name, found in known.items()}
-    tied = tied_head(base.config, names.values())
+    tied = _tied_head(base.config, known, kinds)
     own = next((name for name, shown in names.items() if tied is not None and module_of(shown) == tied[1]), None)
     if own is not None:
         raise UsageError(
             f"{_ADAPTER}: {own!r} belongs to a head whose weight is tied to the embedding; use {_CHECKPOINT}"
         )
-    if tied is not None:
-        tied = next(name for name, shown in names.items() if shown == tied[0]), tied[1]
     return AdapterPlan(base_name, task, kinds, tied, names, outside)
+
+
+def _tied_head(
+    config: Mapping[str, Any], known: Mapping[str, Parameter], kinds: Mapping[str, Kind]
+) -> tuple[str, str] | None:
+    """The embedding whose matrix the head shares, by its name in FINETUNED's files, and the head's module in the loaded BASE.
+
+    Raises:
+        UsageError: other modules share a weight.
+    """
+    if not any(found.owner for found in known.values()):  # transformers does not know the model
+        tied = tied_head(config, [found.module_name for found in known.values()])
+        return tied and (next(name for name, found in known.items() if found.module_name == tied[0]), tied[1])
+    shared = {name: found for name, found in known.items() if found.aliases}
+    for name, found in shared.items():
+        if kinds.get(name) != "embedding" or len(found.aliases) > 1 or len(shared) > 1:
+            raise UsageError(
+                f"{_ADAPTER}: the loaded model has {found.module_name!r} under the name {found.aliases[0]!r} too, and peft "
+                f"would change each by itself; use {_CHECKPOINT}"
+            )
+    return next(((name, module_of(found.aliases[0])) for name, found in shared.items()), None)
 
 
 def _in_memory(base: Checkpoint, pairing: Pairing) -> dict[str, Parameter]:

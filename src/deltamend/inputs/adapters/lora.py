@@ -30,6 +30,7 @@ from deltamend.inputs.adapters.module_names import named_as_in
 from deltamend.inputs.adapters.peft_config import refuse_other_kinds, removed_by_start, scaling_of
 from deltamend.inputs.adapters.tensor_keys import AdapterTensors, Role, sort_tensors
 from deltamend.inputs.computed_tensors import EntrySpan
+from deltamend.inputs.model_layout import layout_of, role_by_name
 
 _SIDES: tuple[Role, Role] = ("A", "B")
 _EMBEDDING_SIDES: tuple[Role, Role] = ("embedding_A", "embedding_B")
@@ -98,14 +99,45 @@ class _Merged:
 
         New rows for the embedding's tokens are the exception: PEFT gives them to both, unless the head has rows of its own.
         """
-        tied = tied_head(self.checkpoint.config, self.tensors)
+        changed = {*brought.factors, *map(module_of, brought.whole)}
+        tied = self._tied_head(changed, {*brought.tokens})
         if tied is None:
             return
         embedding, head = tied
-        changed = {*brought.factors, *map(module_of, brought.whole), *({head} & {*brought.tokens})}
-        if changed & {module_of(embedding), head}:
+        if (changed | ({head} & {*brought.tokens})) & {module_of(embedding), head}:
             self.tensors[f"{head}.weight"] = replace(self.tensors[embedding], name=f"{head}.weight")
+            self.checkpoint.untied[f"{head}.weight"] = embedding
             self.checkpoint.alter_config({**self.checkpoint.config, "tie_word_embeddings": False})
+
+    def _tied_head(self, changed: set[str], with_new_rows: set[str]) -> tuple[str, str] | None:
+        """An embedding and the module of the head that is tied to it; None where the adapter can change neither of them.
+
+        transformers says which they are. Where it does not know the model, and for the name of a head in files that have
+        other names than the loaded model, the names do.
+        """
+        named = tied_head(self.checkpoint.config, self.tensors)
+        tables = [
+            name
+            for name, tensor in self.tensors.items()
+            if module_of(name) in changed and role_by_name(name, tensor.shape) == "embedding"
+        ]
+        without_weight = [module for module in changed if f"{module}.weight" not in self.tensors]
+        if not tables and not without_weight and (named is None or named[1] not in with_new_rows):
+            return None
+        shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
+        known = layout_of(self.checkpoint.config, shapes, names_in_memory=True)
+        if not any(parameter.owner for parameter in known.values()):
+            return named
+        found = [(name, parameter.aliases) for name, parameter in known.items() if parameter.aliases]
+        embedding, aliases = found[0] if len(found) == 1 else ("", ())
+        if not aliases:
+            return None
+        if len(aliases) > 1 and embedding in tables:
+            raise CheckpointError(
+                f"{self.adapter.folder}: it changes {embedding!r}, which is {' and '.join(map(repr, aliases))} of the loaded model too, "
+                "and PEFT changes each by itself, so that no merged model exists; give an adapter that leaves it alone"
+            )
+        return named if named is not None and named[0] == embedding else (embedding, module_of(aliases[0]))
 
     def put_whole(self, name: str, stored: StoredTensor) -> None:
         """Put a whole tensor of the adapter in the place of the model's."""

@@ -42,8 +42,8 @@ def named_as_in(brought: AdapterTensors, checkpoint: Checkpoint, fault: str) -> 
     asked = [_BASE_LAYER.sub("", name) for name in (*brought.factors, *brought.tokens, *whole)]
     own: dict[str, str] = {}
     if _missing(asked, checkpoint.tensors, config):
-        own = _names_in_memory(checkpoint)
-        if missing := _missing(asked, own, config):
+        own, aliases = _names_in_memory(checkpoint)
+        if missing := _missing(asked, [*own, *aliases], config):
             raise CheckpointError(f"{fault}: {_unknown(missing[0], checkpoint.tensors)}")
         _rename(checkpoint, {stored: shown for shown, stored in own.items()})
     yield
@@ -70,17 +70,22 @@ def _unknown(module: str, names: Iterable[str]) -> str:
     )
 
 
-def _names_in_memory(checkpoint: Checkpoint) -> dict[str, str]:
-    """The stored name of each tensor, by its name in memory; experts that are stacked on loading keep their numbers."""
+def _names_in_memory(checkpoint: Checkpoint) -> tuple[dict[str, str], list[str]]:
+    """The stored name of each tensor, by its name in memory; and further names in memory, such as that of a tied head.
+
+    Experts that are stacked on loading keep their numbers.
+    """
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     found: dict[str, str] = {}
+    aliases: list[str] = []
     for stored, parameter in layout_of(checkpoint.config, shapes, names_in_memory=True).items():
         shown = parameter.module_name
+        aliases += parameter.aliases
         if parameter.converted:
             expert = _ONE_EXPERT.search(stored)
             shown = f"{module_of(shown)}.{expert[1]}" if expert else stored
         found[stored if shown in found else shown] = stored
-    return found
+    return found, aliases
 
 
 def _rename(checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
@@ -94,5 +99,8 @@ def _rename(checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
         if shown != tensor and checkpoint.is_computed(tensor):
             computed[shown] = EntrySpan(checkpoint, tensor)
     checkpoint.present(tensors, computed)
+    checkpoint.untied = {
+        names.get(head, head): names.get(embedding, embedding) for head, embedding in checkpoint.untied.items()
+    }
     for name in [name for name in checkpoint.update_ranks if names.get(name, name) != name]:
         checkpoint.update_ranks[names[name]] = checkpoint.update_ranks.pop(name)
