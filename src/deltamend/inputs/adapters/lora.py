@@ -38,6 +38,8 @@ _EMBEDDING_SIDES: tuple[Role, Role] = ("embedding_A", "embedding_B")
 _ASKED_FOR_BY: Mapping[Role, str] = {"magnitude": "use_dora", "diagonal": "kasa_config", "bias": "lora_bias"}
 _VOCABULARY = re.compile(r"(^|_)vocab_size(_|$)")
 """Where a config.json, or a part of it such as `text_config`, states how many rows the embedding has."""
+_OTHER_PARTS = re.compile(r"vision|visual|image|audio|speech")
+"""Parts of a config.json whose vocabulary, if they state one, is not that of the text."""
 _DEEPEST_PART = 3
 
 
@@ -266,11 +268,11 @@ def _check_fit(
 
 
 def _with_vocabulary(config: Mapping[str, Any], before: int, now: int, depth: int = _DEEPEST_PART) -> dict[str, Any]:
-    """A config with another size of the vocabulary, in itself and in its parts, wherever it states the old one."""
+    """A config with another size of the vocabulary, in itself and in its parts of text, wherever it states the old one."""
     grown = dict(config)
     for key, value in config.items():
         if _VOCABULARY.search(key) and value == before:
             grown[key] = now
-        elif isinstance(value, Mapping) and depth:
+        elif isinstance(value, Mapping) and depth and not _OTHER_PARTS.search(key):
             grown[key] = _with_vocabulary(value, before, now, depth - 1)
     return grown
