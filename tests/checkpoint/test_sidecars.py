@@ -151,3 +151,11 @@ def test_weights_that_are_replaced_by_a_file_of_one_size_and_time_are_noticed(ow
     with pytest.raises(CheckpointError, match="changed during the run"):
         deltamend.repair(own_pair.base, own_pair.finetuned, tmp_path / "out", method="none", progress=change)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.finetuned.md", "deltamend.json", "model.safetensors.index.json"])
+def test_a_folder_named_like_a_file_of_out_is_said(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "x").write_text("x")
+    with pytest.raises(CheckpointError, match="is a folder, and OUT needs a file of this name"):
+        list_sidecars(tmp_path, frozenset())

@@ -19,6 +19,8 @@ _TOKENIZER = re.compile(r"tokenizer.*|special_tokens_map\.json|added_tokens\.jso
 _DEEPEST = 50
 """Levels of folders in the folder of a model."""
 
+_OWN = frozenset({CARD_FILE, FINETUNED_CARD_FILE, INDEX_FILE, MANIFEST_FILE})
+"""Files that are written beside the copied ones."""
 _PIECE = 1 << 20
 
 
@@ -73,6 +75,8 @@ def list_sidecars(
         name = path.relative_to(folder).as_posix()
         if name in weight_files or name in {INDEX_FILE, TORCH_INDEX_FILE, CONTENTS_FILE}:
             continue
+        if "/" in name and (first := name.partition("/")[0]) in _OWN:
+            raise CheckpointError(f"{folder / first}: is a folder, and OUT needs a file of this name; rename it")
         if reason := _reason_to_leave(path, name) or reason_for_weights(path, name, modules, tensors):
             left_out.append(LeftOut(name if name.isprintable() else ascii(name), reason))
         else:
