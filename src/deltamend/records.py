@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticSerializationError
 
 
 class Record(BaseModel):
@@ -10,11 +14,29 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def model_dump_json(self, *, indent: int | None = None, **options: Any) -> str:
+        """The record as JSON. Half a surrogate pair, as in the name of a folder that is not UTF-8, is written as text."""
+        try:
+            return super().model_dump_json(indent=indent, **options)
+        except PydanticSerializationError:
+            shown = _without_surrogates(self.model_dump(mode="json", **options))
+            return json.dumps(
+                shown, ensure_ascii=False, indent=indent, separators=(",", ":") if indent is None else None
+            )
+
 
 class FiniteRecord(Record):
     """A record whose numbers must be finite, because JSON has no NaN and no infinity."""
 
     model_config = ConfigDict(allow_inf_nan=False)
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(inner) for key, inner in value.items()}
+    return [_without_surrogates(inner) for inner in value] if isinstance(value, list) else value
 
 
 _PLAINLY = {"extra_forbidden": "there is no such field", "missing": "is missing"}

@@ -8,22 +8,23 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from deltamend.checkpoint.manifest import Manifest
+from deltamend.machine.escaping import markdown_code, markdown_text
 from deltamend.machine.yaml_text import MAX_CHARACTERS, YamlError, parse_yaml
 
 _TEMPLATE = """\
 ---
 {{ front_matter }}---
 
-# {{ manifest.finetuned.name }}, repaired with {{ manifest.method }}
+# {{ manifest.finetuned.name | text }}, repaired with {{ manifest.method | text }}
 
 Written by deltamend {{ manifest.deltamend }} from two checkpoints, without data and without training. Numbers for every
 tensor, and hashes of inputs and outputs, are in `deltamend.json`; `deltamend verify` checks the files against it.
 
 | | |
 |---|---|
-| base | `{{ manifest.base.name }}` |
-| fine-tuned | `{{ manifest.finetuned.name }}` |
-| method | `{{ manifest.method }}`{% for key, value in manifest.parameters.items() %}, `{{ key }}={{ value }}`{% endfor %} |
+| base | {{ manifest.base.name | code }} |
+| fine-tuned | {{ manifest.finetuned.name | code }} |
+| method | {{ manifest.method | code }}{% for key, value in manifest.parameters.items() %}, {{ (key ~ '=' ~ value) | code }}{% endfor %} |
 | matrices | {{ filtered|length }} of {{ manifest.tensors|length }} tensors were given to the method; the others are as fine-tuned, {% if manifest.options.out_dtype %}cast to {{ manifest.options.out_dtype }}{% else %}bit for bit{% endif %} |
 | kept energy | {{ "%.2f"|format(100 * manifest.kept_energy) }} % of the squared Frobenius norm of the update |
 {% if manifest.coverage and manifest.coverage.share < 1 %}| repaired | {{ manifest.coverage.repaired }} of {{ manifest.coverage.matrices }} matrices, {{ "%.2f"|format(100 * manifest.coverage.share) }} % of their entries |
@@ -50,7 +51,8 @@ def render_model_card(manifest: Manifest, *, own_card: str | None, license_name:
         "library_name": "peft" if manifest.is_adapter else "transformers",
         "tags": ["deltamend", manifest.method],
     } | ({"license": license_name} if license_name else {})
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701 - Markdown; Markdown has nothing to escape to
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701 - Markdown
+    environment.filters.update(text=markdown_text, code=markdown_code)
     filtered = [tensor for tensor in manifest.tensors if tensor.action == "filter"]
     return environment.from_string(_TEMPLATE).render(
         manifest=manifest,

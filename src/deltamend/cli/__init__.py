@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import errno
 import os
 import signal
 import sys
@@ -27,7 +27,9 @@ from deltamend.cli.options import spelled_on_command_line
 from deltamend.cli.push_command import push
 from deltamend.cli.repair_command import REPAIR_EXAMPLES, repair
 from deltamend.cli.score_command import score
+from deltamend.cli.streams import careful_streams
 from deltamend.cli.study_command import study
+from deltamend.cli.terminal import echo
 from deltamend.cli.tune_command import TUNE_EXAMPLES, tune
 from deltamend.cli.verify_command import verify
 from deltamend.errors import DeltamendError, UsageError
@@ -44,7 +46,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"deltamend {__version__}")
+        echo(f"deltamend {__version__}")
         raise typer.Exit
 
 
@@ -82,17 +84,33 @@ _INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line. It exits with 0 on success, 1 after a failure or an interruption, and 2 after wrong usage."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is printed escaped
+    with careful_streams() as output:
+        code = _run()
+        output.flush()
+        if output.error is not None and output.error.errno != errno.EPIPE:  # nobody reads on: `deltamend … | head`
+            echo(
+                f"deltamend: standard output cannot be written ({output.error.strerror}); everything else that was asked for "
+                f"is {'done' if code == 0 else 'as said above'}",
+                err=True,
+            )
+        code = code or int(output.error is not None)
+    if code:
+        sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command; return its exit code."""
     try:
         with _second_ctrl_c_ends_at_once(), safe_children():
             app()
     except DeltamendError as error:
         if "-vv" in sys.argv:
             traceback.print_exc()
-        typer.echo(f"deltamend: {error.spelled(spelled_on_command_line)}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        echo(f"deltamend: {error.spelled(spelled_on_command_line)}", err=True)
+        return 2 if isinstance(error, UsageError) else 1
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return 0
 
 
 @contextmanager
@@ -119,7 +137,7 @@ def _second_ctrl_c_ends_at_once() -> Iterator[None]:
             raise
         if handled_here:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        typer.echo(_interrupted(), err=True)
+        echo(_interrupted(), err=True)
         sys.stderr.flush()
         # A normal exit would wait for threads inside LAPACK, which cannot be stopped.
         os._exit(1)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deltamend.cli.terminal import progress_bar
+from deltamend.cli.terminal import echo, progress_bar
 
 calibrate = typer.Typer(
     help="Compute the files that the methods null-space, fisher and graft need. Loads whole models into memory.",
@@ -53,7 +53,7 @@ def activations(
         )
     if not quiet:
         next_ = f"deltamend repair … --method null-space --set activations={out}"
-        typer.echo(f"wrote {out} from {count} tokens; next: {next_}")
+        echo(f"wrote {out} from {count} tokens; next: {next_}")
 
 
 @calibrate.command()
@@ -90,7 +90,7 @@ def fisher(
             progress=progress,
         )
     if not quiet:
-        typer.echo(f"wrote {out} from {count} texts; next: deltamend repair … --method fisher --set fisher={out}")
+        echo(f"wrote {out} from {count} texts; next: deltamend repair … --method fisher --set fisher={out}")
 
 
 @calibrate.command()
@@ -129,7 +129,7 @@ def graft(
             progress=progress,
         )
     if not quiet:
-        typer.echo(
+        echo(
             f"loss on the texts: {before:.4f} nats per token with the mask of the largest entries, {after:.4f} with the learnt mask"
         )
-        typer.echo(f"wrote {out}; next: deltamend repair … --method graft --set mask={out}")
+        echo(f"wrote {out}; next: deltamend repair … --method graft --set mask={out}")

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Column
 
 import deltamend
 from deltamend.checkpoint.output_checks import check_output_files
 from deltamend.choosing.compare_methods import Comparison, choose_methods
 from deltamend.cli.options import given_options, parameters_of, with_options
-from deltamend.cli.terminal import progress_bar
+from deltamend.cli.terminal import PlainConsole, PlainTable, echo, echo_json, progress_bar
 from deltamend.errors import UsageError
 from deltamend.inputs.open_models import paths_of
 from deltamend.machine.atomic import write_whole
@@ -108,15 +107,15 @@ def compare(
         )
     if as_json:
         content = {"methods": [row.model_dump() for row in found.methods], **found.model_dump()}
-        typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
+        echo_json(json.dumps(content, indent=1, ensure_ascii=False))
     else:
-        _print(Console(quiet=quiet, highlight=False), found)
+        _print(PlainConsole(quiet=quiet), found)
     for path, text in ((csv, compare_csv), (html, render_compare_page)):
         if path is not None:
             write_whole(path, text(found))
     if not quiet:
         for name, reason in not_written.items():
-            typer.echo(f"not written: {name}, which {reason}", err=True)
+            echo(f"not written: {name}, which {reason}", err=True)
     for method in wanted:
         folder = method.described().replace(" ", ",").replace("/", "_")
         with progress_bar(quiet, f"writing {method.name}") as progress:
@@ -141,10 +140,10 @@ def _methods(text: str | None) -> list[str | Method]:
     return chosen
 
 
-def _print(console: Console, found: Comparison) -> None:
-    table = Table(Column(COLUMNS[0], no_wrap=True), *(Column(name, justify="right") for name in COLUMNS[1:]))
+def _print(console: PlainConsole, found: Comparison) -> None:
+    table = PlainTable(Column(COLUMNS[0], no_wrap=True), *(Column(name, justify="right") for name in COLUMNS[1:]))
     for row in found.methods:
         table.add_row(*method_row(row))
-    console.print(table, markup=False)
+    console.print(table)
     for name, reason in found.left_out.items():
-        console.print(f"not compared: {name}, which {reason}", markup=False)
+        console.print(f"not compared: {name}, which {reason}")

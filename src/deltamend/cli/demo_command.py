@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 
 def demo(
@@ -30,6 +29,7 @@ def demo(
 ) -> None:
     """Damage a small real model by fine-tuning, repair it, and show what came back."""
     # Late, because these import torch, and `deltamend --help` should not wait for it.
+    from deltamend.cli.terminal import PlainConsole
     from deltamend.demo.present_results import headline_of, next_command, results_table, write_page, write_record
     from deltamend.demo.run import run_demo
     from deltamend.demo.settings import QUICK, REAL
@@ -37,12 +37,12 @@ def demo(
 
     settings = QUICK if quick else REAL
     folder = out or Path("demo-output") / settings.name
-    console = Console()
+    console = PlainConsole()
     result = run_demo(settings, cache=cache or default_cache_dir(), out=folder, seed=seed, fresh=fresh, console=console)
     record, page = write_record(result), write_page(result)
     console.print(results_table(result))
     console.print(headline_of(result), style="bold")
-    console.print(f"numbers: {record}", soft_wrap=True, markup=False)
-    console.print(f"page:    {page}", soft_wrap=True, markup=False)
-    console.print("next, what a repair of this pair would do to every tensor, with nothing written:", markup=False)
-    console.print(f"    {next_command(result)}", soft_wrap=True, markup=False)
+    console.print(f"numbers: {record}", soft_wrap=True)
+    console.print(f"page:    {page}", soft_wrap=True)
+    console.print("next, what a repair of this pair would do to every tensor, with nothing written:")
+    console.print(f"    {next_command(result)}", soft_wrap=True)

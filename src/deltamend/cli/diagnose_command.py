@@ -9,13 +9,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Column
 
 import deltamend
 from deltamend.checkpoint.output_checks import check_output_files
 from deltamend.cli.options import given_options, with_options
-from deltamend.cli.terminal import progress_bar
+from deltamend.cli.terminal import PlainConsole, PlainTable, echo_json, progress_bar
 from deltamend.diagnosis.groups import by_layer, grouped
 from deltamend.diagnosis.records import Diagnosis, Group, MatrixDiagnosis
 from deltamend.inputs.open_models import paths_of
@@ -100,16 +99,16 @@ def diagnose(
             **given_options(chosen),
         )
     if printed:
-        typer.echo(found.model_dump_json(indent=1))
+        echo_json(found.model_dump_json(indent=1))
     elif json is not None:
         write_whole(json, found.model_dump_json(indent=1) + "\n")
     for path, text in ((csv, diagnosis_csv), (html, render_diagnosis_page)):
         if path is not None:
             write_whole(path, text(found))
-    _print(Console(quiet=quiet or printed, highlight=False, markup=False, emoji=False), found, (base, finetuned))
+    _print(PlainConsole(quiet=quiet or printed), found, (base, finetuned))
 
 
-def _print(console: Console, found: Diagnosis, folders: tuple[str, str]) -> None:
+def _print(console: PlainConsole, found: Diagnosis, folders: tuple[str, str]) -> None:
     kinds = grouped(found.matrices, lambda matrix: matrix.kind)
     console.print(_table("kind", kinds))
     layers = by_layer(found.matrices)
@@ -121,7 +120,8 @@ def _print(console: Console, found: Diagnosis, folders: tuple[str, str]) -> None
     for group, matrices in kinds:
         if trend := "".join(_level(layer.ks) for layer, _ in by_layer(matrices)):
             console.print(f"  {group.name:<9} {trend}")
-    console.print(f"\nverdict: {found.verdict}", style="bold")
+    console.print()
+    console.print(f"verdict: {found.verdict}", style="bold")
     for sentence in found.sentences:
         console.print(f"  {sentence}", soft_wrap=True)
     for note in found.notes:
@@ -133,9 +133,9 @@ def _print(console: Console, found: Diagnosis, folders: tuple[str, str]) -> None
         console.print(f"  {' '.join(names.get(word, word) for word in command.split())}", soft_wrap=True)
 
 
-def _table(key: str, groups: Sequence[tuple[Group, list[MatrixDiagnosis]]]) -> Table:
+def _table(key: str, groups: Sequence[tuple[Group, list[MatrixDiagnosis]]]) -> PlainTable:
     heads = ("n", "rank", "energy", "round", "KS")
-    table = Table(
+    table = PlainTable(
         Column(key, no_wrap=True),
         *(Column(head, justify="right") for head in heads),
         box=SIMPLE_HEAD,

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Column
 
 import deltamend
 from deltamend.checkpoint.output_checks import check_output_files
-from deltamend.cli.terminal import counted, progress_bar
+from deltamend.cli.terminal import PlainConsole, PlainTable, counted, echo_json, progress_bar
 from deltamend.inputs.open_models import paths_of
 from deltamend.machine.atomic import write_whole
 from deltamend.matrices.difference import Difference
@@ -56,12 +55,12 @@ def diff(
         write_whole(table, _csv(found))
     if as_json:
         content = {"equal": found.equal, "relative": found.relative, **found.model_dump()}
-        typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
+        echo_json(json.dumps(content, indent=1, ensure_ascii=False))
         return
-    _print(Console(quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True), found, verbose)
+    _print(PlainConsole(quiet=quiet, soft_wrap=True), found, verbose)
 
 
-def _print(console: Console, found: Difference, verbose: bool) -> None:
+def _print(console: PlainConsole, found: Difference, verbose: bool) -> None:
     for side, names in (("A", found.only_in_a), ("B", found.only_in_b)):
         for name in names:
             console.print(f"only in {side}: {name}")
@@ -69,7 +68,7 @@ def _print(console: Console, found: Difference, verbose: bool) -> None:
         console.print(f"other shape: {name}, {list(in_a)} in A, {list(in_b)} in B")
     apart = [tensor for tensor in found.tensors if tensor.differing]
     if apart:
-        table = Table(Column("tensor", overflow="fold"), "‖A−B‖/‖A‖", "‖A−B‖", "max |A−B|", "entries that differ")
+        table = PlainTable(Column("tensor", overflow="fold"), "‖A−B‖/‖A‖", "‖A−B‖", "max |A−B|", "entries that differ")
         for tensor in apart if verbose else apart[:_SHOWN]:
             figures = (_number(tensor.relative), _number(tensor.distance), _number(tensor.largest))
             table.add_row(tensor.name, *figures, f"{100 * tensor.differing:.2f} %")

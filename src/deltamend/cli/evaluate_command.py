@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Column
 
 from deltamend.checkpoint.output_checks import check_output_files
 from deltamend.cli.options import parameters_of
-from deltamend.cli.terminal import progress_bar
+from deltamend.cli.terminal import PlainConsole, PlainTable, echo_json, progress_bar
 from deltamend.errors import UsageError
 from deltamend.evaluation.backend import BackendOptions
 from deltamend.evaluation.judges import OPENAI_URL, judge_named
@@ -104,7 +102,7 @@ def evaluate(
         run = run_benchmarks(
             model, suites, out, backend=on, asking=asking, resume=resume, overwrite=overwrite, progress=progress
         )
-    console = Console(stderr=as_json, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = PlainConsole(stderr=as_json, quiet=quiet, soft_wrap=True)
     _print_figures(console, run.evaluation)
     if run.kept:
         console.print(f"taken over from the interrupted run: {', '.join(run.kept)}")
@@ -112,7 +110,7 @@ def evaluate(
         console.print(f"MODEL has no chat template; asked without one: {', '.join(run.without_template)}")
     console.print(f"wrote {out}" if run.written else f"{out} is complete already")
     if as_json:
-        sys.stdout.write(_summary(run.evaluation) + "\n")
+        echo_json(_summary(run.evaluation))
 
 
 def _backend_arguments(settings: list[str]) -> dict[str, object]:
@@ -124,8 +122,8 @@ def _backend_arguments(settings: list[str]) -> dict[str, object]:
         raise UsageError(f"--backend-args: a value is not YAML ({error}); quote it") from error
 
 
-def _print_figures(console: Console, evaluation: Evaluation) -> None:
-    table = Table(Column("benchmark", overflow="fold"), "metric", "mean", "± se", "items", "chance")
+def _print_figures(console: PlainConsole, evaluation: Evaluation) -> None:
+    table = PlainTable(Column("benchmark", overflow="fold"), "metric", "mean", "± se", "items", "chance")
     for name, scores in evaluation.tasks.items():
         metric = scores.metric if scores.weak is None else f"{scores.metric}, weak"
         table.add_row(

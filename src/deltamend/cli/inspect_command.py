@@ -6,9 +6,9 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Column
 
+from deltamend.cli.terminal import PlainConsole, PlainTable, echo_json
 from deltamend.inputs.inspection import Contents, Total, inspect_folder
 
 
@@ -23,12 +23,12 @@ def inspect(
     found = inspect_folder(checkpoint)
     if as_json:
         content = {"total": found.total.model_dump(), **found.model_dump()}
-        typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
+        echo_json(json.dumps(content, indent=1, ensure_ascii=False))
         return
-    _print(Console(highlight=False, markup=False, emoji=False, soft_wrap=True), found, verbose)
+    _print(PlainConsole(soft_wrap=True), found, verbose)
 
 
-def _print(console: Console, found: Contents, verbose: bool) -> None:
+def _print(console: PlainConsole, found: Contents, verbose: bool) -> None:
     console.print(f"{found.folder}: {found.architecture or 'no architecture named'} ({found.model_type or 'no type'})")
     console.print(_line("in all", found.total))
     if found.vocabulary is not None:
@@ -47,7 +47,7 @@ def _print(console: Console, found: Contents, verbose: bool) -> None:
     if found.refused is not None:
         console.print(f"`deltamend repair` would refuse this checkpoint: {found.refused}")
     if verbose:
-        table = Table(Column("tensor", overflow="fold"), "kind", "dtype", "shape", "file")
+        table = PlainTable(Column("tensor", overflow="fold"), "kind", "dtype", "shape", "file")
         for tensor in found.tensors:
             shape = "×".join(str(size) for size in tensor.shape)
             table.add_row(tensor.name, tensor.kind, tensor.dtype, shape, tensor.file)

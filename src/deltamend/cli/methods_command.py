@@ -7,9 +7,8 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from deltamend.cli.terminal import PlainConsole, PlainTable, echo_json
 from deltamend.methods.pages import parameter_rows
 from deltamend.methods.registry import all_methods, method_class
 
@@ -30,12 +29,12 @@ def list_methods(
             {"name": method.name, "summary": method.summary, "source": method.source, "aliases": method.aliases}
             for method in all_methods().values()
         ]
-        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        echo_json(json.dumps(rows, indent=1, ensure_ascii=False))
         return
-    table = Table("method", "what it does", "source")
+    table = PlainTable("method", "what it does", "source")
     for method in all_methods().values():
         table.add_row(method.name, method.summary, method.source)
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 @methods.command()
@@ -46,12 +45,12 @@ def show(
     """Show what a method does, its source and its parameters."""
     chosen = method_class(name)
     if as_json:
-        typer.echo(json.dumps(chosen.model_json_schema(), indent=1, ensure_ascii=False))
+        echo_json(json.dumps(chosen.model_json_schema(), indent=1, ensure_ascii=False))
         return
-    console = Console(highlight=False)
-    console.print(f"{chosen.name} ({chosen.source}): {chosen.summary}", markup=False, soft_wrap=True)
-    console.print(inspect.getdoc(chosen), markup=False, soft_wrap=True)
-    table = Table("parameter", "default", "range", "meaning")
+    console = PlainConsole()
+    console.print(f"{chosen.name} ({chosen.source}): {chosen.summary}", soft_wrap=True)
+    console.print(inspect.getdoc(chosen), soft_wrap=True)
+    table = PlainTable("parameter", "default", "range", "meaning")
     rows = parameter_rows(chosen)
     for row in rows:
         table.add_row(*row)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from deltamend.checkpoint.hub_upload import plan_upload, upload
+from deltamend.cli.terminal import echo
 
 
 def push(
@@ -23,17 +24,17 @@ def push(
     """Verify OUT and upload it to the Hugging Face hub. Without --yes, only show what would be uploaded."""
     plan = plan_upload(out, repo, private=not public)
     if plan.local_base is not None:
-        typer.echo(
+        echo(
             f"note: adapter_config.json names {plan.local_base} as its base, which is a folder on this machine: others cannot load it",
             err=True,
         )
     if not yes:
         for file in plan.files:
-            typer.echo(f"  {file.size:>14,}  {file.name}")
+            echo(f"  {file.size:>14,}  {file.name}")
         visibility = "private" if plan.private else "public"
-        typer.echo(
+        echo(
             f"would upload {len(plan.files)} files, {plan.nbytes / 1e6:,.1f} MB, to {plan.repo} ({visibility} if it is new); "
             "give --yes to upload it"
         )
         return
-    typer.echo(f"uploaded {out} to {upload(plan)}")
+    echo(f"uploaded {out} to {upload(plan)}")

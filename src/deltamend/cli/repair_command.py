@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 import deltamend
 from deltamend._api import check_methods
 from deltamend.checkpoint.output_checks import check_output, check_output_files
 from deltamend.cli.options import given_options, parameters_of, with_options
 from deltamend.cli.repair_output import print_plan, print_report
-from deltamend.cli.terminal import progress_bar
+from deltamend.cli.terminal import PlainConsole, echo, echo_json, progress_bar
 from deltamend.diagnosis.update import refuse_nothing_to_diagnose
 from deltamend.errors import DeltamendError, OutputError, UsageError
 from deltamend.machine.atomic import write_whole
@@ -119,7 +117,7 @@ def repair(
     """
     given = RepairConfig.model_validate({}) if config is None else read_config(config)
     folders = _folders(given, [folder for folder in (base, finetuned, out) if folder is not None], config)
-    console = Console(stderr=as_json, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = PlainConsole(stderr=as_json, quiet=quiet, soft_wrap=True)
     asked = _asked(given, chosen)
     selection = {name: asked.pop(name) for name in PairOptions.model_fields if name in asked}
     check_methods(make_options(RepairOptions, asked), folders[1])  # before anything is opened or downloaded
@@ -144,11 +142,9 @@ def repair(
             )
         print_report(console, report, verbose)
         if report.replaced is not None:  # even a quiet run says what it could not clear away
-            typer.echo(
-                f"warning: the older OUT could not be removed; what is left of it is {report.replaced}", err=True
-            )
+            echo(f"warning: the older OUT could not be removed; what is left of it is {report.replaced}", err=True)
         if as_json:
-            sys.stdout.write(report.manifest.model_dump_json(indent=1) + "\n")
+            echo_json(report.manifest.model_dump_json(indent=1))
         if html is not None:
             with progress_bar(quiet, "diagnosing") as progress:
                 try:
@@ -193,19 +189,19 @@ def _asked(given: RepairConfig, chosen: Mapping[str, Any]) -> dict[str, Any]:
     return {**asked, **flags}
 
 
-def _print_recommendation(console: Console, plan: RepairPlan, *, quiet: bool) -> None:
+def _print_recommendation(console: PlainConsole, plan: RepairPlan, *, quiet: bool) -> None:
     """Print which method `auto` chose, and why."""
     advice = plan.recommendation
     if advice is None:
         return
     line = f"warning: auto: {advice.reason}" if advice.fallback else f"auto: {advice.reason}"
     if advice.fallback and quiet:  # even a quiet run tells that another method than usual was used
-        typer.echo(line, err=True)
+        echo(line, err=True)
     console.print(line)
 
 
 def _dry_run(
-    console: Console,
+    console: PlainConsole,
     plan: RepairPlan,
     workers: int | None,
     verbose: int,
@@ -221,4 +217,4 @@ def _dry_run(
     count = workers or len(os.sched_getaffinity(0))
     print_plan(console, plan, count, verbose)
     if as_json:
-        sys.stdout.write(json.dumps(plan.described(count), indent=1) + "\n")
+        echo_json(json.dumps(plan.described(count), indent=1))

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Column
 
 from deltamend.checkpoint.file_names import ADAPTER_FILE
 from deltamend.cli.options import spelled_on_command_line
-from deltamend.cli.terminal import counted
+from deltamend.cli.terminal import PlainConsole, PlainTable, counted
 from deltamend.errors import spell
 from deltamend.repairing.plan import RepairPlan
 from deltamend.repairing.repair_report import (
@@ -21,7 +20,7 @@ from deltamend.repairing.repair_report import (
 )
 
 
-def print_plan(console: Console, plan: RepairPlan, workers: int, verbose: int) -> None:
+def print_plan(console: PlainConsole, plan: RepairPlan, workers: int, verbose: int) -> None:
     """Print what a repair would do: the tensors, those that are kept and why, files, bytes, time and memory."""
     filtered = [pair for pair in plan.pairing.pairs if pair.action == "filter"]
     matrices = sum(len(pair.shapes) for pair in filtered if pair.is_matrix)
@@ -54,14 +53,14 @@ def print_plan(console: Console, plan: RepairPlan, workers: int, verbose: int) -
     )
 
 
-def _print_left_out(console: Console, only_in_base: Sequence[str], files: Sequence[tuple[str, str]]) -> None:
+def _print_left_out(console: PlainConsole, only_in_base: Sequence[str], files: Sequence[tuple[str, str]]) -> None:
     for name in only_in_base:
         console.print(f"  tensor left out, as it is only in BASE: {name}")
     for name, reason in files:
         console.print(f"  file left out ({reason}): {name}")
 
 
-def print_report(console: Console, report: RepairReport, verbose: int) -> None:
+def print_report(console: PlainConsole, report: RepairReport, verbose: int) -> None:
     """Print what was done to the tensors, what was left out, and a warning if rounding undid part of the repair."""
     manifest = report.manifest
     for note in manifest.notes:
@@ -70,7 +69,9 @@ def print_report(console: Console, report: RepairReport, verbose: int) -> None:
         console.print(f"  {manifest.parent.sentence}")
     _print_left_out(console, manifest.only_in_base, [(file.name, file.reason) for file in manifest.left_out])
     if verbose:
-        table = Table(Column("tensor", overflow="fold"), "outcome", "rank", "energy kept", "changed by rounding", "s")
+        table = PlainTable(
+            Column("tensor", overflow="fold"), "outcome", "rank", "energy kept", "changed by rounding", "s"
+        )
         for tensor in report.tensors:
             rank = "" if tensor.spectrum is None else f"{tensor.spectrum.rank}/{tensor.spectrum.full_rank}"
             energy, lost = _percent(tensor.kept_energy), _percent(tensor.realised_error)

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Column
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from deltamend.checkpoint.output_checks import check_output_files
+from deltamend.cli.terminal import PlainConsole, PlainTable, echo_json
 from deltamend.errors import UsageError
 from deltamend.machine.atomic import write_whole
+from deltamend.machine.escaping import one_line
 from deltamend.report.score_output import output_of_score
 from deltamend.report.score_tables import Table
 from deltamend.scoring import run as scoring
@@ -132,9 +132,9 @@ def score(
         if path is not None:
             write_whole(path, text())
     if as_json:
-        typer.echo(found.model_dump_json(indent=1))
+        echo_json(found.model_dump_json(indent=1))
     else:
-        print_tables(Console(quiet=quiet, highlight=False), output.tables, output.notes)
+        print_tables(PlainConsole(quiet=quiet), output.tables, output.notes)
 
 
 def _margins(texts: Sequence[str]) -> tuple[str, dict[str, str]]:
@@ -166,22 +166,22 @@ _WIDE = 130
 """Columns of a terminal on which an interval stands beside its figure; on a narrower one it stands below."""
 
 
-def print_tables(console: Console, tables: Sequence[Table], notes: Sequence[str]) -> None:
+def print_tables(console: PlainConsole, tables: Sequence[Table], notes: Sequence[str]) -> None:
     """Tables and notes on a terminal; names stay text."""
     below = "\n[" if console.width < _WIDE else " ["
     for table in tables:
         first, *others = table.head
-        shown = RichTable(
-            Column(Text(first), overflow="fold"),
-            *(Column(Text(name), justify="right", overflow="fold") for name in others),
-            title=Text(table.title),
+        shown = PlainTable(
+            Column(Text(one_line(first)), overflow="fold"),
+            *(Column(Text(one_line(name)), justify="right", overflow="fold") for name in others),
+            title=Text(one_line(table.title)),
             title_justify="left",
             box=SIMPLE_HEAD,
             pad_edge=False,
             collapse_padding=True,
         )
         for name, *cells in table.rows:
-            shown.add_row(Text(name), *(Text(cell.replace(" [", below)) for cell in cells))
+            shown.add_row(Text(one_line(name)), *(Text(one_line(cell).replace(" [", below)) for cell in cells))
         console.print(shown)
     for note in notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from deltamend.checkpoint.output_checks import refuse_inside
+from deltamend.cli.terminal import PlainConsole, PlainTable
 from deltamend.errors import DeltamendError, EvaluationError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def study(
     make_settings(draws=draws)  # refused now rather than after the run
     found = with_local_models(read_study(config), model or [])
     refuse_inside(out, [Path(one.local or one.source) for one in found.models])
-    console = Console(quiet=quiet, highlight=False)
+    console = PlainConsole(quiet=quiet)
     if dry_run:
         _show_state(console, found, out, data)
         return
@@ -83,25 +82,25 @@ def study(
     _write_results(console, found, out, draws)
 
 
-def _write_results(console: Console, found: Study, out: Path, draws: int) -> None:
+def _write_results(console: PlainConsole, found: Study, out: Path, draws: int) -> None:
     from deltamend.report.study_page import write_results
     from deltamend.study.findings.results import study_results
 
     write_results(study_results(found, out, draws=draws), out / "results")
-    console.print(f"wrote {out / 'results' / 'README.md'} and index.html beside it", markup=False)
+    console.print(f"wrote {out / 'results' / 'README.md'} and index.html beside it")
 
 
-def _show_state(console: Console, found: Study, out: Path, data: Path | None) -> None:
+def _show_state(console: PlainConsole, found: Study, out: Path, data: Path | None) -> None:
     from deltamend.study.run import study_state
 
     state = study_state(found, out, data)
-    table = Table("cell", "", "models asked", "of")
+    table = PlainTable("cell", "", "models asked", "of")
     for cell in state.cells:
         table.add_row(cell.cell, "chooses" if cell.chooses else "confirms", str(cell.done), str(cell.models))
     console.print(table)
-    console.print(f"{state.left} models left to ask; of {state.bases} bases {state.bases_done} are done", markup=False)
+    console.print(f"{state.left} models left to ask; of {state.bases} bases {state.bases_done} are done")
     for problem in state.problems:
-        console.print(f"would fail here: {problem}", markup=False)
+        console.print(f"would fail here: {problem}")
 
 
 def _chooser(cells: str | None) -> Callable[[str], bool] | None:
@@ -118,7 +117,7 @@ def _chooser(cells: str | None) -> Callable[[str], bool] | None:
 def _bars(quiet: bool) -> Iterator[Callable[[str, str, float], None]]:
     """A bar for each cell that runs."""
     columns = (TextColumn("{task.description:<64}"), BarColumn(bar_width=24), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+    with Progress(*columns, console=PlainConsole(stderr=True), disable=quiet) as progress:
         bars: dict[str, TaskID] = {}
 
         def report_progress(cell: str, what: str, share: float) -> None:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import deltamend.choosing.search as tuning
 from deltamend.checkpoint.output_checks import check_output_files, refuse_inside
 from deltamend.cli.score_command import print_tables
-from deltamend.cli.terminal import progress_bar
+from deltamend.cli.terminal import PlainConsole, echo_json, progress_bar
 from deltamend.errors import UsageError
 from deltamend.evaluation.record import Evaluation
 from deltamend.evaluation.suite import Suite, files_of_suites, read_suite, suite_of_tasks, tasks_with_folders
@@ -137,14 +136,15 @@ def tune(
     if html is not None:
         write_whole(html, render_score_page(found.reporting))
     if as_json:
-        typer.echo(found.model_dump_json(indent=1))
+        echo_json(found.model_dump_json(indent=1))
         return
-    console = Console(quiet=quiet, highlight=False)
+    console = PlainConsole(quiet=quiet)
     notes = (*undefined_figures(found.reporting), *weak_figures(found.reporting), *found.reporting.notes)
     print_tables(console, [_trials(found), *tables_of_score(found.reporting)], notes)
     if found.stopped:
-        console.print(f"not tried, because the score had already fallen: {', '.join(found.stopped)}", markup=False)
-    console.print(f"chosen: {found.chosen}; this command makes it:\n{found.command}", markup=False, soft_wrap=True)
+        console.print(f"not tried, because the score had already fallen: {', '.join(found.stopped)}")
+    console.print(f"chosen: {found.chosen}; this command makes it:", soft_wrap=True)
+    console.print(found.command, soft_wrap=True)
 
 
 def _trials(found: tuning.Tuning) -> Table:

@@ -54,9 +54,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path` atomically, text as UTF-8; see `whole_file`."""
+    r"""Write `content` to `path` atomically; see `whole_file`.
+
+    Args:
+        path: the file.
+        content: text is written as UTF-8; what that cannot hold, as of the name of a folder that is not UTF-8, as `\udce9`.
+    """
     with whole_file(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def _write_errors() -> tuple[type[Exception], ...]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from deltamend.machine.escaping import latex_text, markdown_text
 from deltamend.report.csv_output import cell_text
 from deltamend.scoring.across_cells import CellsScore
 from deltamend.scoring.metric import PARTS
@@ -217,30 +217,13 @@ def _markdown_row(cells: Sequence[str], *, escape: bool = True) -> str:
     return f"| {' | '.join(markdown_text(cell) if escape else cell for cell in cells)} |"
 
 
-def markdown_text(text: str) -> str:
-    """Text that Markdown shows as it stands."""
-    return re.sub(r"([\\`*_{}\[\]<>#|!~&$])", r"\\\1", text)
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "−": "$-$",
-    "δ": r"$\delta$",
-}
-
-
 def latex(tables: Sequence[Table]) -> str:
     """Tables for a paper that uses the package booktabs."""
     parts = []
     for table in tables:
         lines = [
             r"\begin{table}",
-            rf"\caption{{{_latex_text(table.title)}}}",
+            rf"\caption{{{latex_text(table.title)}}}",
             r"\centering",
             rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}",
             r"\toprule",
@@ -257,11 +240,7 @@ def latex(tables: Sequence[Table]) -> str:
 
 def _latex_row(cells: Sequence[str]) -> str:
     # A bracket right after the line before would be read as its optional argument.
-    return f"{{}}{' & '.join(_latex_text(cell) for cell in cells)} \\\\"
-
-
-def _latex_text(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    return f"{{}}{' & '.join(latex_text(cell) for cell in cells)} \\\\"
 
 
 _CSV_HEAD = ("cell", "task", "method", "figure", "value", "low", "high", "reason", "weak")

@@ -10,6 +10,7 @@ from typing import Any
 
 from deltamend.errors import OutputError
 from deltamend.machine.atomic import publish
+from deltamend.machine.escaping import markdown_text
 from deltamend.report.equal_retention_tables import (
     admission_table,
     capabilities_table,
@@ -19,7 +20,7 @@ from deltamend.report.equal_retention_tables import (
     shown_phase,
 )
 from deltamend.report.page_templates import page_template
-from deltamend.report.score_tables import TITLES, Table, markdown, markdown_text
+from deltamend.report.score_tables import TITLES, Table, markdown
 from deltamend.report.study_csv import CSV_FILES, study_csv_files
 from deltamend.report.study_plots import ALT, PLOT_FILES, plots_of_study, shown_group
 from deltamend.report.study_tables import (

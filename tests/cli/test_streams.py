@@ -1,0 +1,84 @@
+"""Output that cannot be written: the work is done all the same, and the error is one line that says so."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deltamend
+from deltamend.cli.streams import CarefulStream, careful_streams
+from tests.conftest import Pair
+
+MAIN = "import sys; from deltamend.cli import main; main()"
+WAYS = {
+    "full": ("> /dev/full", "standard output cannot be written (No space left on device)"),
+    "closed": (">&-", "standard output cannot be written (it is closed)"),
+    "not read": ("| true", ""),
+    "errors full": ("2> /dev/full", ""),
+    "errors closed": ("2>&-", ""),
+    "all closed": ("<&- >&- 2>&-", ""),
+}
+
+
+def _shell(arguments: list[object], how: str) -> subprocess.CompletedProcess[str]:
+    command = shlex.join([sys.executable, "-c", MAIN, *map(str, arguments)])
+    return subprocess.run(["bash", "-o", "pipefail", "-c", f"{command} {how}"], capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+@pytest.mark.parametrize(("how", "says"), WAYS.values(), ids=WAYS)
+def test_out_is_whole_and_the_error_is_one_line(
+    float_pair: Pair, tmp_path: Path, how: str, says: str, as_json: bool
+) -> None:
+    out, page = tmp_path / "out", tmp_path / "page.html"
+    arguments = ["repair", float_pair.base, float_pair.finetuned, out, "--html", page, *(["--json"] if as_json else [])]
+    done = _shell(arguments, how)
+    assert deltamend.verify(out) == []
+    assert page.read_text().endswith("</html>\n")
+    if says:
+        assert done.returncode == 1
+        assert done.stderr == f"deltamend: {says}; everything else that was asked for is done\n"
+    else:
+        assert "Traceback" not in done.stderr
+        assert "Exception ignored" not in done.stderr
+
+
+def test_a_failure_is_said_even_where_nothing_can_be_printed(tmp_path: Path) -> None:
+    done = _shell(["inspect", tmp_path], "> /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"deltamend: {tmp_path}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_closed_descriptor_is_not_given_to_the_next_file() -> None:
+    program = (
+        "import os; from deltamend.cli.streams import careful_streams\n"
+        "with careful_streams():\n"
+        "    number = os.open('/dev/null', os.O_RDONLY)\n"
+        "os._exit(number)"
+    )
+    done = subprocess.run(["bash", "-c", f"{shlex.join([sys.executable, '-c', program])} <&- >&- 2>&-"])
+    assert done.returncode > 2
+
+
+def test_the_streams_are_put_back() -> None:
+    before = sys.stdout, sys.stderr
+    with careful_streams():
+        assert isinstance(sys.stdout, CarefulStream)
+    assert (sys.stdout, sys.stderr) == before
+
+
+def test_a_name_that_is_not_utf8_is_shown_and_written(tmp_path: Path, float_pair: Pair) -> None:
+    finetuned = tmp_path / os.fsdecode(b"caf\xe9")
+    finetuned.symlink_to(float_pair.finetuned)
+    for arguments in (["inspect", finetuned], ["diff", finetuned, float_pair.base, "--json"]):
+        done = _shell(list(arguments), "")
+        assert done.returncode in (0, 1)
+        assert "Traceback" not in done.stderr
+        assert "caf\\udce9" in done.stdout
