@@ -113,7 +113,7 @@ def test_nothing_acts_in_a_page(text: str) -> None:
 
 class _Named(Record):
     name: str
-    others: dict[str, list[str]] = {}
+    others: dict[str, list[str]]
 
 
 @given(texts, st.sampled_from([None, 1]))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from deltamend.errors import OutputError
-from deltamend.report.score_tables import markdown_text
+from deltamend.machine.escaping import markdown_text
 from deltamend.report.study_csv import study_csv_files
 from deltamend.report.study_page import results_html, results_markdown, write_results
 from deltamend.report.study_plots import ALT, plots_of_study

@@ -71,7 +71,7 @@ def careful_streams() -> Iterator[CarefulStream]:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is printed escaped
     out, err = CarefulStream(sys.stdout, 1), CarefulStream(sys.stderr, 2)
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, err
     try:
         yield out
     finally:
