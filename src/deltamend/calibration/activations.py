@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltamend.calibration.checks import refuse_not_finite
 from deltamend.calibration.names_in_files import stored_names
+from deltamend.calibration.tensor_files import write_tensors
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.checkpoint.output_checks import check_output_file
 from deltamend.errors import CheckpointError, UsageError, option
@@ -23,7 +24,6 @@ from deltamend.language_models.loading import (
     quiet_transformers,
     transformers_module,
 )
-from deltamend.machine.atomic import whole_file
 from deltamend.machine.templates import limited_templates
 from deltamend.methods.input_moments import CONTENT, EIGENVALUES, SAME_INPUT, VERSION, content_digest
 from deltamend.progress import Progress, ignore_progress
@@ -115,13 +115,10 @@ def write_activations(
     if not moments:
         raise CheckpointError(f"{model}: has no linear layer, so null-space cannot be used with it; use another method")
     refuse_not_finite(moments.items(), f"{model}: the inputs of")
-    from safetensors.torch import save_file
-
     directions = {}
     for name in list(moments):  # each C makes room for its eigenvectors
         directions[name], directions[f"{name}{EIGENVALUES}"] = principal_directions(moments.pop(name))
-    with whole_file(out) as temporary:
-        save_file(directions, temporary, metadata=described(same, directions))
+    write_tensors(directions, out, described(same, directions))
     return count
 
 

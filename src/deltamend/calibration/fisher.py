@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal
 
 from deltamend.calibration.checks import refuse_not_finite
 from deltamend.calibration.names_in_files import as_stored, stored_names
+from deltamend.calibration.tensor_files import write_tensors
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.checkpoint.output_checks import check_output_file
 from deltamend.language_models.loading import LoadedModel, load, quiet_transformers
 from deltamend.language_models.training import Example
-from deltamend.machine.atomic import whole_file
 from deltamend.progress import Progress
 
 if TYPE_CHECKING:
@@ -68,10 +68,7 @@ def write_fisher(
     examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=max_tokens)
     squares = squared_gradients(loaded, examples, labels=labels, seed=seed, progress=progress)
     refuse_not_finite(squares.items(), f"{model}: the squared gradients of")
-    from safetensors.torch import save_file
-
-    with whole_file(out) as temporary:
-        save_file(as_stored(loaded.model, squares, model), temporary, _METADATA)
+    write_tensors(as_stored(loaded.model, squares, model), out, _METADATA)
     return len(examples)
 
 

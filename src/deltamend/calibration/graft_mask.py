@@ -11,12 +11,12 @@ import numpy as np
 
 from deltamend.calibration.checks import refuse_not_finite
 from deltamend.calibration.names_in_files import stored_names
+from deltamend.calibration.tensor_files import write_tensors
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.checkpoint.output_checks import check_output_file
 from deltamend.errors import PairingError
 from deltamend.language_models.loading import load, quiet_transformers
 from deltamend.language_models.training import Example, answer_loss
-from deltamend.machine.atomic import whole_file
 from deltamend.methods.elementwise import Tile, magnitudes, summed
 from deltamend.methods.largest_share import cut_at
 from deltamend.methods.random_bits import tie_breaker
@@ -94,11 +94,8 @@ def write_graft_mask(
             progress(f"step {step}", step / steps)
     graft.settle()
     after = graft.loss(examples, batch)
-    from safetensors.torch import save_file
-
-    with whole_file(out) as temporary:
-        masks = {names[name]: mask for name, mask in graft.masks().items() if name in names}
-        save_file(masks, temporary, metadata={"format": "pt"})
+    masks = {names[name]: mask for name, mask in graft.masks().items() if name in names}
+    write_tensors(masks, out, {"format": "pt"})
     return before, after
 
 

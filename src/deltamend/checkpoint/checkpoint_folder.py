@@ -26,7 +26,7 @@ from deltamend.checkpoint.safetensors_header import Header, read_header
 from deltamend.checkpoint.tensor_rules import fault_of_tensor
 from deltamend.checkpoint.torch_file import read_torch_header
 from deltamend.errors import CheckpointError
-from deltamend.machine.regular_files import open_regular
+from deltamend.machine.regular_files import open_regular, reason
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _WEIGHT_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".gguf", ".safetensors"})
@@ -300,9 +300,7 @@ def _open_file(path: Path) -> _OpenFile:
     try:
         descriptor = open_regular(path)
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be opened ({error.strerror}); check the path and its permissions"
-        ) from error
+        raise CheckpointError(f"{path}: {reason(error)}") from error
     found = os.fstat(descriptor)
     return _OpenFile(descriptor, _identity(found), found.st_mtime_ns)
 

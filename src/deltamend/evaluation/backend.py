@@ -5,11 +5,15 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from deltamend.errors import EvaluationError, UsageError, option
+from deltamend.errors import DeltamendError, EvaluationError, UsageError, option
+from deltamend.evaluation.model_source import runs_here
 from deltamend.language_models.loading import auto_class, without_kernels
+from deltamend.language_models.model_limits import bounded_memory, check_model_files
 from deltamend.machine.processor import computes_in_bf16
 
 _BATCH_TOKENS = 1024
@@ -97,9 +101,16 @@ def open_backend(model: str, options: BackendOptions, report_share: Callable[[fl
     known = _parameters(backend)
     arguments = {key: value for key, value in _arguments(model, options).items() if key in known}
     arguments |= dict(options.arguments or {})
+    folder = Path(model)
+    here = folder.is_dir() and runs_here(options.name)
     try:
-        return _watched(backend, options.batch_size, report_share)(**arguments)
-    except (OSError, ValueError, TypeError, RuntimeError, ImportError, AssertionError) as error:
+        if here:
+            check_model_files(folder)
+        with bounded_memory(folder) if here else nullcontext():
+            return _watched(backend, options.batch_size, report_share)(**arguments)
+    except DeltamendError:
+        raise
+    except Exception as error:  # transformers, tokenizers and the backend raise of all kinds on a damaged file
         raise EvaluationError(f"{model}: {options.name} cannot load it ({_line(error)})") from error
 
 

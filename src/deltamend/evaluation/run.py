@@ -220,9 +220,8 @@ def _ask_waiting(
         for entry, folders in waiting:
             overall.doing(entry.name, len(finished))
             scores = ask_benchmark(lm, loader.load(entry, folders), asking)
-            finished[entry.name] = FinishedBenchmark(
-                key=keys[entry.name], template_hash=template_hash(lm) if entry.chat else None, scores=scores
-            )
+            template = template_hash(lm) if entry.chat else None
+            finished[entry.name] = FinishedBenchmark(key=keys[entry.name], template_hash=template, scores=scores)
             if out is not None:
                 write_finished(work_file(out), finished)
 

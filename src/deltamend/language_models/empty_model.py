@@ -15,13 +15,10 @@ from deltamend.checkpoint.architecture import architecture_of
 from deltamend.checkpoint.file_names import CONFIG_FILE
 from deltamend.errors import CheckpointError
 from deltamend.language_models.loading import auto_class, quiet_transformers, transformers_module, without_kernels
+from deltamend.language_models.model_limits import refuse_huge
 
 if TYPE_CHECKING:
     import torch
-
-_LARGEST_COUNT = 4096
-"""Of layers, experts and other modules that a config may ask for; building more would take hours."""
-_COUNTS = re.compile(r"layers|depth|experts|blocks|heads|stages|codebooks|levels")
 
 
 class NameInMemory(NamedTuple):
@@ -49,7 +46,7 @@ def build_empty(config: Mapping[str, Any]) -> torch.nn.Module:
     """
     import torch
 
-    _refuse_huge(config)
+    refuse_huge(config)
     try:
         with quiet_transformers(), torch.device("meta"), _no_initial_values():
             made = _read_config(config)
@@ -134,15 +131,6 @@ def _class_of(config: Mapping[str, Any], made: Any) -> Any:
     chosen = next((auto for auto in (auto_class(made), *others) if type(made) in auto._model_mapping), others[-1])
     found = chosen._model_mapping[type(made)]
     return found[0] if isinstance(found, tuple | list) else found
-
-
-def _refuse_huge(config: Mapping[str, Any]) -> None:
-    for key, value in config.items():
-        counts = value if isinstance(value, list) else [value]
-        if isinstance(value, Mapping):
-            _refuse_huge(value)
-        elif _COUNTS.search(str(key)) and any(isinstance(count, int) and count > _LARGEST_COUNT for count in counts):
-            raise CheckpointError(f"config.json: {key} is {str(value)[:60]}, which no model has; download it again")
 
 
 @contextmanager

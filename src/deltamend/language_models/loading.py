@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deltamend.errors import CheckpointError, DeltamendError
+from deltamend.language_models.model_limits import bounded_memory, check_model_files
 from deltamend.machine.templates import limited_templates
 
 TODAY = date(2024, 7, 26)
@@ -77,15 +78,17 @@ def load(folder: Path, *, dtype: str = "float32") -> LoadedModel:
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give the folder of a checkpoint")
+    check_model_files(folder)
     transformers = transformers_module()
     # Without a plain no, transformers asks on the terminal whether to run the checkpoint's own Python.
     where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        config = without_kernels(transformers.AutoConfig.from_pretrained(folder, **where))
-        model, found = auto_class(config).from_pretrained(
-            folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **where
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **where)
+        with bounded_memory(folder):
+            config = without_kernels(transformers.AutoConfig.from_pretrained(folder, **where))
+            model, found = auto_class(config).from_pretrained(
+                folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **where
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **where)
     except Exception as error:  # transformers, safetensors and tokenizers raise of all kinds on a damaged file
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         reason = " ".join(str(error).split())[:300]

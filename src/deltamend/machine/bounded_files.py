@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import lzma
 import os
-import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
+from deltamend.machine.regular_files import open_regular
 
 _GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ"
 _RATIO, _ALWAYS = 200, 10_000_000
@@ -52,14 +53,7 @@ def read_bytes(path: Path, most: int) -> bytes:
         UnreadableError: it is missing, no regular file, larger, or cannot be read.
     """
     try:
-        # Without O_NONBLOCK opening a pipe waits for its other end.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if stat.S_ISDIR(found.st_mode):
-                raise UnreadableError("Is a directory")
-            if not stat.S_ISREG(found.st_mode):
-                raise UnreadableError("not a regular file")
+        with os.fdopen(open_regular(path), "rb") as file:
             content = file.read(most + 1)  # what the system says of the size of a file in /proc is 0
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UnreadableError(getattr(error, "strerror", None) or str(error)) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 from pathlib import Path
 
@@ -15,10 +16,36 @@ _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def open_regular(path: Path) -> int:
     """A descriptor of a regular file, to be read. A pipe, a socket or a device is never waited for; a link is followed.
 
+    Where this process may hold no more files open, its own limit is raised as far as the system allows.
+
     Raises:
         OSError: it cannot be opened, or is no regular file.
     """
+    try:
+        return _regular(os.open(path, _READ))
+    except OSError as error:
+        if error.errno != errno.EMFILE or not _raise_limit():
+            raise
     return _regular(os.open(path, _READ))
+
+
+def reason(error: OSError) -> str:
+    """Why a file cannot be opened, and what to do about it, to stand behind the file's name."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return (
+            f"cannot be opened, as this process may have {most} files open; allow it more (ulimit -n), or join shards"
+        )
+    return f"cannot be opened ({error.strerror}); check the path and its permissions"
+
+
+def _raise_limit() -> bool:
+    """Allow this process as many open files as the system lets it have; whether that is more than before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return False
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return True
 
 
 def open_without_links(path: Path) -> int:

@@ -153,7 +153,9 @@ class _Child:
         try:
             process.stdin.write(line)
             process.stdin.flush()
-            ready, _, _ = select.select([process.stdout], [], [], _PATIENCE)
+            waiting = select.poll()  # select takes no descriptor above 1,023
+            waiting.register(process.stdout, select.POLLIN)
+            ready = waiting.poll(_PATIENCE * 1000)
             answer = process.stdout.readline() if ready else b""
         except BrokenPipeError:
             answer = b""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from deltamend.checkpoint.hashing import hash_file, hash_folder
 from deltamend.errors import EvaluationError
@@ -17,7 +20,10 @@ from deltamend.evaluation.record import Evaluation, TaskScores
 from deltamend.evaluation.run import RESPONSES, run_benchmarks
 from deltamend.evaluation.suite import Suite, SuiteTask
 from deltamend.machine.atomic import write_whole
+from deltamend.machine.bounded_files import UnreadableError, read_bytes
 from deltamend.machine.digests import json_sha256
+from deltamend.machine.json_text import JsonError, check_size
+from deltamend.records import Record
 from deltamend.study.config import Target
 from deltamend.study.exam_config import Exam, GeneralPrompts
 from deltamend.study.questions import Question, exam_questions, general_questions, given_answers, misplaced
@@ -28,7 +34,14 @@ _ASKED = 2
 _KEPT, _LONGEST_ANSWER = 2, 200
 """Answers of a benchmark that are kept as examples, and their characters."""
 _NEVER = "(?!)"
+_LARGEST = 500_000_000
+"""Bytes that the file of a base's own answers may have."""
 """Matches nothing."""
+
+
+class _OwnAnswers(Record):
+    asked: str
+    answers: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -143,15 +156,13 @@ def own_answers(
     """What the base says to each prompt, by its id; kept in a file, as later fine-tuned models are watched for it.
 
     Raises:
-        EvaluationError: the base cannot be asked.
+        EvaluationError: the base cannot be asked, or the file is damaged.
     """
     decides = [hash_folder(base), [list(one) for one in general], source.model_dump(mode="json"), exam.dtype]
     wanted = json_sha256(decides)
-    if kept.exists():
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        if found["asked"] == wanted:
-            answers: dict[str, str] = found["answers"]
-            return answers
+    found = _kept_answers(kept)
+    if found is not None and found.asked == wanted:
+        return found.answers
     kept.parent.mkdir(parents=True, exist_ok=True)
     items = [{"id": one.id, "question": one.question, "out_of_place": _NEVER} for one in general]
     task = _task(kept.parent, "general", items, metric="keeps_form", max_tokens=source.max_tokens)
@@ -164,8 +175,25 @@ def own_answers(
         overwrite=True,
     )
     answers = {item.id: (item.response or "").strip() for item in asked.evaluation.tasks["general"].items}
-    write_whole(kept, json.dumps({"asked": wanted, "answers": answers}, indent=1, ensure_ascii=False))
+    write_whole(kept, _OwnAnswers(asked=wanted, answers=answers).model_dump_json(indent=1))
     return answers
+
+
+def _kept_answers(kept: Path) -> _OwnAnswers | None:
+    """What the file holds; None where there is none.
+
+    Raises:
+        EvaluationError: it is damaged.
+    """
+    if not os.path.lexists(kept):
+        return None
+    try:
+        content = read_bytes(kept, _LARGEST)
+        check_size(content)
+        return _OwnAnswers.model_validate_json(content)
+    except (UnreadableError, JsonError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EvaluationError(f"{kept}: is damaged ({reason}); delete it and run the study again") from error
 
 
 def _backend(exam: Exam) -> BackendOptions:
