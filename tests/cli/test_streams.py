@@ -40,7 +40,7 @@ def test_out_is_whole_and_the_error_is_one_line(
     arguments = ["repair", float_pair.base, float_pair.finetuned, out, "--html", page, *(["--json"] if as_json else [])]
     done = _shell(arguments, how)
     assert deltamend.verify(out) == []
-    assert page.read_text().endswith("</html>\n")
+    assert page.read_text().endswith("</html>")
     if says:
         assert done.returncode == 1
         assert done.stderr == f"deltamend: {says}; everything else that was asked for is done\n"

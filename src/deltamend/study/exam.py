@@ -34,9 +34,9 @@ _ASKED = 2
 _KEPT, _LONGEST_ANSWER = 2, 200
 """Answers of a benchmark that are kept as examples, and their characters."""
 _NEVER = "(?!)"
+"""Matches nothing."""
 _LARGEST = 500_000_000
 """Bytes that the file of a base's own answers may have."""
-"""Matches nothing."""
 
 
 class _OwnAnswers(Record):
