@@ -101,6 +101,11 @@ def mutated(_bench: Bench, tries: int) -> Iterator[str]:
     yield from _seeds("tests.mutations", 0, tries)
 
 
+def mutated_models(_bench: Bench, tries: int) -> Iterator[str]:
+    """Damaged configs, tokenizers and templates under the commands that run a model: tests/model_mutations.py, seeds 0 on."""
+    yield from _seeds("tests.model_mutations", 0, tries)
+
+
 def trapped(_bench: Bench, tries: int) -> Iterator[str]:
     """Pickles that would run code: tests/torch_mutations.py, the seeds below 40."""
     yield from _seeds("tests.torch_mutations", 0, tries)

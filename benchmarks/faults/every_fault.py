@@ -25,6 +25,7 @@ from benchmarks.faults.damaged_files import (
     cut_during,
     flipped,
     mutated,
+    mutated_models,
     mutated_torch,
     trapped,
 )
@@ -35,6 +36,13 @@ from benchmarks.faults.hostile_files import (
     links_in_study_folders,
     odd_archives,
     outputs_on_inputs,
+)
+from benchmarks.faults.hostile_text import (
+    closed_streams,
+    hostile_names,
+    hostile_records,
+    hostile_templates,
+    hostile_yaml,
 )
 from benchmarks.faults.interruptions import interrupted, killed
 from benchmarks.faults.promises import KINDS, Bench, Fault, content, state
@@ -63,6 +71,12 @@ FAULTS: dict[str, tuple[Fault, int]] = {
     "a work folder that no run made, or with links": (foreign_work_folders, 300),
     "a damaged entry of the cache": (damaged_cache, 300),
     "a study's folder with links, or cells of nearly one name": (links_in_study_folders, 300),
+    "YAML that unfolds, nests or is none": (hostile_yaml, 300),
+    "a template that loops, grows or reaches for Python": (hostile_templates, 300),
+    "a record that unpacks to gigabytes, nests or is damaged": (hostile_records, 300),
+    "names that act on a terminal or in Markdown": (hostile_names, 300),
+    "standard output or error that is full or closed": (closed_streams, 300),
+    "a mutated config, tokenizer or template under a command that runs a model": (mutated_models, 500),
 }
 """Each with how often it is tried."""
 

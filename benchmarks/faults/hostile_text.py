@@ -10,11 +10,12 @@ import lzma
 import os
 import random
 import resource
-import subprocess
 import sys
 import time
+import traceback
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from deltamend.repairing.yaml_config import read_config
 from deltamend.scoring.cells_file import read_cells_file
 from deltamend.study.config import read_study
 from deltamend.study.records import CellRecord, read_record
-from tests.mutations import STRANGE
+from tests.mutations import STRANGE, template
 
 SECONDS, MEMORY = 20.0, 300_000
 """Processor time, and KiB of peak memory beyond what was there, that reading one text may take."""
@@ -64,7 +65,7 @@ def hostile_yaml(bench: Bench, tries: int) -> Iterator[str]:
     file = bench.work / "file.yaml"
     for number in range(tries):
         file.write_bytes(_yaml(bench.chance).encode("utf-8", "surrogatepass"))
-        yield _limited(lambda number=number: readers[number % len(readers)](file), (DeltamendError,))  # type: ignore[misc]
+        yield _limited(partial(readers[number % len(readers)], file), (DeltamendError,))
 
 
 def _yaml(chance: random.Random) -> str:
@@ -96,10 +97,8 @@ def hostile_templates(_bench: Bench, tries: int) -> Iterator[str]:
     try:
         for _ in range(tries):
             text = _template(chance)
-            fault = _limited(
-                lambda text=text: templates.render_texts(text, [{"q": "x"}]),  # type: ignore[misc]
-                (TemplateLimitError, TemplateTextError),
-            )
+            render = partial(templates.render_texts, text, [{"q": "x"}])
+            fault = _limited(render, (TemplateLimitError, TemplateTextError))
             yield fault or ("" if templates.render_texts("{{ q }}!", [{"q": "x"}]) == ["x!"] else "an honest one fails")
     finally:
         templates._shared_child = before
@@ -143,10 +142,9 @@ def hostile_records(bench: Bench, tries: int) -> Iterator[str]:
         packed = number % 2 == 1
         file = bench.work / ("cell.json.xz" if packed else "record.json.gz")
         _record(bench.chance, file, lzma.compress if packed else gzip.compress)
-        read = (
-            (lambda file=file: read_record(file, CellRecord)) if packed else (lambda file=file: read_evaluation(file))
-        )  # type: ignore[misc]
-        yield _limited(read, (DeltamendError,))
+        yield _limited(
+            partial(read_record, file, CellRecord) if packed else partial(read_evaluation, file), (DeltamendError,)
+        )
         file.unlink()
 
 
@@ -212,35 +210,60 @@ def hostile_names(bench: Bench, tries: int) -> Iterator[str]:
 
 
 def closed_streams(bench: Bench, tries: int) -> Iterator[str]:
-    """A repair whose standard output or error is full, closed, or read by nobody; OUT has to be whole, the error one line."""
-    ways = (">/dev/full", ">&-", "| true", "2>/dev/full", "2>&-", ">&- 2>&-", ">/dev/full 2>/dev/full", "<&- >&- 2>&-")
-    program = "import sys; from deltamend.cli import main; sys.exit(main())"
-    model = bench.work.parent / "tiny"
-    if not model.exists():
-        from tests.mutations import template
-
-        for side, files in template().items():
-            (model / side).mkdir(parents=True)
-            for name, content in files.items():
-                (model / side / name).write_bytes(content)
+    """A repair whose standard output or error is full, closed, or read by nobody: OUT has to be whole, and no traceback shown."""
+    pair = bench.work.parent / "small"
+    for side, files in template().items():
+        (pair / side).mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (pair / side / name).write_bytes(content)
+    states = ("open", "full", "closed", "unread")
+    said = bench.work.parent / "said"
     for number in range(tries):
-        command = [
-            sys.executable,
-            "-c",
-            program,
-            "repair",
-            model / "base",
-            model / "finetuned",
-            bench.out,
-            "--overwrite",
-        ]
-        quoted = " ".join(f"'{part}'" for part in map(str, command)) + (
-            " --json" if bench.chance.random() < 0.5 else ""
-        )
-        done = subprocess.run(["bash", "-c", f"{quoted} {ways[number % len(ways)]}"], capture_output=True, text=True)
+        streams = (bench.chance.choice(states), states[number % 4], bench.chance.choice(states))
+        arguments = ["repair", str(pair / "base"), str(pair / "finetuned"), str(bench.out), "--overwrite"]
+        said.write_bytes(b"")
+        child = os.fork()
+        if child == 0:
+            _become([*arguments, *(["--json"] if bench.chance.random() < 0.5 else [])], streams, said)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        printed = said.read_text()
         if not bench.out.exists() or deltamend.verify(bench.out):
-            yield f"{ways[number % len(ways)]}: OUT is not whole: {done.stderr[-200:]}"
-        elif "Traceback" in done.stderr or done.stderr.count("\n") > 1 or done.returncode not in (0, 1):
-            yield f"{ways[number % len(ways)]}: {done.returncode}, {done.stderr[-200:]!r}"
+            yield f"{streams}: OUT is not whole: {printed[-200:]!r}"
+        elif "Traceback" in printed or "ignored" in printed or code != int(streams[1] != "open"):
+            yield f"{streams}: exit code {code}: {printed[-200:]!r}"
         else:
             yield ""
+
+
+def _become(arguments: list[str], states: tuple[str, str, str], said: Path) -> None:
+    """Run the command line in this process, whose three streams are put into these states."""
+    code = 99
+    try:
+        for number, state in enumerate(states):
+            if state == "closed":
+                os.close(number)
+                continue
+            ways = {"open": said, "full": Path("/dev/full"), "unread": None}
+            opened = ways[state]
+            descriptor = _unread() if opened is None else os.open(opened, os.O_RDWR | os.O_APPEND)
+            os.dup2(descriptor, number)
+        sys.stdout = None if states[1] == "closed" else os.fdopen(1, "w", closefd=False)  # type: ignore[assignment]
+        sys.stderr = None if states[2] == "closed" else os.fdopen(2, "w", closefd=False)  # type: ignore[assignment]
+        sys.argv = ["deltamend", *arguments]
+        try:
+            command_line()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        except BaseException:
+            with said.open("a") as file:
+                traceback.print_exc(file=file)
+    finally:
+        os._exit(code)
+
+
+def _unread() -> int:
+    """The end for writing of a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import os
 import zlib
@@ -55,8 +56,12 @@ def read_bytes(path: Path, most: int) -> bytes:
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             content = file.read(most + 1)  # what the system says of the size of a file in /proc is 0
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UnreadableError(getattr(error, "strerror", None) or str(error)) from error
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # which `open_regular` says of pipes, folders and devices
+            raise UnreadableError("not a regular file") from None
+        raise UnreadableError(error.strerror) from error
+    except ValueError as error:  # a NUL in the name
+        raise UnreadableError(str(error)) from error
     except MemoryError as error:
         raise UnreadableError("larger than the free memory") from error
     if len(content) > most:
