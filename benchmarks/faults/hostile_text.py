@@ -247,8 +247,8 @@ def _become(arguments: list[str], states: tuple[str, str, str], said: Path) -> N
             opened = ways[state]
             descriptor = _unread() if opened is None else os.open(opened, os.O_RDWR | os.O_APPEND)
             os.dup2(descriptor, number)
-        sys.stdout = None if states[1] == "closed" else os.fdopen(1, "w", closefd=False)  # type: ignore[assignment]
-        sys.stderr = None if states[2] == "closed" else os.fdopen(2, "w", closefd=False)  # type: ignore[assignment]
+        sys.stdout = None if states[1] == "closed" else os.fdopen(1, "w", closefd=False)
+        sys.stderr = None if states[2] == "closed" else os.fdopen(2, "w", closefd=False)
         sys.argv = ["deltamend", *arguments]
         try:
             command_line()
