@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from deltamend.errors import EvaluationError
+from deltamend.study import exam as exam_module
 from deltamend.study.config import Study
 from deltamend.study.exam import evaluate_on_exam, prepare_exam
 from deltamend.study.exam_config import Exam
@@ -74,3 +76,17 @@ def test_a_misplaced_answer_is_that_of_another_question_and_none_is_lost() -> No
     assert sorted(one.answer for one in moved) == sorted(answers.values())
     assert all(one.answer != answers[one.id] for one in moved)
     assert best_constant(asked) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"asked": 1}', '{"asked": "x", "answers": {"a": 1}}', "\x00"])
+def test_damaged_answers_of_a_base_are_named(tmp_path: Path, content: str) -> None:
+    kept = tmp_path / "own_answers.json"
+    kept.write_text(content)
+    with pytest.raises(
+        EvaluationError, match=r"own_answers\.json: is damaged \(.*\); delete it and run the study again"
+    ):
+        exam_module._kept_answers(kept)
+    kept.write_text('{"asked": "x", "answers": {"a": "b"}}')
+    found = exam_module._kept_answers(kept)
+    assert found is not None
+    assert found.answers == {"a": "b"}

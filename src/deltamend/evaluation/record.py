@@ -18,7 +18,7 @@ from deltamend.records import FiniteRecord, first_problem
 
 _LARGEST = 500_000_000
 """Bytes a record may unpack to; more is refused rather than read into memory."""
-FARTHEST_SCORE = 1e100
+FARTHEST_SCORE = 1e15
 """Largest size of a score, so that the squares and sums of scores are finite."""
 
 
