@@ -23,7 +23,7 @@ from deltamend.machine.atomic import write_whole
 from deltamend.machine.bounded_files import UnreadableError, read_bytes
 from deltamend.machine.digests import json_sha256
 from deltamend.machine.json_text import JsonError, check_size
-from deltamend.records import Record
+from deltamend.records import Record, first_problem
 from deltamend.study.config import Target
 from deltamend.study.exam_config import Exam, GeneralPrompts
 from deltamend.study.questions import Question, exam_questions, general_questions, given_answers, misplaced
@@ -192,7 +192,9 @@ def _kept_answers(kept: Path) -> _OwnAnswers | None:
         check_size(content)
         return _OwnAnswers.model_validate_json(content)
     except (UnreadableError, JsonError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:200]
+        # The whole content would stand in what pydantic says by itself.
+        said = ": ".join(filter(None, first_problem(error))) if isinstance(error, ValidationError) else str(error)
+        reason = " ".join(said.split())[:200]
         raise EvaluationError(f"{kept}: is damaged ({reason}); delete it and run the study again") from error
 
 

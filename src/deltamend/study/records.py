@@ -14,7 +14,7 @@ from deltamend.evaluation.record import Evaluation
 from deltamend.machine.atomic import write_whole
 from deltamend.machine.bounded_files import UnreadableError, read_unpacked
 from deltamend.machine.json_text import MAX_OBJECTS, JsonError, check_size
-from deltamend.records import FiniteRecord
+from deltamend.records import FiniteRecord, first_problem
 from deltamend.study.own_folders import file_name
 
 _LARGEST = 500_000_000
@@ -159,5 +159,7 @@ def read_record(path: Path, kind: type[_Kept]) -> _Kept | None:
     except (UnreadableError, JsonError, ValidationError) as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
-        reason = " ".join(str(error).split())[:200]
+        # The whole content would stand in what pydantic says by itself.
+        said = ": ".join(filter(None, first_problem(error))) if isinstance(error, ValidationError) else str(error)
+        reason = " ".join(said.split())[:200]
         raise EvaluationError(f"{path}: is damaged ({reason}); delete it and run the study again") from error
