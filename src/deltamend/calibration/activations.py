@@ -14,7 +14,7 @@ from deltamend.calibration.names_in_files import stored_names
 from deltamend.calibration.tensor_files import write_tensors
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.checkpoint.output_checks import check_output_file
-from deltamend.errors import CheckpointError, UsageError, option
+from deltamend.errors import CheckpointError, DeltamendError, UsageError, option
 from deltamend.language_models.loading import (
     TODAY,
     LoadedModel,
@@ -22,6 +22,7 @@ from deltamend.language_models.loading import (
     load,
     plain_tokens,
     quiet_transformers,
+    run_errors,
     transformers_module,
 )
 from deltamend.machine.templates import limited_templates
@@ -100,15 +101,21 @@ def write_activations(
         report("writing texts", 0.0)
         try:
             sequences = own_texts(loaded, samples=samples, tokens=tokens, seed=seed)
-        except RuntimeError as error:  # torch cannot sample from what overflowed
+        except DeltamendError:
+            raise
+        except (
+            Exception
+        ) as error:  # torch cannot sample from what overflowed, and a damaged config makes it raise of all kinds
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
                 f"{model}: cannot write texts of its own ({reason}); give {option('texts')}"
             ) from error
     else:
-        examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=tokens)
+        with run_errors(model):
+            examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=tokens)
         sequences = [[*example.prompt, *example.answer] for example in examples]
-    moments, same, count = second_moments(loaded.model, sequences, report)
+    with run_errors(model):
+        moments, same, count = second_moments(loaded.model, sequences, report)
     stored = stored_names(loaded.model, [*moments, *same], model)
     del loaded
     moments, same = _of_stored(moments, same, stored)

@@ -12,7 +12,7 @@ from deltamend.calibration.names_in_files import as_stored, stored_names
 from deltamend.calibration.tensor_files import write_tensors
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.checkpoint.output_checks import check_output_file
-from deltamend.language_models.loading import LoadedModel, load, quiet_transformers
+from deltamend.language_models.loading import LoadedModel, load, quiet_transformers, run_errors
 from deltamend.language_models.training import Example
 from deltamend.progress import Progress
 
@@ -65,8 +65,9 @@ def write_fisher(
         loaded = load(model)
     stored_names(loaded.model, [name for name, _ in loaded.model.named_parameters()], model)  # or it is refused now
     refuse_not_finite(loaded.model.named_parameters(), f"{model}: the weights of")
-    examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=max_tokens)
-    squares = squared_gradients(loaded, examples, labels=labels, seed=seed, progress=progress)
+    with run_errors(model):
+        examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=max_tokens)
+        squares = squared_gradients(loaded, examples, labels=labels, seed=seed, progress=progress)
     refuse_not_finite(squares.items(), f"{model}: the squared gradients of")
     write_tensors(as_stored(loaded.model, squares, model), out, _METADATA)
     return len(examples)

@@ -15,7 +15,7 @@ from deltamend.calibration.tensor_files import write_tensors
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.checkpoint.output_checks import check_output_file
 from deltamend.errors import PairingError
-from deltamend.language_models.loading import load, quiet_transformers
+from deltamend.language_models.loading import load, quiet_transformers, run_errors
 from deltamend.language_models.training import Example, answer_loss
 from deltamend.methods.elementwise import Tile, magnitudes, summed
 from deltamend.methods.largest_share import cut_at
@@ -85,15 +85,16 @@ def write_graft_mask(
     )
     for folder, model in ((base, loaded.model), (finetuned, tuned)):
         refuse_not_finite(model.named_parameters(), f"{folder}: the weights of")
-    examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=max_tokens)
-    graft = _Graft(loaded.model, tuned, density)
-    before = graft.loss(examples, batch)
-    for step, texts_of_step in enumerate(_batches(examples, batch, steps), 1):
-        graft.learn(texts_of_step, rate)
-        if progress is not None:
-            progress(f"step {step}", step / steps)
-    graft.settle()
-    after = graft.loss(examples, batch)
+    with run_errors(finetuned):
+        examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=max_tokens)
+        graft = _Graft(loaded.model, tuned, density)
+        before = graft.loss(examples, batch)
+        for step, texts_of_step in enumerate(_batches(examples, batch, steps), 1):
+            graft.learn(texts_of_step, rate)
+            if progress is not None:
+                progress(f"step {step}", step / steps)
+        graft.settle()
+        after = graft.loss(examples, batch)
     masks = {names[name]: mask for name, mask in graft.masks().items() if name in names}
     write_tensors(masks, out, {"format": "pt"})
     return before, after

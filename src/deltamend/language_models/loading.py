@@ -105,6 +105,24 @@ def load(folder: Path, *, dtype: str = "float32") -> LoadedModel:
     return LoadedModel(model.eval(), tokenizer)
 
 
+@contextmanager
+def run_errors(folder: Path) -> Iterator[None]:
+    """Within the block, whatever the model in `folder` raises as it runs is an error of one line that names the folder.
+
+    Raises:
+        CheckpointError: it raised something, as transformers and tokenizers do of all kinds on a damaged config or tokenizer.
+    """
+    try:
+        yield
+    except DeltamendError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise CheckpointError(
+            f"{folder}: the model cannot be run ({reason}); check its config and tokenizer"
+        ) from error
+
+
 def without_kernels(config: Any) -> Any:
     """The config, asking for no code from elsewhere: transformers would fetch the kernels that it names, and run them.
 
