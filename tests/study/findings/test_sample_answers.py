@@ -9,7 +9,7 @@ from deltamend.study.config import Study
 from deltamend.study.findings.results import study_results
 from deltamend.study.findings.sample_answers import sample_answers
 from deltamend.study.findings.scored_cells import read_study_cells
-from deltamend.study.records import TARGET, BaseRecord, CellRecord, base_file, cell_file, read_record, write_record
+from deltamend.study.records import TARGET, CellRecord, cell_file, read_record, write_record
 from tests.study.made_up import made_up_study, write_made_up
 
 ANSWER = "It is <b>seven</b> | and\nnothing else, " + "very " * 40
@@ -44,10 +44,6 @@ def test_a_cell_whose_answers_were_kept_is_shown_and_others_are_not(tmp_path: Pa
     assert len(found.asked) == 2
     assert all(one.startswith(f"{TARGET}: ") for one in found.asked)
     assert found.answers == {"finetuned": (ANSWER, ANSWER), study.repairs[0].name: (ANSWER, ANSWER)}
-    base = read_record(next((tmp_path / "bases").iterdir()), BaseRecord)
-    assert base is not None
-    model, target, *_ = name.split("/")
-    assert base_file(tmp_path, model, target, "cpu").exists()
 
 
 def test_the_page_shows_them_shortened_and_escaped(tmp_path: Path) -> None:
