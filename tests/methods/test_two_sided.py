@@ -8,12 +8,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import deltamend
+from deltamend.calibration.activations import described
+from deltamend.methods.input_moments import inputs_of
+from deltamend.methods.method import TensorContext
 from deltamend.methods.registry import get_method
+from deltamend.spectrum.blocks import ArrayBlocks
 from tests.methods.test_null_space import NAME, moments_of
 
 Metric = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Never:
+    """A base that the method does not read."""
+
+    shape = (5, 12)
+
+    def read(self, start: int, stop: int) -> Metric:
+        raise AssertionError(f"rows {start} to {stop} were read")
+
+
 SHAPES = pytest.mark.parametrize("shape", [(40, 12), (12, 12), (5, 12)], ids=["tall", "square", "wide"])
 
 
@@ -153,3 +169,45 @@ def test_an_update_of_zero_stays_zero_where_the_sides_have_different_dtypes(own:
     options: dict[str, Any] = {"method": "two-sided", "parameters": {"activations": own[0]}, "out_dtype": "fp32"}
     found = deltamend.repair_state_dict({NAME: weight}, {NAME: weight.float()}, **options)
     assert torch.equal(found.tensors[NAME], weight.float())
+
+
+@pytest.mark.parametrize("update_weight", [0.0, 0.7, 0.95])
+@pytest.mark.parametrize("strength", [0.3, 20.0])
+@pytest.mark.parametrize("directions", [12, 7])
+def test_a_wide_matrix_is_filtered_from_the_left_as_it_would_be_from_the_right(
+    tmp_path: Path, update_weight: float, strength: float, directions: int
+) -> None:
+    # Exactly orthonormal, which fp32 eigenvectors are only to 1e-7.
+    vectors = torch.eye(12)[torch.randperm(12, generator=torch.Generator().manual_seed(4))][:directions]
+    values = torch.logspace(0, -3, directions)
+    save_file(
+        {NAME: vectors.contiguous(), f"{NAME}.eigenvalues": values},
+        tmp_path / "some",
+        metadata=described({}),
+    )
+    given = {
+        "activations": tmp_path / "some",
+        "strength": strength,
+        "update": update_weight,
+        "identity": 1 - update_weight,
+    }
+    if update_weight == 0.95:
+        given["identity"] = 0.05
+    update = update_of((5, 12)).double().numpy()
+    base = (vectors.T.double() * values) @ vectors.double() * 12 / values.double().sum()
+    weighed = update_weight * update.T @ update * 12 / np.trace(update.T @ update) + given["identity"] * np.eye(12)
+    expected = update @ weighed @ np.linalg.inv(weighed + strength * base.numpy())
+    np.testing.assert_allclose(kept(update_of((5, 12)), "two-sided", **given), expected, atol=1e-8)
+
+
+def test_both_ways_weigh_errors_of_rounding_alike(own: tuple[Path, Metric]) -> None:
+    method = get_method("two-sided", {"activations": own[0], "strength": 2.0})
+    found = []
+    for way in ("_from_the_left", "_from_the_right"):
+        delta = ArrayBlocks(update_of((5, 12)).double().numpy())
+        context = TensorContext(NAME, Never())
+        inputs = inputs_of(own[0], context, 12)
+        result = getattr(method, way)(delta, context, inputs)
+        assert result.metric is not None
+        found.append(result.metric())
+    np.testing.assert_allclose(found[0], found[1], atol=1e-9)

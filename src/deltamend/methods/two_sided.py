@@ -90,13 +90,17 @@ class TwoSided(ActivationsMethod):
         base = self.inputs(delta, context)
         if isinstance(base, KeptDelta):
             return base
+        if delta.shape[0] < delta.shape[1] and self.identity > 0.0 and self.target_activations is None:
+            return self._from_the_left(delta, context, base)
+        return self._from_the_right(delta, context, base)
+
+    def _from_the_right(self, delta: Blocks, context: TensorContext, base: Inputs) -> KeptDelta:
+        """Δ* = Δ·(A(A + μB)⁻¹), by matrices of the size of a row."""
         squared = gram(delta)
         if not np.trace(squared):
             return KeptDelta.identity("base and fine-tuned are equal")
         kept = self._metric_to_keep(squared, context)
-        whole = kept + self.strength * moment(base)
-        width = len(whole)
-        whole[np.diag_indices(width)] += _ROUNDING * np.trace(whole) / width
+        whole = self._metric(kept, base)
         try:
             factor = cho_factor(whole, lower=True, overwrite_a=True, check_finite=False)
         except LinAlgError as error:
@@ -115,6 +119,46 @@ class TwoSided(ActivationsMethod):
             return found
 
         return KeptDelta("filtered", "", weighed, metric=metric)
+
+    def _from_the_left(self, delta: Blocks, context: TensorContext, base: Inputs) -> KeptDelta:
+        """The same Δ* of a wide matrix with A = u·ΔᵀΔ + c·I, by matrices of the size of a column.
+
+        By Woodbury's identity Δ* = (κI + ΔΔᵀ)(κI + NΔᵀ)⁻¹N with κ = c/u, where N = Δ(I + μB/c)⁻¹ is what `null-space` keeps: it is
+        multiplied from the left so that outputs in which little was kept come back to their size in Δ.
+        """
+        rows, width = delta.shape
+        blocks = [block.values.astype(np.float64) for block in delta]
+        update = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        with np.errstate(invalid="ignore", over="ignore"):
+            whole = update @ update.T
+        if not np.isfinite(whole).all():
+            raise FilterError(f"tensor {context.name!r}: the delta holds NaN or infinity")
+        if not np.trace(whole):
+            return KeptDelta.identity("base and fine-tuned are equal")
+        vectors = base.vectors.astype(np.float64)
+        values = base.values * (width / base.values.sum())
+        coordinates = update @ vectors.T
+        taken = coordinates * (self.strength * values / (self.identity + self.strength * values))
+        kept = update - taken @ vectors
+        if self.update > 0.0:
+            floor = self.identity * np.trace(whole) / (self.update * width) * np.eye(rows)
+            factor = cho_factor(floor + whole - taken @ coordinates.T, lower=True, overwrite_a=True, check_finite=False)
+            kept = cho_solve(factor, floor + whole, overwrite_b=True, check_finite=False).T @ kept
+
+        def weighed(block: Block) -> FloatArray:
+            block.values[:] = kept[block.start : block.start + len(block.values)]
+            return block.values
+
+        return KeptDelta(
+            "filtered", "", weighed, metric=lambda: self._metric(self._metric_to_keep(gram(delta), context), base)
+        )
+
+    def _metric(self, kept: Array, base: Inputs) -> Array:
+        """A + μB, shape (n, n) float64, positive definite, from A."""
+        whole = kept + self.strength * moment(base)
+        width = len(whole)
+        whole[np.diag_indices(width)] += _ROUNDING * np.trace(whole) / width
+        return whole
 
     def _metric_to_keep(self, squared: Array, context: TensorContext) -> Array:
         """A, shape (n, n) float64, in the place of ΔᵀΔ.
