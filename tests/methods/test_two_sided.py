@@ -185,7 +185,7 @@ def test_a_wide_matrix_is_filtered_from_the_left_as_it_would_be_from_the_right(
         tmp_path / "some",
         metadata=described({}),
     )
-    given = {
+    given: dict[str, Any] = {
         "activations": tmp_path / "some",
         "strength": strength,
         "update": update_weight,
