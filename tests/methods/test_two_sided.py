@@ -183,7 +183,7 @@ def test_a_wide_matrix_is_filtered_from_the_left_as_it_would_be_from_the_right(
     save_file(
         {NAME: vectors.contiguous(), f"{NAME}.eigenvalues": values},
         tmp_path / "some",
-        metadata=described({}),
+        metadata=described({}, {}),
     )
     given: dict[str, Any] = {
         "activations": tmp_path / "some",

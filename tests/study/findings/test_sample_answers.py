@@ -7,7 +7,7 @@ from pathlib import Path
 from deltamend.report.study_page import results_markdown
 from deltamend.study.config import Study
 from deltamend.study.findings.results import study_results
-from deltamend.study.findings.sample_answers import sample_answers
+from deltamend.study.findings.sample_answers import shown_answers
 from deltamend.study.findings.scored_cells import read_study_cells
 from deltamend.study.records import TARGET, CellRecord, cell_file, read_record, write_record
 from tests.study.made_up import made_up_study, write_made_up
@@ -36,10 +36,10 @@ def test_a_cell_whose_answers_were_kept_is_shown_and_others_are_not(tmp_path: Pa
     study = made_up_study()
     write_made_up(study, tmp_path)
     cells, _ = read_study_cells(study, tmp_path)
-    assert list(sample_answers(study, cells)) == []
+    assert list(shown_answers(study, cells)) == []
     name = answered(study, tmp_path)
     cells, _ = read_study_cells(study, tmp_path)
-    (found,) = sample_answers(study, cells)
+    (found,) = shown_answers(study, cells)
     assert found.cell == name
     assert len(found.asked) == 2
     assert all(one.startswith(f"{TARGET}: ") for one in found.asked)

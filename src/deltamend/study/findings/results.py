@@ -25,7 +25,7 @@ from deltamend.study.findings.outcomes_of_repairs import best_published, repair_
 from deltamend.study.findings.result_types import CHOOSING, CONFIRMATION, CellOutcome, GridCoverage, StudyResults
 from deltamend.study.findings.retention_rankings import rankings
 from deltamend.study.findings.safety import safety_outcomes
-from deltamend.study.findings.sample_answers import sample_answers
+from deltamend.study.findings.sample_answers import shown_answers
 from deltamend.study.findings.scored_cells import ReadCell, ScoresOfRepairs, read_study_cells, scores_of_repairs
 from deltamend.study.findings.written_dtypes import written, written_differences
 from deltamend.study.records import ModelRecord
@@ -73,7 +73,7 @@ def study_results(
         "written": tuple(written(study, cells, by_config)),
         "written_differences": tuple(written_differences(study, cells, by_config)),
         "safety": tuple(safety_outcomes(study, cells, settings)),
-        "samples": tuple(sample_answers(study, cells)),
+        "samples": tuple(shown_answers(study, cells)),
         "equal_retention": measure_equal_retention(study, cells, settings),
         "rankings": rankings(study, cells, by_config, by_other, confirming),
     }

@@ -15,7 +15,7 @@ _SHOWN = 2
 """Items of a benchmark."""
 
 
-def sample_answers(study: Study, cells: Sequence[ReadCell]) -> Iterator[SampleAnswers]:
+def shown_answers(study: Study, cells: Sequence[ReadCell]) -> Iterator[SampleAnswers]:
     """One cell of each base and target, the first in which answers were kept, with its first items."""
     seen = set()
     for of in cells:
