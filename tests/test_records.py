@@ -63,3 +63,16 @@ def test_a_finite_record_refuses_what_json_cannot_hold(value: float) -> None:
     with pytest.raises(ValidationError, match="finite number"):
         Figure(value=value)
     assert Figure(value=1.5).model_dump_json() == '{"value":1.5}'
+
+
+def test_a_field_that_should_not_be_there_is_named_in_one_printable_line() -> None:
+    class Empty(Record):
+        pass
+
+    for name in ("x\n", "\x1b[31m", "\u202e", "y" * 5000):
+        with pytest.raises(ValidationError) as caught:
+            Empty.model_validate({name: 1})
+        field, problem = first_problem(caught.value)
+        assert field.isprintable()
+        assert 0 < len(field) <= 200
+        assert problem == "there is no such field"

@@ -55,4 +55,6 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
         message = _PLAINLY[first["type"]]
     if first["type"] == "literal_error":
         message = f"{first['input']!r} is not valid; expected {first['ctx']['expected']}"
-    return ".".join(str(part) for part in first["loc"]), message
+    # The name of a field that should not be there is anybody's text.
+    field = ".".join(str(part) if str(part).isprintable() else ascii(part)[1:-1] for part in first["loc"])
+    return field[:200], message
