@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from transformers import (
 )
 
 import deltamend
+from deltamend.errors import CheckpointError
+from deltamend.inputs.open_models import model_folder
 from tests.conftest import gpt2, llama, save_pair
 from tests.inputs.checkpoints import check, gemma, mixtral, neox, phi3, qwen3, qwen3_moe, tuned
 from tests.inputs.numpy_pairs import body, write
@@ -56,3 +59,21 @@ def test_an_adapter_alone_and_several_adapters_are_refused_with_what_to_give(tmp
             deltamend.repair(*sides, tmp_path / "out", method="revert")
     with pytest.raises(deltamend.CheckpointError, match="names several adapters; give one"):
         deltamend.open_checkpoint(f"{model}+{adapter}+{adapter}")
+
+
+def test_a_folder_that_may_not_be_entered_is_not_said_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "closed" / "model"
+    look = Path.stat
+
+    def refuses(path: Path, **options: Any) -> Any:
+        if path == closed:
+            raise PermissionError(13, "Permission denied")
+        return look(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuses)
+    with pytest.raises(CheckpointError, match="may not enter a folder above it"):
+        model_folder(str(closed))
+    with pytest.raises(CheckpointError, match="no such folder"):
+        model_folder(str(tmp_path / "gone" / "model"))

@@ -244,6 +244,7 @@ def model_folder(text: str) -> Path:
     """
     path = Path(text)
     if not _is_there(text) and not is_hub_id(text):
+        _refuse_closed(path)
         raise CheckpointError(
             f"{text}: no such folder; give the folder of a checkpoint with config.json and {WEIGHTS_FILE}"
         )
@@ -258,6 +259,22 @@ def model_folder(text: str) -> Path:
             f"{text}: is not a folder; give the folder of a checkpoint with config.json and {WEIGHTS_FILE}"
         )
     return fetch(text)
+
+
+def _refuse_closed(path: Path) -> None:
+    """Refuse a path inside a folder that this user may not enter, which looks as if nothing were there.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    try:
+        path.stat()
+    except PermissionError as error:
+        raise CheckpointError(
+            f"{path}: cannot be reached, as this user may not enter a folder above it; change the rights of that folder"
+        ) from error
+    except OSError:
+        return
 
 
 def _open_model(text: str) -> Checkpoint:
