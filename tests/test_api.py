@@ -154,7 +154,7 @@ def test_auto_asks_for_the_method_and_keeps_vectors_that_were_given(
         ({"rules": [{"method": "none"}]}, "leave out parameters and rules, or name a method"),
         (
             {"output": "adapter"},
-            'output="adapter": method="auto" uses null-space, or wise-ft if the base cannot be run',
+            'output="adapter": the methods that method="auto" chooses from keep a low-rank update only where FINETUNED is given',
         ),
     ],
 )

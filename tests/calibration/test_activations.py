@@ -43,6 +43,7 @@ def test_it_is_the_second_moment_of_each_layers_inputs_each_of_length_one(task: 
     assert len(values) <= 5
 
 
+@pytest.mark.slow
 def test_layers_with_one_input_share_it(tiny_model: Path, tmp_path: Path) -> None:
     write_activations(tiny_model, tmp_path / "c", samples=2, tokens=5)
     with safe_open(tmp_path / "c", "pt") as file:

@@ -192,6 +192,7 @@ def test_every_output_of_every_command_is_in_the_table() -> None:
     assert {one for one in _outputs() if one[0] != "study"} == set(COMMANDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", sorted(COMMANDS), ids=" ".join)
 def test_no_command_writes_over_what_it_reads(
     command: tuple[str, str], llama_pair: Any, tmp_path: Path, deltamend_cli: Callable[..., Any]

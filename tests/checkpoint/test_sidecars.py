@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,11 +75,13 @@ def test_a_file_that_changes_during_the_run_never_lands_in_out(
     path.parent.mkdir()
     path.write_text("[a]")
     changed: list[object] = []
+    one_at_a_time = threading.Lock()
     monkeypatch.chdir(tmp_path)
 
     def change(*_: object) -> None:
-        if not changed:
-            changed.append(CHANGES[kind](path))
+        with one_at_a_time:  # it is called from several threads
+            if not changed:
+                changed.append(CHANGES[kind](path))
 
     with pytest.raises(CheckpointError) as caught:
         deltamend.repair(own_pair.base, own_pair.finetuned, tmp_path / "out", method="none", progress=change)

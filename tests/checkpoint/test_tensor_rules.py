@@ -23,6 +23,7 @@ NAMES = st.one_of(
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 2**31, 2**62, 2**63 - 1]), max_size=20).map(tuple)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
 @given(name=NAMES, shape=SHAPES)
 def test_what_the_rules_allow_is_read_by_the_reference_implementation(

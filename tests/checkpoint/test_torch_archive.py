@@ -69,6 +69,7 @@ def states() -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(st.data())
 def test_every_tensor_is_read_where_it_lies_in_whatever_order_the_members_come(
@@ -179,6 +180,7 @@ HEAVY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(HEAVY))
 def test_a_pickle_of_few_bytes_takes_neither_the_process_nor_its_memory(kind: str) -> None:
     before = _resident()

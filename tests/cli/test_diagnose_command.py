@@ -68,4 +68,4 @@ def test_a_file_that_cannot_be_written_is_named(llama_pair: Pair, tmp_path: Path
     target = tmp_path / "nowhere" / "d.html"
     printed = deltamend_cli("diagnose", llama_pair.base, llama_pair.finetuned, "-i", "q_proj", "--html", target)
     assert printed.code == 1
-    assert f"{target}: cannot be written" in printed.err
+    assert f"{target}: its folder does not exist" in printed.err

@@ -54,6 +54,7 @@ def test_out_is_whole_and_the_error_is_one_line(small_pair: Path, tmp_path: Path
         assert done.stderr.endswith(f"deltamend: {says}; everything else that was asked for is done\n")
 
 
+@pytest.mark.slow
 def test_a_failure_is_said_even_where_nothing_can_be_printed(tmp_path: Path) -> None:
     done = _shell(["inspect", tmp_path], "> /dev/full")
     assert done.returncode == 1
@@ -61,6 +62,7 @@ def test_a_failure_is_said_even_where_nothing_can_be_printed(tmp_path: Path) -> 
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_closed_descriptor_is_not_given_to_the_next_file() -> None:
     program = (
         "import os; from deltamend.cli.streams import careful_streams\n"

@@ -34,6 +34,7 @@ def test_the_commands_of_the_rules_exist() -> None:
         assert name in known
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_rules_run(float_pair: Pair, tmp_path: Path) -> None:
     options = [command.split("OUT")[1].split() for rule in RULES for command in rule.commands if " OUT" in command]
     for number, given in enumerate(options):

@@ -43,6 +43,7 @@ def test_logits_are_made_where_answers_are_and_not_over_their_prompts(tiny_model
     assert 0 < sum(made) < sum(read) / 2
 
 
+@pytest.mark.slow
 def test_the_templates_line_break_before_an_answer_is_given_and_not_asked_for(tiny_model: Path, tmp_path: Path) -> None:
     items = write_items(tmp_path / "items.jsonl", [{"question": "a b", "answers": ["c"]}])
     task = SuiteTask(name="likely", file=str(items), metric="prob_per_byte", chat=True)

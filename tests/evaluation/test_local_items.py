@@ -151,6 +151,7 @@ def test_a_file_is_found_in_the_folder_or_one_below_and_never_guessed(tmp_path: 
         find_file("b.jsonl", (tmp_path,))
 
 
+@pytest.mark.slow
 def test_what_a_task_wants_beside_its_items_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nltk.data.path", [])
     with pytest.raises(

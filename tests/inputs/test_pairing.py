@@ -81,6 +81,7 @@ def test_a_depthwise_kernel_is_no_matrix_and_stays_as_fine_tuned(tmp_path: Path)
     assert torch.equal(load(tmp_path / "out")["conv1d.weight"], finetuned["conv1d.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["model_type", "architectures"])
 def test_a_config_of_another_kind_is_a_hint_where_names_and_shapes_agree(
     key: str, tmp_path: Path, deltamend_cli: Cli

@@ -178,6 +178,7 @@ KILLED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_cache", [False, True])
 def test_what_a_killed_process_left_is_deleted_and_what_a_living_one_makes_is_not(
     tmp_path: Path, in_cache: bool, monkeypatch: pytest.MonkeyPatch

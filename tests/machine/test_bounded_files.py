@@ -71,6 +71,7 @@ CONTENTS: dict[str, bytes] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
 @pytest.mark.parametrize("name", READERS)
 def test_hostile_content_is_an_error_of_one_line_that_names_the_file(tmp_path: Path, name: str, content: bytes) -> None:
@@ -122,6 +123,7 @@ def test_what_is_no_regular_file_is_refused_without_waiting(
     assert isinstance(ended[0], DeltamendError)
 
 
+@pytest.mark.slow
 def test_a_packed_file_may_unpack_to_what_records_unpack_to(tmp_path: Path) -> None:
     item = {"id": "1", "prompt_hash": "0" * 64, "score": 1.0}
     content = json.dumps([item] * 50_000).encode()

@@ -66,6 +66,7 @@ def test_the_trap_would_catch_an_ordinary_child(trapped: Path) -> None:
     assert (trapped.parent / "ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [POOL, OF_A_LIBRARY], ids=["pool", "child of a library"])
 def test_a_child_runs_nothing_of_the_current_folder(trapped: Path, tmp_path: Path, program: str) -> None:
     main = tmp_path / "main.py"  # a spawned process imports the file that its parent was started with
@@ -74,6 +75,7 @@ def test_a_child_runs_nothing_of_the_current_folder(trapped: Path, tmp_path: Pat
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_a_program_of_ours_runs_nothing_of_the_current_folder(trapped: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("import sys, json, jinja2\nprint(sys.flags.safe_path, len(sys.stdin.read()))\n")

@@ -54,6 +54,7 @@ def test_nothing_acts_in_what_is_shown(text: str) -> None:
         assert acts(escaped) == []
 
 
+@pytest.mark.slow
 @given(st.dictionaries(texts, st.lists(texts, max_size=3), max_size=3))
 @settings(max_examples=200, deadline=None)
 def test_json_for_a_terminal_is_the_same_value(value: dict[str, list[str]]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import os, resource, sys
 from pathlib import Path
@@ -32,10 +34,12 @@ def _opened(soft: int, hard: int) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_limit_is_raised_as_far_as_the_system_allows() -> None:
     assert _opened(64, 4096) == "300 no error\n"
 
 
+@pytest.mark.slow
 def test_a_limit_that_cannot_be_raised_is_named_with_the_remedy() -> None:
     said = _opened(64, 64)
     assert "cannot be opened, as this process may have 64 files open; allow it more (ulimit -n)" in said

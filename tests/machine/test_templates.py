@@ -65,6 +65,7 @@ def impatient() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ENDLESS.values(), ids=ENDLESS)
 def test_a_template_without_end_is_stopped_in_one_line(text: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -129,6 +130,7 @@ def test_a_chat_template_gives_what_transformers_gives(tokenizer: Any, template:
         assert tokenizer.apply_chat_template([messages, messages], **how) == [expected, expected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["loops in loops", "a text that doubles", "a macro that calls itself", "a long power"])
 def test_a_chat_template_without_end_is_stopped(tokenizer: Any, name: str) -> None:
     messages = [{"role": "user", "content": "x"}]
@@ -142,6 +144,7 @@ def test_a_chat_template_fails_as_it_does_in_transformers(tokenizer: Any) -> Non
         tokenizer.apply_chat_template(messages, chat_template="{{ raise_exception('no system role') }}", tokenize=False)
 
 
+@pytest.mark.slow
 def test_only_the_child_compiles_jinja_of_others() -> None:
     found = {
         path.name

@@ -59,6 +59,7 @@ def test_what_is_not_read_is_refused_at_once_in_one_line(text: str, says: str) -
     assert len(str(caught.value)) <= 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [BOMB, "a: !!bool x", "[" * 10_000], ids=["bomb", "scalar", "deep"])
 @pytest.mark.parametrize("suffix", [".yaml"])
 def test_every_file_of_yaml_is_read_by_it(tmp_path: Path, text: str, suffix: str) -> None:

@@ -263,5 +263,10 @@ def test_a_tensor_of_many_rows_of_nothing_does_not_hang(tmp_path: Path) -> None:
     base, finetuned = write_checkpoint(tmp_path / "base", a=ones), write_checkpoint(tmp_path / "finetuned", a=ones)
     header = b'{"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"F32","shape":[4611686018427387904,0],"data_offsets":[24,24]}}'
     (finetuned / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(24))
+    # numpy cannot make an array of this shape, so that OUT could not be read by everybody.
+    with pytest.raises(deltamend.CheckpointError, match="tensor 'b' cannot be read"):
+        deltamend.repair(base, finetuned, tmp_path / "out")
+    header = header.replace(b"4611686018427387904", b"1152921504606846976")
+    (finetuned / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(24))
     report = deltamend.repair(base, finetuned, tmp_path / "out")
     assert len(report.tensors) == 2

@@ -36,6 +36,7 @@ def test_every_table_is_written_by_one_writer() -> None:
     assert found == {"report/csv_output.py", "report/score_tables.py"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [("diff",), ("compare", "--methods", "none"), ("diagnose",)], ids=lambda given: given[0]
 )

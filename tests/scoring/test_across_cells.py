@@ -94,6 +94,7 @@ def test_methods_that_do_the_same_differ_by_exactly_nothing() -> None:
         assert (of.value, of.low, of.high) == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_a_better_method_stands_above_and_the_sign_follows_the_order() -> None:
     up, down = compared({"one": "good", "other": "poor"}), compared({"one": "poor", "other": "good"})
     assert up.cells_like_these.low is not None
@@ -166,6 +167,7 @@ def test_cells_that_are_undefined_are_left_out_of_a_mean() -> None:
     assert cluster_means(np.array([1.0, np.nan, 5.0]), ["a", "a", "b"]) == {"a": 1.0, "b": 5.0}
 
 
+@pytest.mark.slow
 def test_a_file_of_cells_is_scored_from_python_with_the_options_of_one_cell(tmp_path: Path) -> None:
     path = write_cells(tmp_path, ["llama", "llama", "qwen"])
     found = score_many(path, draws=300, margin=0.02, task_margins={"sums": "2se"}, seed=1, confidence=0.9)

@@ -18,7 +18,7 @@ import xxhash
 from deltamend.checkpoint.manifest import FileRecord
 from deltamend.errors import CheckpointError
 from deltamend.machine.digests import json_sha256
-from deltamend.machine.regular_files import open_regular
+from deltamend.machine.regular_files import open_regular, reason
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 """Suffixes of the files that hold the weights of a model."""
@@ -97,9 +97,7 @@ def _opened(path: Path) -> BinaryIO:
     try:
         return os.fdopen(open_regular(path), "rb", buffering=0)
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be opened ({error.strerror}); check the path and its permissions"
-        ) from error
+        raise CheckpointError(f"{path}: {reason(error)}") from error
 
 
 def _read(stream: BinaryIO, path: Path) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any
 from deltamend.checkpoint.dtypes import NUMPY_DTYPES, itemsize
 from deltamend.checkpoint.tensor_rules import METADATA_NAME, fault_of_tensor
 from deltamend.errors import CheckpointError, option
-from deltamend.machine.regular_files import open_regular
+from deltamend.machine.regular_files import open_regular, reason
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 
@@ -65,9 +65,7 @@ def read_header(path: Path) -> Header:
                 )
             raw = _exactly(file.read(length), length, path)
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); check the path and its permissions"
-        ) from error
+        raise CheckpointError(f"{path}: {reason(error)}") from error
     return _check(_parse(raw, path), total, prefix + raw, path)
 
 

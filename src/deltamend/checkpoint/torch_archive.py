@@ -23,7 +23,7 @@ from deltamend.checkpoint.dtypes import NUMPY_DTYPES, itemsize
 from deltamend.checkpoint.inert_pickle import ForbiddenNameError, ordered_dict, read_inert
 from deltamend.checkpoint.tensor_rules import MAX_DIMENSIONS
 from deltamend.errors import CheckpointError
-from deltamend.machine.regular_files import open_regular
+from deltamend.machine.regular_files import open_regular, reason
 
 TORCH_DTYPES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
@@ -134,15 +134,13 @@ def read_torch_archive(path: Path, span: tuple[int, int] | None = None, inert: t
     try:
         descriptor = open_regular(path)
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be opened ({error.strerror}); check the path and its permissions"
-        ) from error
+        raise CheckpointError(f"{path}: {reason(error)}") from error
     try:
         start, stop = span or (0, os.fstat(descriptor).st_size)
         return _read(descriptor, start, stop, inert)
     except ForbiddenNameError as error:
         raise CheckpointError(
-            f"{path}: its pickle asks for {str(error)!a}, which holds no weights and would run code; do not use this checkpoint"
+            f"{path}: its pickle asks for '{ascii(str(error))[1:-1]}', which holds no weights and would run code; do not use this checkpoint"
         ) from error
     except UnreadableArchiveError as error:
         raise CheckpointError(

@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from deltamend.demo.measurement import CHAT, COMPLETION, KNOWLEDGE, LIKELIHOOD, TARGET, Measured, Measurement
 from deltamend.demo.run import DemoResult, RepairedModel
@@ -98,7 +99,7 @@ def results_table(result: DemoResult) -> Table:
     )
     for key, words in MEASURES.items():
         estimates = [measured.estimates[key] for measured in _all_measured(result)]
-        cells = (f"{value_text(e)}\n[dim]{interval_text(e)}[/dim]" for e in estimates)
+        cells = (Text.assemble(value_text(e), "\n", (interval_text(e), "dim")) for e in estimates)
         table.add_row(words.title, f"{estimates[0].n:,}", *cells)
     return table
 

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+Child = subprocess.Popen[bytes]
+"""A process that `python_child` started."""
 SAFE_PATH = "PYTHONSAFEPATH"
 """The variable that keeps the current folder out of the paths that a Python process imports from."""
 
@@ -83,7 +85,7 @@ def fresh_processes(
             raise
 
 
-def python_child(program: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def python_child(program: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> Child:
     """Start a program of ours in a process of its own, which is spoken to over its stdin and stdout.
 
     Args:

@@ -36,6 +36,8 @@ def reason(error: OSError) -> str:
         return (
             f"cannot be opened, as this process may have {most} files open; allow it more (ulimit -n), or join shards"
         )
+    if error.errno == errno.EINVAL:  # which `open_regular` says of pipes, folders and devices
+        return "not a regular file; put the file itself in its place"
     return f"cannot be opened ({error.strerror}); check the path and its permissions"
 
 

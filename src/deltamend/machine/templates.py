@@ -10,7 +10,6 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import threading
 import weakref
@@ -24,7 +23,7 @@ from unittest import mock
 import jinja2
 
 from deltamend.errors import DeltamendError
-from deltamend.machine.children import python_child
+from deltamend.machine.children import Child, python_child
 
 _PROGRAM = Path(__file__).with_name("template_child.py")
 _SECONDS = 10.0
@@ -132,7 +131,7 @@ class _Child:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
         self._owner = os.getpid()
 
     def ask(self, kind: str, many: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
@@ -170,7 +169,7 @@ class _Child:
             return [{"error": f"it takes more than {self._seconds:g} seconds", "kind": "limit"}]
         return [{"error": f"its process ended by itself ({process.returncode})", "kind": "limit"}]
 
-    def _forget(self, process: subprocess.Popen[bytes]) -> None:
+    def _forget(self, process: Child) -> None:
         _end(process)
         self._process = None
 
@@ -180,7 +179,7 @@ def _shared_child() -> _Child:
     return _Child(_SECONDS)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: Child) -> None:
     if process.poll() is None:
         process.kill()
     process.wait()

@@ -12,6 +12,8 @@ from deltamend.study.findings.scored_cells import half_of, read_study_cells, sco
 from tests.study.findings.results_of_made_up import DRAWS, said
 from tests.study.made_up import ALPHAS, write_made_up
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_candidates_are_set_against_published_methods_in_any_dtype_that_is_written_in_every_cell(

@@ -18,6 +18,8 @@ from deltamend.study.findings.results import study_results
 from deltamend.study.findings.scored_cells import read_study_cells
 from tests.study.made_up import made_up_study, write_made_up
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = make_settings(draws=200)
 
 

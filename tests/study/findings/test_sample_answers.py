@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from deltamend.report.study_page import results_markdown
 from deltamend.study.config import Study
 from deltamend.study.findings.results import study_results
@@ -11,6 +13,8 @@ from deltamend.study.findings.sample_answers import shown_answers
 from deltamend.study.findings.scored_cells import read_study_cells
 from deltamend.study.records import TARGET, CellRecord, cell_file, read_record, write_record
 from tests.study.made_up import made_up_study, write_made_up
+
+pytestmark = pytest.mark.slow
 
 ANSWER = "It is <b>seven</b> | and\nnothing else, " + "very " * 40
 
@@ -32,6 +36,7 @@ def answered(study: Study, out: Path) -> str:
     return cell.name
 
 
+@pytest.mark.slow
 def test_a_cell_whose_answers_were_kept_is_shown_and_others_are_not(tmp_path: Path) -> None:
     study = made_up_study()
     write_made_up(study, tmp_path)
@@ -46,6 +51,7 @@ def test_a_cell_whose_answers_were_kept_is_shown_and_others_are_not(tmp_path: Pa
     assert found.answers == {"finetuned": (ANSWER, ANSWER), study.repairs[0].name: (ANSWER, ANSWER)}
 
 
+@pytest.mark.slow
 def test_the_page_shows_them_shortened_and_escaped(tmp_path: Path) -> None:
     study = made_up_study()
     write_made_up(study, tmp_path)

@@ -16,6 +16,7 @@ from tests.study.made_up import write_made_up
 Asked = TypeVar("Asked", BaseRecord, ModelRecord)
 
 
+@pytest.mark.slow
 def test_a_repair_that_was_made_with_other_settings_is_missing(study: Study, tmp_path: Path) -> None:
     cell = next(cell for cell in study.cells() if not study.chooses(cell))
     write_made_up(study, tmp_path, only={cell.name})
