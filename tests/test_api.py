@@ -63,6 +63,7 @@ def test_one_plan_is_looked_at_diagnosed_compared_and_carried_out(
     assert without_seconds(tmp_path / "again") == without_seconds(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_an_open_pair_gives_what_the_folders_give(llama_pair: Pair, opened: list[Path]) -> None:
     folders = (llama_pair.base, llama_pair.finetuned)
     with deltamend.open_pair(*folders, include="k_proj") as pair:

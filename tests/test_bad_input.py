@@ -261,6 +261,7 @@ def assert_one_line(printed: Printed, pieces: tuple[str, ...]) -> None:
         assert piece in lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "how"),
     [("base", "is"), ("finetuned/inside", "lies inside"), (".", "contains"), ("link-to-base", "is")],

@@ -135,6 +135,7 @@ def test_a_model_that_is_not_there_is_an_error_in_a_line(tmp_path: Path, deltame
     assert printed.err == f"deltamend: {tmp_path / 'gone'}: no such folder; give the folder of a checkpoint\n"
 
 
+@pytest.mark.slow
 def test_what_it_wrote_repairs_a_pair(tiny_model: Path, tmp_path: Path, deltamend_cli: Callable[..., Any]) -> None:
     model, tokenizer = load(tiny_model)
     with torch.no_grad():

@@ -134,6 +134,7 @@ def test_a_file_is_replaced_only_where_that_is_asked_for_and_two_outputs_are_two
             check_output_file(tmp_path / name, [], overwrite=True)
 
 
+@pytest.mark.slow
 def test_a_folder_of_many_levels_is_walked(tmp_path: Path) -> None:
     place = tmp_path / "model"
     place.mkdir()

@@ -80,6 +80,7 @@ def test_the_next_run_puts_back_what_a_killed_publication_moved(
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True], ids=["fails", "killed"])
 def test_a_publication_that_comes_to_nothing_leaves_its_work_to_be_resumed(
     llama_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
@@ -148,6 +149,7 @@ def test_an_input_may_not_be_the_work_folder(llama_pair: Pair, tmp_path: Path, s
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_resume_does_not_call_a_damaged_out_finished(own_pair: Pair, tmp_path: Path) -> None:
     out = tmp_path / "out"
     deltamend.repair(own_pair.base, own_pair.finetuned, out)

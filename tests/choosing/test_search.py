@@ -74,6 +74,7 @@ def test_the_best_strength_is_found_and_the_rest_is_not_tried(float_pair: Pair, 
     assert max(combined) == combined[2]
 
 
+@pytest.mark.slow
 def test_the_report_is_on_the_items_that_did_not_choose(float_pair: Pair) -> None:
     found = tune(
         float_pair.base,
@@ -144,6 +145,7 @@ def test_the_command_names_files_by_their_paths(float_pair: Pair, tmp_path: Path
                 assert second[0].endswith("--set weight=0.5 --out-dtype fp32")
 
 
+@pytest.mark.slow
 def test_the_two_commands_make_the_model_that_was_chosen(
     float_pair: Pair, tmp_path: Path, deltamend_cli: Callable[..., Printed]
 ) -> None:

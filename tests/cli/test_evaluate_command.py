@@ -39,6 +39,7 @@ def test_a_suite_over_local_items_is_asked_and_printed(
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_json_holds_the_means_and_nothing_else_is_on_stdout(
     deltamend_cli: Cli, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def test_what_is_left_out_is_said(own_pair: Pair, tmp_path: Path, deltamend_cli:
     assert ": optimizer.pt" in printed.out
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_resume_says_what_the_run_would(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
     command = ("repair", llama_pair.base, llama_pair.finetuned, tmp_path / "out", "--resume")
     assert deltamend_cli(*command).code == 0
@@ -173,6 +174,7 @@ def test_a_lossy_cast_names_the_remedies(llama_pair: Pair, tmp_path: Path, delta
     assert "warning" not in printed.out
 
 
+@pytest.mark.slow
 def test_an_adapter_is_offered_where_one_can_be_written(tmp_path: Path, deltamend_cli: Cli) -> None:
     drawn = torch.Generator().manual_seed(0)
     weight, left, right = (torch.randn(*shape, generator=drawn) for shape in ((64, 64), (64, 1), (1, 64)))

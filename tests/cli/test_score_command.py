@@ -82,6 +82,7 @@ def test_folders_of_lm_eval_are_scored(tmp_path: Path, deltamend_cli: Cli) -> No
     assert json.loads(printed.out)["methods"]["dg-hard"]["healing"]["value"] == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_many_cells_are_scored(tmp_path: Path, deltamend_cli: Cli) -> None:
     path = write_cells(tmp_path, ["llama", "llama", "qwen"])
     printed = deltamend_cli("score", "--cells", path, "--draws", "300", "--html", tmp_path / "cells.html")

@@ -22,6 +22,7 @@ def arguments(float_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return ["tune", float_pair.base, float_pair.finetuned, "--target", "sums", "--suite", suite, "--work", tmp_path]
 
 
+@pytest.mark.slow
 def test_candidates_the_report_and_the_command_are_printed(
     arguments: list[object], tmp_path: Path, deltamend_cli: Cli
 ) -> None:
@@ -39,6 +40,7 @@ def test_candidates_the_report_and_the_command_are_printed(
     assert "reporting half" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_json_has_trials_and_both_halves(arguments: list[object], deltamend_cli: Cli) -> None:
     found = json.loads(
         deltamend_cli(*arguments, "--methods", "task-arithmetic", "--strengths", "0.6,0.5", "--json").out

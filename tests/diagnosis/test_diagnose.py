@@ -99,6 +99,7 @@ def test_groups_weigh_matrices_by_their_entries(found: deltamend.Diagnosis) -> N
     assert [group.name for group, _ in by_layer(found.matrices)] == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_inputs_are_not_modified(own_pair: Pair) -> None:
     files = [*own_pair.base.iterdir(), *own_pair.finetuned.iterdir()]
     before = {file: hash_file(file, file.name).sha256 for file in files}

@@ -93,6 +93,7 @@ def test_numbers_are_those_of_a_full_svd_in_float64(shape: tuple[int, int]) -> N
     assert rounding.lost == pytest.approx(lost, rel=0.1)
 
 
+@pytest.mark.slow
 def test_overlap_and_intruders_are_those_of_their_definitions() -> None:
     shape = (100, 200)
     base = weights(shape).astype(BF16).astype(np.float64)

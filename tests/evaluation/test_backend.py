@@ -32,6 +32,7 @@ def test_batches_change_no_score(
             assert (item.id, item.prompt_hash) == (other.id, other.prompt_hash)
 
 
+@pytest.mark.slow
 def test_logits_are_made_where_answers_are_and_not_over_their_prompts(tiny_model: Path, items: Path) -> None:
     made: list[int] = []
     read: list[int] = []

@@ -39,6 +39,7 @@ def test_the_record_says_what_its_figures_depend_on(whole: Evaluation, tiny_mode
     assert len({item.prompt_hash for item in mmlu.items}) == len(mmlu.items)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_stopped(
     run: Callable[..., EvaluationRun], whole: Evaluation, tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_record_that_is_there_is_not_replaced_unless_asked(run: Callable[..., 
     assert run(ARC_EASY, overwrite=True, asking=AskOptions(limit=2)).evaluation.limit == 2
 
 
+@pytest.mark.slow
 def test_a_users_own_files_of_all_three_kinds_are_asked(tiny_model: Path, tmp_path: Path) -> None:
     choice = write_items(tmp_path / "choice.jsonl", ARC[:3])
     exact = write_items(

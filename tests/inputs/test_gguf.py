@@ -55,6 +55,7 @@ def write_gguf(path: Path) -> None:
     writer.close()
 
 
+@pytest.mark.slow
 def test_a_gguf_base_is_unpacked_once_and_repaired_against(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deltamend_cli: Cli
 ) -> None:

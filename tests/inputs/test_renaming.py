@@ -39,6 +39,7 @@ def test_names_that_differ_by_a_prefix_are_matched_by_a_rule_that_is_printed(
         assert deltamend_cli("repair", pair.base, pair.finetuned, tmp_path / "w", "--rename", wrong).code == 2
 
 
+@pytest.mark.slow
 def test_several_rules_are_given_as_several_flags_as_a_list_in_yaml_and_as_one_text(
     tmp_path: Path, deltamend_cli: Cli
 ) -> None:

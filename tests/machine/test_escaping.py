@@ -44,6 +44,7 @@ def acts(text: str, kept: str = "") -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @given(texts)
 @settings(max_examples=300, deadline=None)
 def test_nothing_acts_in_what_is_shown(text: str) -> None:
@@ -64,6 +65,7 @@ def test_json_for_a_terminal_is_the_same_value(value: dict[str, list[str]]) -> N
         assert json.loads(shown) == json.loads(json.dumps(value))
 
 
+@pytest.mark.slow
 @given(texts)
 @settings(max_examples=200, deadline=None)
 def test_a_console_and_a_table_show_text_in_one_line(text: str) -> None:
@@ -99,6 +101,7 @@ def test_a_code_span_holds_all_of_it(text: str) -> None:
     assert markdown_code(text).count("`") == 2
 
 
+@pytest.mark.slow
 @given(texts)
 @settings(max_examples=100, deadline=None)
 def test_nothing_acts_in_a_page(text: str) -> None:

@@ -119,6 +119,7 @@ CHATS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", CHATS)
 @pytest.mark.parametrize("prompt", [True, False])
 def test_a_chat_template_gives_what_transformers_gives(tokenizer: Any, template: str, prompt: bool) -> None:
@@ -138,6 +139,7 @@ def test_a_chat_template_without_end_is_stopped(tokenizer: Any, name: str) -> No
         tokenizer.apply_chat_template(messages, chat_template=ENDLESS[name], tokenize=False)
 
 
+@pytest.mark.slow
 def test_a_chat_template_fails_as_it_does_in_transformers(tokenizer: Any) -> None:
     messages = [{"role": "user", "content": "x"}]
     with limited_templates(), pytest.raises(jinja2.TemplateError, match="no system role"):  # which lm-eval goes by

@@ -107,6 +107,7 @@ plain = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(plain)
 @settings(max_examples=100, deadline=None)
 def test_plain_data_is_read_as_pyyaml_reads_it(value: object) -> None:

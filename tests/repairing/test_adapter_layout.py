@@ -47,6 +47,7 @@ def test_a_tied_head_of_any_name_is_no_head_that_an_adapter_may_forget(tmp_path:
         deltamend.repair(*pair(modernbert(), tmp_path), tmp_path / "out", method="revert", output="adapter")
 
 
+@pytest.mark.slow
 def test_a_head_of_another_name_is_not_taken_for_a_tied_one(tmp_path: Path) -> None:
     base, finetuned = pair(rwkv(), tmp_path)
     options: dict[str, Any] = {"method": "rank", "parameters": {"rank": 3}, "vectors": "base"}

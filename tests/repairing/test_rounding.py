@@ -61,6 +61,7 @@ def test_every_value_goes_to_one_of_its_neighbours(dtype: np.dtype, numbers: lis
     assert np.all(np.abs(found.astype(np.float64) - values) <= np.maximum(up - nearest, nearest - down))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(numbers=st.lists(st.floats(-1e38, 1e38), min_size=1, max_size=8), exponent=st.integers(-60, 0))
 def test_fp64_is_rounded_to_bf16_once(numbers: list[float], exponent: int) -> None:

@@ -101,6 +101,7 @@ def test_files_beside_the_weights_come_along(llama_pair: Pair, tmp_path: Path) -
     }
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_bytes(llama_pair: Pair, tmp_path: Path) -> None:
     for workers in (1, 2, 5):
         deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / f"out{workers}", workers=workers)

@@ -271,6 +271,7 @@ def test_a_resized_vocabulary_is_refused(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_body_saved_without_its_head_has_the_names_of_the_whole_model(tmp_path: Path) -> None:
     model = gpt2()
     for side in ("base", "finetuned"):

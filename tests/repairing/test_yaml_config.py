@@ -21,6 +21,7 @@ def write(path: Path, content: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_config_gives_the_bytes_the_command_line_gives(llama_pair: Pair, tmp_path: Path, deltamend_cli: Cli) -> None:
     config = {
         "base_model": str(llama_pair.base),

@@ -45,6 +45,7 @@ def test_hostile_names_stay_text() -> None:
     assert "&lt;script&gt;" in html
 
 
+@pytest.mark.slow
 def test_an_interval_without_width_is_told_in_words_and_drawn_hollow() -> None:
     records = made_up_cell()
     worn = {name: of.tasks["arc"].items for name, of in records.items()}

@@ -88,6 +88,7 @@ def width(of: Estimate) -> float:
     return of.high - of.low
 
 
+@pytest.mark.slow
 def test_methods_that_do_the_same_differ_by_exactly_nothing() -> None:
     pair = compared({"one": "good", "other": "good"})
     for of in (pair.these_cells, pair.cells_like_these):

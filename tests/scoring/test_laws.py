@@ -35,6 +35,7 @@ def scored(records: dict[str, Evaluation], names: tuple[str, ...] = MODELS[2:]) 
     return deltamend.score(records["base"], records["finetuned"], repaired, target="sums", draws=100)
 
 
+@pytest.mark.slow
 @few
 @given(scores=answers)
 def test_every_figure_and_interval_is_on_its_scale(scores: FloatArray) -> None:
@@ -46,6 +47,7 @@ def test_every_figure_and_interval_is_on_its_scale(scores: FloatArray) -> None:
             assert (figure.value is None or figure.low is None) == (figure.reason is not None)
 
 
+@pytest.mark.slow
 @few
 @given(scores=answers)
 def test_revert_retains_nothing_and_none_heals_nothing(scores: FloatArray) -> None:
@@ -56,6 +58,7 @@ def test_revert_retains_nothing_and_none_heals_nothing(scores: FloatArray) -> No
             assert methods[name].combined.value == 0
 
 
+@pytest.mark.slow
 @few
 @given(scores=answers)
 def test_the_best_of_base_and_finetuned_on_each_task_gets_100(scores: FloatArray) -> None:

@@ -41,6 +41,7 @@ def means(
     )
 
 
+@pytest.mark.slow
 @given(base=score_lists, finetuned=score_lists, repaired=repaired_lists, margin=margins, target=st.tuples(share, share))
 def test_every_part_is_between_0_and_1_or_undefined(
     base: FloatArray, finetuned: FloatArray, repaired: FloatArray, margin: FloatArray, target: tuple[float, float]
@@ -50,6 +51,7 @@ def test_every_part_is_between_0_and_1_or_undefined(
         assert np.all(np.isnan(values) | ((values >= 0) & (values <= 1)))
 
 
+@pytest.mark.slow
 @given(base=score_lists, finetuned=score_lists, margin=margins, target=st.tuples(share, share))
 def test_the_base_retains_nothing_and_the_finetuned_model_heals_nothing(
     base: FloatArray, finetuned: FloatArray, margin: FloatArray, target: tuple[float, float]
@@ -64,6 +66,7 @@ def test_the_base_retains_nothing_and_the_finetuned_model_heals_nothing(
         assert parts.combined[1] == 0
 
 
+@pytest.mark.slow
 @given(base=score_lists, finetuned=score_lists, margin=margins, target=st.tuples(share, share))
 def test_the_best_of_base_and_finetuned_on_each_benchmark_gets_100(
     base: FloatArray, finetuned: FloatArray, margin: FloatArray, target: tuple[float, float]
@@ -73,6 +76,7 @@ def test_the_best_of_base_and_finetuned_on_each_benchmark_gets_100(
     assert np.allclose(parts.combined, 100)
 
 
+@pytest.mark.slow
 @given(
     base=score_lists,
     finetuned=score_lists,
@@ -97,6 +101,7 @@ def test_the_order_of_methods_and_benchmarks_does_not_matter(
         np.testing.assert_allclose(getattr(one, field)[methods], getattr(other, field), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @given(base=score_lists, finetuned=score_lists, repaired=repaired_lists, margin=margins)
 def test_a_repair_does_not_move_a_benchmark_to_another_group(
     base: FloatArray, finetuned: FloatArray, repaired: FloatArray, margin: FloatArray

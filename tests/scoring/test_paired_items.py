@@ -27,6 +27,7 @@ def test_other_items_prompts_or_definitions_are_errors_that_name_the_task() -> N
     assert "arc: 199 of 200 items are shared" in scored(other, common_items=True).notes[0]
 
 
+@pytest.mark.slow
 def test_a_task_that_is_missing_is_an_error_or_left_out() -> None:
     records = made_up_cell()
     tasks = {name: task for name, task in records["good"].tasks.items() if name != "mmlu"}

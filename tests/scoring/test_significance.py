@@ -14,6 +14,7 @@ from deltamend.scoring.power import items_needed, smallest_visible_change
 from deltamend.scoring.significance import holm, mcnemar, smallest_wilcoxon_p, wilcoxon
 
 
+@pytest.mark.slow
 @given(pairs=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=60))
 def test_mcnemar_equals_statsmodels(pairs: list[tuple[int, int]]) -> None:
     first, second = np.array(pairs, dtype=float).T
@@ -38,6 +39,7 @@ def test_no_tests_need_no_correction() -> None:
     assert holm([]) == []
 
 
+@pytest.mark.slow
 @given(
     differences=st.lists(st.integers(-20, 20).filter(bool), min_size=1, max_size=14, unique_by=abs).map(
         lambda values: np.array(values, dtype=float)

@@ -103,6 +103,7 @@ def test_hard_spectra_give_the_same_answer_by_either_reduction(
         assert (by_band.outcome, by_band.rank) == (by_tridiagonal.outcome, by_tridiagonal.rank)
 
 
+@pytest.mark.slow
 def test_the_band_route_gives_the_same_bytes_from_several_threads(delta: FloatArray) -> None:
     def run(seed: int) -> bytes:
         shift = np.empty(seed * 1000 + 1, np.uint8)  # moves later allocations

@@ -64,6 +64,7 @@ def test_a_signal_above_the_threshold_is_left_out() -> None:
     assert test.beyond_edge == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transposed", [False, True])
 def test_unequal_rows_and_correlated_rows_are_seen(transposed: bool) -> None:
     random = np.random.default_rng(3)

@@ -20,6 +20,7 @@ NAMES = st.from_regex(r"[ab_][ab_.+-]{0,5}", fullmatch=True)
 CELLS = st.tuples(NAMES, NAMES, NAMES, st.integers(0, 9).map(str))
 
 
+@pytest.mark.slow
 @given(CELLS, CELLS)
 def test_two_cells_never_share_a_file(one: tuple[str, ...], other: tuple[str, ...]) -> None:
     out = Path("out")

@@ -113,6 +113,7 @@ def test_it_is_read_as_peft_merges_it(case: str, tmp_path: Path) -> None:
     assert changed >= 2
 
 
+@pytest.mark.slow
 def test_repeated_layers_are_read_as_peft_runs_them_and_repaired_against_their_source(tmp_path: Path) -> None:
     """PEFT's own merge adds the updates of all copies to the weight that they share, unlike the model it runs."""
     pair = adapted(tmp_path, plain(), target_modules=QV, layer_replication=[[0, 2], [0, 2], [1, 2]])

@@ -55,6 +55,7 @@ def test_an_adapter_trained_in_memory_is_read(name: str, tmp_path: Path) -> None
     assert load_file(tmp_path / "out" / "model.safetensors").keys() == stored
 
 
+@pytest.mark.slow
 def test_patterns_and_whole_modules_are_those_of_the_loaded_model(tmp_path: Path) -> None:
     pattern = r"model\.language_model\.layers\.1\.mlp\.down_proj"
     model = adapted("llava", tmp_path, alpha_pattern={pattern: 32}, modules_to_save=["lm_head", "linear_1"])
@@ -104,6 +105,7 @@ def test_more_tokens_are_written_where_a_part_of_the_config_states_their_number(
     assert_same_logits(name, trained.eval(), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_error_says_which_names_differ(tmp_path: Path) -> None:
     adapted("gemma3", tmp_path)
     file = tmp_path / "adapter" / "adapter_model.safetensors"
@@ -114,6 +116,7 @@ def test_the_error_says_which_names_differ(tmp_path: Path) -> None:
         deltamend.repair(tmp_path / "base", f"{tmp_path / 'base'}+{tmp_path / 'adapter'}", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_what_is_repaired_of_it_can_be_written_as_an_adapter_again(tmp_path: Path) -> None:
     adapted("qwen2_5_vl", tmp_path)
     sides = tmp_path / "base", f"{tmp_path / 'base'}+{tmp_path / 'adapter'}"

@@ -79,6 +79,7 @@ def test_a_model_with_an_odd_number_of_entries_is_read_to_its_end(tmp_path: Path
         assert np.array_equal(checkpoint.values(tensor, 0, 21), written.values.reshape(-1)[:21].numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -94,6 +94,7 @@ def test_experts_equal_what_transformers_unpacks(tmp_path: Path) -> None:
             assert float(errors.min()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_draws")
 def test_a_packed_base_is_repaired_against(tmp_path: Path) -> None:
     model = gpt_oss()

@@ -74,6 +74,7 @@ def test_a_repair_takes_a_quantised_model_on_either_side(name: str, sides: str, 
     assert "quantization_config" not in config
 
 
+@pytest.mark.slow
 def test_a_quantised_finetuned_is_written_in_bf16_and_loads(tmp_path: Path, deltamend_cli: Cli) -> None:
     pair = save_pair(llama(torch.bfloat16), tmp_path)
     write_quantised(pair.finetuned, FORMATS["gptq"])
