@@ -179,6 +179,7 @@ def data() -> Path:
 SHIPPED = {str(entry.task): entry for name in shipped_suites() for entry in read_suite(name).tasks}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", SHIPPED)
 def test_lm_eval_asks_every_real_item(task: str) -> None:
     entry, folder = SHIPPED[task], data()

@@ -55,10 +55,9 @@ def test_values_are_those_that_the_format_stands_for_and_any_part_can_be_read(na
         assert checkpoint.notes[0].startswith(f"model: 14 weights are stored in {FORMATS[name].packing}")
 
 
+@pytest.mark.slow
 @every_format
-@pytest.mark.parametrize(
-    "sides", [pytest.param("base", marks=pytest.mark.slow), pytest.param("finetuned", marks=pytest.mark.slow), "both"]
-)
+@pytest.mark.parametrize("sides", ["base", "finetuned", "both"])
 def test_a_repair_takes_a_quantised_model_on_either_side(name: str, sides: str, tmp_path: Path) -> None:
     pair = save_pair(llama(torch.float32), tmp_path)
     base, finetuned = load(pair.base), load(pair.finetuned)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import pytest
+
 from deltamend.study.findings.result_types import StudyResults
 
 
+@pytest.mark.slow
 def test_dg_hard_heals_where_it_removes_something(results: StudyResults) -> None:
     assert results.dg_hard is not None
     assert all(of.identity == ("/fp32/" in of.cell) for of in results.dg_hard.cells)
