@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 import deltamend
+from tests.inputs.architectures import build
 
 SIZES: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "vocab_size": 90}
 
@@ -45,6 +46,15 @@ def pair(model: PreTrainedModel, folder: Path) -> tuple[Path, Path]:
 def test_a_tied_head_of_any_name_is_no_head_that_an_adapter_may_forget(tmp_path: Path) -> None:
     with pytest.raises(deltamend.UsageError, match=r"'decoder\.bias' belongs to a head whose weight is tied"):
         deltamend.repair(*pair(modernbert(), tmp_path), tmp_path / "out", method="revert", output="adapter")
+
+
+def test_layers_that_share_their_weights_are_named_as_the_reason(tmp_path: Path) -> None:
+    matrices = "mamba.[a-z]*_proj_weight|conv1d|A_log"
+    with pytest.raises(deltamend.UsageError, match=r"hold one weight, 'model\.layers\.1\.shared_transf\..*layers\.2\."):
+        deltamend.repair(
+            *pair(build("zamba"), tmp_path), tmp_path / "out", method="rank", parameters={"rank": 2}, output="adapter",
+            exclude=matrices,
+        )  # fmt: skip
 
 
 @pytest.mark.slow

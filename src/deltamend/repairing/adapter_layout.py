@@ -169,12 +169,14 @@ def _tied_head(
         tied = tied_head(config, [found.module_name for found in known.values()])
         return tied and (next(name for name, found in known.items() if found.module_name == tied[0]), tied[1])
     shared = {name: found for name, found in known.items() if found.aliases}
-    for name, found in shared.items():
-        if kinds.get(name) != "embedding" or len(found.aliases) > 1 or len(shared) > 1:
-            raise UsageError(
-                f"{_ADAPTER}: the loaded model has {found.module_name!r} under the name {found.aliases[0]!r} too, and peft "
-                f"would change each by itself; use {_CHECKPOINT}"
-            )
+    embeddings = [name for name, found in shared.items() if kinds.get(name) == "embedding" and len(found.aliases) == 1]
+    other = next((found for name, found in shared.items() if name not in embeddings[:1]), None)
+    if other is not None:
+        raise UsageError(
+            f"{_ADAPTER}: several modules of the loaded model hold one weight, {other.module_name!r} and "
+            f"{other.aliases[0]!r}, and an adapter is written only where the head and the embedding are the ones that do; "
+            f"use {_CHECKPOINT}"
+        )
     return next(((name, module_of(found.aliases[0])) for name, found in shared.items()), None)
 
 
