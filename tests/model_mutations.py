@@ -23,9 +23,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from tests.evaluation.conftest import save_tokenizer
+from tests.forked_command_line import FAILED, become_command_line
 from tests.mutations import STRANGE, _cut, _flip, _json, _repeat
 
 SECONDS = 60
@@ -180,32 +181,20 @@ def run(arguments: list[str], scratch: Path) -> Ended:
     return Ended(code, output.read_text(errors="replace"), used.ru_utime + used.ru_stime, used.ru_maxrss)
 
 
-def _become(arguments: list[str], output: Path) -> None:
-    code = 99
-    try:
+def _become(arguments: list[str], output: Path) -> NoReturn:
+    def open_streams() -> None:
         with output.open("wb", buffering=0) as opened:
             os.dup2(opened.fileno(), 2)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-        sys.argv = ["deltamend", *arguments]
-        from deltamend.cli import main
 
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 1
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+    become_command_line(arguments, open_streams, lambda: sys.excepthook(*sys.exc_info()))
 
 
 def fault_of(ended: Ended, honest: int) -> str:
     """What was lost, or "". `honest` is the peak memory of the command on an undamaged model, in KiB."""
-    if "Traceback" in ended.errors or ended.code == 99:
+    if "Traceback" in ended.errors or ended.code == FAILED:
         return f"a traceback: {ended.errors.strip().splitlines()[-1:]}"
     if ended.code not in (0, 1, 2):
         return f"exit code {ended.code} after {ended.seconds:.0f} s: {ended.errors[-200:]!r}"

@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -34,6 +34,7 @@ from deltamend.repairing.yaml_config import read_config
 from deltamend.scoring.cells_file import read_cells_file
 from deltamend.study.config import read_study
 from deltamend.study.records import CellRecord, read_record
+from tests.forked_command_line import become_command_line
 from tests.mutations import STRANGE, template
 
 SECONDS, MEMORY = 20.0, 300_000
@@ -235,10 +236,10 @@ def closed_streams(bench: Bench, tries: int) -> Iterator[str]:
             yield ""
 
 
-def _become(arguments: list[str], states: tuple[str, str, str], said: Path) -> None:
+def _become(arguments: list[str], states: tuple[str, str, str], said: Path) -> NoReturn:
     """Run the command line in this process, whose three streams are put into these states."""
-    code = 99
-    try:
+
+    def open_streams() -> None:
         for number, state in enumerate(states):
             if state == "closed":
                 os.close(number)
@@ -249,17 +250,12 @@ def _become(arguments: list[str], states: tuple[str, str, str], said: Path) -> N
             os.dup2(descriptor, number)
         sys.stdout = None if states[1] == "closed" else os.fdopen(1, "w", closefd=False)
         sys.stderr = None if states[2] == "closed" else os.fdopen(2, "w", closefd=False)
-        sys.argv = ["deltamend", *arguments]
-        try:
-            command_line()
-            code = 0
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 1
-        except BaseException:
-            with said.open("a") as file:
-                traceback.print_exc(file=file)
-    finally:
-        os._exit(code)
+
+    def tell() -> None:
+        with said.open("a") as file:
+            traceback.print_exc(file=file)
+
+    become_command_line(arguments, open_streams, tell)
 
 
 def _unread() -> int:
