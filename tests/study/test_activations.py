@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from deltamend.calibration.activations import write_activations
-from deltamend.study.config import Repair, Study
+from deltamend.study.config import Study
+from deltamend.study.repair_config import Repair
 from tests.study.cell_runs import run
 
 

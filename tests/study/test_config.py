@@ -8,8 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from deltamend.errors import UsageError
-from deltamend.study.config import Regime, Repair, Study, read_study
+from deltamend.study.config import Regime, Study, read_study
 from deltamend.study.local_models import with_local_models
+from deltamend.study.repair_config import Repair
 from tests.study.conftest import tiny_config
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -97,6 +98,26 @@ def test_a_model_may_have_fewer_targets_regimes_and_seeds_and_tasks_of_its_own()
     assert {len({cell.target.name for cell in run[start : start + 5]}) for start in range(0, 25, 5)} == {5}
     assert {len({cell.regime.name for cell in run[start : start + 5]}) for start in range(0, 25, 5)} == {5}
     assert {cell.name for cell in run} == {cell.name for cell in study.cells() if study.chooses(cell)}
+
+
+def test_a_model_and_a_cell_may_have_fewer_repairs() -> None:
+    study = read_study(STUDIES / "ground.yaml")
+    made = {cell.name: [repair.name for repair in study.repairs_of(cell)] for cell in study.cells()}
+    dropped = {repair.name: set(repair.only_in) for repair in study.repairs if repair.only_in}
+    assert dropped
+    for name, cells in dropped.items():
+        assert {cell for cell, repairs in made.items() if name in repairs} == cells
+    for model in study.models:
+        for cell in study.cells():
+            if cell.model == model and model.repairs:
+                assert set(made[cell.name]) <= set(model.repairs)
+    for field in ({"only_in": ("nowhere",)}, {"not_in": ("nowhere",)}):
+        one = study.repairs[0].model_copy(update=field)
+        with pytest.raises(ValueError, match=r"repairs\.wise-ft-0\.5: no cell 'nowhere'"):
+            Study.model_validate(study.model_copy(update={"repairs": (one, *study.repairs[1:])}).model_dump())
+    other = study.models[1].model_copy(update={"repairs": ("nothing",)})
+    with pytest.raises(ValueError, match=r"models\.gemma3-270m: no repair 'nothing'"):
+        Study.model_validate(study.model_copy(update={"models": (study.models[0], other)}).model_dump())
 
 
 def test_what_the_ground_chooses_on_is_no_cell_that_confirms() -> None:

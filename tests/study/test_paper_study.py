@@ -17,8 +17,9 @@ from deltamend.evaluation.backend import BackendOptions
 from deltamend.evaluation.run import run_benchmarks
 from deltamend.evaluation.suite import read_suite, suite_of_tasks
 from deltamend.methods.registry import BUILT_IN
-from deltamend.study.config import ModelEntry, Repair, Target, read_study
+from deltamend.study.config import ModelEntry, Target, read_study
 from deltamend.study.questions import exam_questions, general_questions, training_questions
+from deltamend.study.repair_config import Repair
 from tests.conftest import Pair
 from tests.evaluation.conftest import ARC, write_items
 from tests.reference import dg_hard, load

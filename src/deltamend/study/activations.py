@@ -15,8 +15,9 @@ from deltamend.machine.digests import fingerprint
 from deltamend.machine.threads import one_thread_each
 from deltamend.methods.input_moments import VERSION, is_whole
 from deltamend.study.base_model import Workplace
-from deltamend.study.config import OWN, TRAINING_EXAMPLES, ModelEntry, Target
+from deltamend.study.config import ModelEntry, Target
 from deltamend.study.questions import spread, training_questions
+from deltamend.study.repair_config import OWN, TRAINING_EXAMPLES
 
 _LONGEST_EXAMPLE = 512
 """In tokens."""

@@ -25,7 +25,7 @@ from deltamend.machine.digests import json_sha256
 from deltamend.progress import Progress
 from deltamend.study.activations import activations_of, target_activation_files, target_activations_of
 from deltamend.study.base_model import Workplace, prepare_base, provenance
-from deltamend.study.config import ModelEntry, Repair, Study, StudyCell, Target
+from deltamend.study.config import ModelEntry, Study, StudyCell, Target
 from deltamend.study.exam import PreparedExam, evaluate_on_exam, prepare_exam
 from deltamend.study.fine_tuning import finetune
 from deltamend.study.machine_and_versions import machine_description, package_versions
@@ -43,6 +43,7 @@ from deltamend.study.records import (
     read_record,
     write_record,
 )
+from deltamend.study.repair_config import Repair
 from deltamend.study.storage import adapter_facts, held_alone, write_in_dtype
 
 _FINETUNING_SHARE = 0.3

@@ -7,29 +7,20 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from deltamend.errors import MethodError, UsageError
+from deltamend.errors import UsageError
 from deltamend.evaluation.suite import SuiteTask
 from deltamend.machine.yaml_text import YamlError, read_yaml
-from deltamend.methods.registry import get_method
 from deltamend.records import FiniteRecord, first_problem
-from deltamend.repairing.rounding import Rounding
-from deltamend.repairing.rules import Rule, Rules, Vectors
 from deltamend.study.exam_config import Exam, Items
+from deltamend.study.repair_config import Repair
 
 _LONGEST_NAME = 60
 """Bytes; four of them make the name of a file, which may have 255."""
 _NAME = re.compile(r"[\w][\w.+-]*")
-_RESERVED = ("base", "finetuned", "none", "revert")
-OWN = "own"
-"""As the value of `activations`: of the base, over texts that it writes itself; of `target_activations`: likewise the fine-tuned model."""
-TRAINING = "training"
-"""As the value of `target_activations`: of the fine-tuned model, over a few of the examples that it was trained on."""
-TRAINING_EXAMPLES = 32
-"""As many prompts and answers of the new task as a user can nearly always give."""
 
 
 class ModelEntry(FiniteRecord):
@@ -52,6 +43,7 @@ class ModelEntry(FiniteRecord):
     seeds: tuple[int, ...] = Field((), description="Its seeds; empty for all.")
     tasks: tuple[SuiteTask, ...] = Field((), description="Benchmarks asked of its models besides those of the exam.")
     safety: tuple[SuiteTask, ...] = Field((), description="Safety benchmarks likewise.")
+    repairs: tuple[str, ...] = Field((), description="Names of the repairs made of its models; empty for all.")
 
 
 class Target(FiniteRecord):
@@ -120,108 +112,6 @@ class Regime(FiniteRecord):
         """All of it that decides what training gives; as it was written before `compute` could be chosen, where it is as then."""
         fields = self.model_dump(exclude={"name", "stored"})
         return fields if self.compute == "float32" else {key: fields[key] for key in fields if key != "compute"}
-
-
-class Repair(FiniteRecord):
-    """One repair that is made of every fine-tuned model."""
-
-    name: str = Field(description="Its name in the results.")
-    method: str = Field(description="Name of a method, as `deltamend methods` lists them.")
-    parameters: dict[str, Any] = Field(
-        default_factory=dict,
-        description="Parameters of the method. `activations: own` stands for those of the base over texts of its own; "
-        "`target_activations: own` for those of the fine-tuned model over its own, and `target_activations: training` for those "
-        f"of the fine-tuned model over {TRAINING_EXAMPLES} training examples.",
-    )
-    rules: Rules = Field((), description="Other methods for some tensors, as in a config of `deltamend repair`.")
-    vectors: Vectors = Field(
-        "finetuned", description="What norms and biases follow: finetuned, base, or a number between 0 and 1."
-    )
-    out_dtype: Literal["stored", "float32", "bfloat16"] = Field(
-        "float32", description="Dtype that is written; stored is that of the fine-tuned model."
-    )
-    rounding: Rounding = Field("nearest", description="How repaired weights are rounded, as in `deltamend repair`.")
-    role: Literal["published", "strength", "control", "candidate", "dtype"] = Field(
-        "published",
-        description="published: a method at its published setting; strength: the same at another strength; control: what a "
-        "method must beat; candidate: of ours; dtype: about what is written; candidates must beat "
-        "a published method in that dtype, too, where it is written so in every cell.",
-    )
-    family: str | None = Field(
-        None, description="Name that the strengths of one method share; by default its method, or with rules its name."
-    )
-    safety: bool = Field(False, description="Ask the safety tasks too.")
-    regimes: tuple[str, ...] = Field((), description="Make it in these regimes only; empty for all.")
-    only_choosing: bool = Field(False, description="Make it in the choosing cells only; it is not confirmed.")
-    not_in: tuple[str, ...] = Field(
-        (), description="Names of cells in which it is not made, such as those that had been seen when it was picked."
-    )
-
-    def what_decides(self) -> list[object]:
-        """All that decides what is written: methods with their defaults, and files by their content.
-
-        Raises:
-            MethodError: there is no such method, or a parameter is wrong.
-        """
-        made_later = self._made_later
-        method = get_method(self.method, {**self.parameters, **made_later}).model_dump(mode="json")
-        return [
-            self.method,
-            {name: value for name, value in method.items() if name not in made_later},
-            [
-                [rule.model_dump(include={"filter", "layers", "kind"}), rule.method, self._of_rule(rule)]
-                for rule in self.rules
-            ],
-            self.vectors,
-            self.out_dtype,
-            self.safety,
-            *([] if self.rounding == "nearest" else [self.rounding]),
-        ]
-
-    def _of_rule(self, rule: Rule) -> dict[str, Any]:
-        made_later = {} if rule.method is not None else self._made_later
-        inherited = {} if rule.method is not None else {**self.parameters, **made_later}
-        method = get_method(rule.method or self.method, {**inherited, **rule.parameters}).model_dump(mode="json")
-        standins = made_later.keys() - rule.parameters.keys()
-        return {name: value for name, value in method.items() if name not in standins}
-
-    @property
-    def _made_later(self) -> dict[str, str]:
-        """Files of activations are made when the study runs; any other stands for them until then."""
-        made = {"activations": self.needs_activations, "target_activations": self.target_texts is not None}
-        return {name: __file__ for name, later in made.items() if later}
-
-    @property
-    def needs_activations(self) -> bool:
-        """Whether it goes by the base's own activations."""
-        return self.parameters.get("activations") == OWN
-
-    @property
-    def target_texts(self) -> Literal["own", "training"] | None:
-        """The texts over which the fine-tuned model's activations are computed; None where it does not go by them."""
-        found = self.parameters.get("target_activations")
-        return found if found in (OWN, TRAINING) else None
-
-    @model_validator(mode="after")
-    def _is_a_method(self) -> Self:
-        try:
-            self.what_decides()
-        except MethodError as error:
-            raise ValueError(str(error)) from error
-        if self.name in _RESERVED:
-            raise ValueError(f"{self.name} is not the name of a repair; take another")
-        return self
-
-
-def family_of(repair: Repair) -> str:
-    """What strengths of one method have in common; with rules a repair is no strength of its method."""
-    return repair.family or (repair.name if repair.rules else repair.method)
-
-
-def same_but_dtype(one: Repair, other: Repair) -> bool:
-    """Whether two repairs differ in nothing but what is written, and what they are called."""
-    fields = ("method", "parameters", "rules", "vectors", "rounding")
-    return all(getattr(one, field) == getattr(other, field) for field in fields)
 
 
 class OwnTexts(FiniteRecord):
@@ -312,20 +202,29 @@ class Study(FiniteRecord):
                     raise ValueError(f"{what}: {name!r} is the name of a file of the study, or too long; give another")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one occurs twice")
-        known = {"targets": {target.name for target in self.targets}, "regimes": {one.name for one in self.regimes}}
+        known = {
+            "targets": {target.name for target in self.targets},
+            "regimes": {one.name for one in self.regimes},
+            "repairs": {one.name for one in self.repairs},
+        }
         for seed in self.choosing.seeds:
             if seed not in self.seeds:
                 raise ValueError(f"choosing: no seed {seed}; there are {', '.join(map(str, self.seeds))}")
         wanted = [("targets", name, "choosing") for name in self.choosing.targets]
         wanted += [("regimes", name, f"repairs.{repair.name}") for repair in self.repairs for name in repair.regimes]
         known["cells"] = (
-            {cell.name for cell in self.cells()} if any(repair.not_in for repair in self.repairs) else set()
+            {cell.name for cell in self.cells()} if any(one.only_in or one.not_in for one in self.repairs) else set()
         )
         for model in self.models:
             wanted += [("targets", name, f"models.{model.name}") for name in model.targets]
             wanted += [("regimes", name, f"models.{model.name}") for name in model.regimes]
+            wanted += [("repairs", name, f"models.{model.name}") for name in model.repairs]
             self.exam_of(model)
-        wanted += [("cells", name, f"repairs.{repair.name}") for repair in self.repairs for name in repair.not_in]
+        wanted += [
+            ("cells", name, f"repairs.{repair.name}")
+            for repair in self.repairs
+            for name in (*repair.only_in, *repair.not_in)
+        ]
         for what, name, where in wanted:
             if name not in known[what]:
                 raise ValueError(f"{where}: no {what[:-1]} {name!r}; there are {', '.join(sorted(known[what]))}")
@@ -387,7 +286,12 @@ class Study(FiniteRecord):
     def repairs_of(self, cell: StudyCell) -> Iterator[Repair]:
         """The repairs that are made in a cell."""
         for repair in self.repairs:
-            if (repair.regimes and cell.regime.name not in repair.regimes) or cell.name in repair.not_in:
+            limits = (
+                (repair.regimes, cell.regime.name),
+                (repair.only_in, cell.name),
+                (cell.model.repairs, repair.name),
+            )
+            if any(names and one not in names for names, one in limits) or cell.name in repair.not_in:
                 continue
             if not repair.only_choosing or self.chooses(cell):
                 yield repair

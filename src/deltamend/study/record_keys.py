@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from deltamend.machine.digests import json_sha256
-from deltamend.study.config import OWN, TRAINING, TRAINING_EXAMPLES, Study, StudyCell
+from deltamend.study.config import Study, StudyCell
 from deltamend.study.records import FINETUNED, CellRecord
+from deltamend.study.repair_config import OWN, TRAINING, TRAINING_EXAMPLES
 
 
 def model_keys(study: Study, cell: StudyCell, key: str, exam: str) -> dict[str, str]:

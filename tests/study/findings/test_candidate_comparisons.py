@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from deltamend.scoring.settings import make_settings
-from deltamend.study.config import Repair, Study
+from deltamend.study.config import Study
 from deltamend.study.findings.result_types import CHOOSING, CONFIRMATION, StudyResults
 from deltamend.study.findings.results import study_results
 from deltamend.study.findings.scored_cells import half_of, read_study_cells, scores_of_repairs, scores_on_halves
+from deltamend.study.repair_config import Repair
 from tests.study.findings.results_of_made_up import DRAWS, said
 from tests.study.made_up import ALPHAS, write_made_up
 

@@ -10,9 +10,10 @@ from deltamend.methods.registry import get_method
 from deltamend.scoring.across_cells import MeanOverCells
 from deltamend.scoring.metric import PARTS, FloatArray, combine
 from deltamend.scoring.paired_cell import NONE, NONE_AND_REVERT, REVERT
-from deltamend.study.config import Repair, Study, family_of
+from deltamend.study.config import Study
 from deltamend.study.findings.result_types import CONFIRMATION, Curve, CurvePoint, Height
 from deltamend.study.findings.scored_cells import ReadCell, ScoresOfRepairs
+from deltamend.study.repair_config import Repair, family_of
 
 
 def wise_ft_curve(

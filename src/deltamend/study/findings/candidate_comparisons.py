@@ -13,9 +13,10 @@ from deltamend.scoring.metric import FloatArray
 from deltamend.scoring.paired_cell import NONE_AND_REVERT
 from deltamend.scoring.settings import Settings
 from deltamend.scoring.significance import holm, wilcoxon
-from deltamend.study.config import Repair, Study, family_of, same_but_dtype
+from deltamend.study.config import Study
 from deltamend.study.findings.result_types import CHOOSING, CONFIRMATION, BestStrength, RepairComparison
 from deltamend.study.findings.scored_cells import ReadCell, ScoresOfRepairs, scores_on_halves
+from deltamend.study.repair_config import Repair, family_of, same_but_dtype
 
 
 def comparisons(study: Study, scored: ScoresOfRepairs, rows: Sequence[int]) -> Iterable[RepairComparison]:
@@ -91,10 +92,10 @@ def best_strengths(
 
 
 def _families(study: Study, *, only_choosing: bool) -> dict[str, list[Repair]]:
-    """Families of repairs that are made in every cell, or with `only_choosing` in every cell that is set apart for choosing."""
+    """Families of repairs that are made in every regime, or with `only_choosing` in every cell that is set apart for choosing."""
     families: dict[str, list[Repair]] = defaultdict(list)
     for repair in study.repairs:
-        if repair.role == "dtype" or repair.regimes or repair.method in NONE_AND_REVERT:
+        if repair.role == "dtype" or repair.regimes or repair.only_in or repair.method in NONE_AND_REVERT:
             continue
         if only_choosing or not repair.only_choosing:
             families[family_of(repair)].append(repair)

@@ -11,9 +11,10 @@ from deltamend.scoring.across_cells import cluster_means
 from deltamend.scoring.estimates import estimate_from_draws
 from deltamend.scoring.metric import FloatArray
 from deltamend.scoring.significance import spearman
-from deltamend.study.config import Repair, Study
+from deltamend.study.config import Study
 from deltamend.study.findings.result_types import IDENTITY, DgHardOutcome, DiagnosisOutcome, RankCorrelation
 from deltamend.study.findings.scored_cells import ReadCell, ScoresOfRepairs
+from deltamend.study.repair_config import Repair
 
 _NOISE_LIKE = "noise-like bulk"
 

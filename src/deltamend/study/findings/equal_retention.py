@@ -15,7 +15,7 @@ from deltamend.scoring.margin import Margin
 from deltamend.scoring.metric import FloatArray, Means, Parts, combine, partition, parts_of
 from deltamend.scoring.paired_cell import NONE, REVERT
 from deltamend.scoring.settings import Settings
-from deltamend.study.config import Measure, Repair, Study, family_of
+from deltamend.study.config import Measure, Study
 from deltamend.study.findings.above_curve import (
     INTERPOLATIONS,
     Interpolation,
@@ -35,6 +35,7 @@ from deltamend.study.findings.equal_retention_types import (
 from deltamend.study.findings.result_types import CHOOSING, CONFIRMATION
 from deltamend.study.findings.scored_cells import ReadCell
 from deltamend.study.records import FINETUNED, MISPLACED, TARGET, TARGET_LIKELIHOOD
+from deltamend.study.repair_config import Repair, family_of
 
 _LEAST_RIGHT, _TIMES_CONSTANT = 0.2, 5.0
 """A target measured by right answers is admitted from this share of them, and this multiple of the best constant answer, on."""

@@ -7,9 +7,10 @@ from typing import Any
 
 from deltamend.scoring.across_cells import MeanOverCells
 from deltamend.scoring.paired_cell import NONE_AND_REVERT
-from deltamend.study.config import Repair, Study, family_of
+from deltamend.study.config import Study
 from deltamend.study.findings.result_types import RepairOutcome
 from deltamend.study.findings.scored_cells import ReadCell, ScoresOfRepairs
+from deltamend.study.repair_config import Repair, family_of
 
 
 def repair_outcomes(

@@ -188,18 +188,28 @@ def _notes(study: Study, cells: Sequence[ReadCell], progress: GridCoverage) -> I
             by_text[note].append(of.cell.name)
     for note, where in by_text.items():
         yield f"{note} (in {', '.join(where)})"
-    limited = [one.name for one in study.repairs if one.regimes]
-    if limited:
-        yield f"made in some regimes only, so their means are over fewer cells: {', '.join(limited)}"
-    for one in study.repairs:
-        if one.not_in:
-            cells_named = f"{len(one.not_in)} cell{'s' if len(one.not_in) > 1 else ''}"
-            yield f"{one.name} is left out of {cells_named} that the study's file names, so its means are over fewer cells"
+    yield from _made_in_fewer_cells(study)
     if len(study.regimes) > 1:
         yield (
             "cells of one model, target and regime are one cluster; clusters of one target share its test items and are "
             "redrawn as if they were independent, so “cells like these” is rather too narrow"
         )
+
+
+def _made_in_fewer_cells(study: Study) -> Iterable[str]:
+    limited = [one.name for one in study.repairs if one.regimes]
+    if limited:
+        yield f"made in some regimes only, so their means are over fewer cells: {', '.join(limited)}"
+    few = [one.name for one in study.repairs if one.only_in]
+    if few:
+        yield f"tried in a few cells and dropped, so their means are over those cells: {', '.join(few)}"
+    for model in study.models:
+        if model.repairs:
+            yield f"of {model.name}'s models only these repairs were made: {', '.join(model.repairs)}"
+    for one in study.repairs:
+        if one.not_in:
+            cells_named = f"{len(one.not_in)} cell{'s' if len(one.not_in) > 1 else ''}"
+            yield f"{one.name} is left out of {cells_named} that the study's file names, so its means are over fewer cells"
 
 
 def _little_learnt(cells: Sequence[ReadCell]) -> Iterable[str]:

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from deltamend.scoring.paired_cell import NONE, NONE_AND_REVERT
-from deltamend.study.config import Repair, Study, StudyCell, same_but_dtype
+from deltamend.study.config import Study, StudyCell
 from deltamend.study.findings.result_types import Written, WrittenDifference
 from deltamend.study.findings.scored_cells import ReadCell, ScoresOfRepairs
+from deltamend.study.repair_config import Repair, same_but_dtype
 
 
 def written(study: Study, cells: Sequence[ReadCell], scored: ScoresOfRepairs) -> Iterable[Written]:
