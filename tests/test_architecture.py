@@ -19,7 +19,7 @@ ROOMS = (
     "errors", "progress", "records",
     "machine", "checkpoint", "language_models", "inputs", "spectrum", "matrices", "methods", "calibration",
     "repairing", "diagnosis", "evaluation", "scoring", "choosing", "_api",
-    "study", "report", "demo", "cli",
+    "recipes", "study", "report", "demo", "cli",
 )  # fmt: skip
 """Left to right: a room may import from rooms to its left. CONTRIBUTING.md says what is in each."""
 
