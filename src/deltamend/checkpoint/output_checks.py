@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deltamend.errors import OutputError, option
+from deltamend.machine.regular_files import too_many_open
 
 Inode = tuple[int, int]
 """Device and number."""
@@ -201,6 +202,8 @@ def output_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise OutputError(f"{path}: the disk is full; free space there or give another OUT") from error
+        if too_many := too_many_open(error):
+            raise OutputError(f"{path}: cannot be written, {too_many}") from error
         raise OutputError(
             f"{path}: cannot be written ({error.strerror}); check its permissions or give another OUT"
         ) from error

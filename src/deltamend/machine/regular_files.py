@@ -16,38 +16,44 @@ _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def open_regular(path: Path) -> int:
     """A descriptor of a regular file, to be read. A pipe, a socket or a device is never waited for; a link is followed.
 
-    Where this process may hold no more files open, its own limit is raised as far as the system allows.
+    Where many files are open, this process's own limit is raised as far as the system allows, so that those of the output can
+    be opened as well.
 
     Raises:
         OSError: it cannot be opened, or is no regular file.
     """
-    try:
-        return _regular(os.open(path, _READ))
-    except OSError as error:
-        if error.errno != errno.EMFILE or not _raise_limit():
-            raise
     return _regular(os.open(path, _READ))
 
 
 def reason(error: OSError) -> str:
     """Why a file cannot be opened, and what to do about it, to stand behind the file's name."""
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return (
-            f"cannot be opened, as this process may have {most} files open; allow it more (ulimit -n), or join shards"
-        )
+    if too_many := too_many_open(error):
+        return f"cannot be opened, {too_many}"
     if error.errno == errno.EINVAL:  # which `open_regular` says of pipes, folders and devices
         return "not a regular file; put the file itself in its place"
     return f"cannot be opened ({error.strerror}); check the path and its permissions"
 
 
-def _raise_limit() -> bool:
-    """Allow this process as many open files as the system lets it have; whether that is more than before."""
+def too_many_open(error: OSError) -> str | None:
+    """The cause and the remedy where this process, or the system, has as many files open as it may; else None."""
+    if error.errno == errno.ENFILE:
+        return "as the system may have no more files open; close other programs, or have its limit raised (fs.file-max)"
+    if error.errno == errno.EMFILE:
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return (
+            f"as this process may have {most} files open; allow it more (ulimit -n), or store the model in fewer shards"
+        )
+    return None
+
+
+def _raise_limit_before_it_is_reached(descriptor: int) -> None:
+    """Allow this process as many open files as the system lets it have, once a quarter of what it may have now is open.
+
+    Descriptors are the lowest free numbers, so that a high number means many open files.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        return False
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return True
+    if soft != hard and descriptor >= soft // 4:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def open_without_links(path: Path) -> int:
@@ -74,4 +80,5 @@ def _regular(descriptor: int) -> int:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file")
+    _raise_limit_before_it_is_reached(descriptor)
     return descriptor
