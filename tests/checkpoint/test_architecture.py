@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from deltamend.checkpoint.architecture import kind_of, layer_of, tied_head
+from deltamend.checkpoint.architecture import has_conv1d, kind_of, layer_of, model_type_of, tied_head
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,11 @@ def test_a_tied_head_stands_beside_the_body_of_its_embedding(embedding: str) -> 
     config = {"architectures": ["AnyForConditionalGeneration"]}
     assert tied_head(config, [embedding]) == (embedding, HEADS[embedding])
     assert tied_head(config, [embedding, f"{HEADS[embedding]}.weight"]) is None
+
+
+@pytest.mark.parametrize("damaged", [[], [1, 1], {}, None, 3, True])
+def test_a_model_type_that_is_no_text_is_none(damaged: object) -> None:
+    config = {"model_type": damaged, "architectures": ["AnyForCausalLM"]}
+    assert model_type_of(config) == ""
+    assert not has_conv1d(config)
+    assert tied_head(config, ["model.embed_tokens.weight"]) == ("model.embed_tokens.weight", "lm_head")

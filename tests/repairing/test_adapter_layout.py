@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 import deltamend
 from tests.inputs.architectures import build
+from tests.inputs.numpy_pairs import body, tuned, write
 
 SIZES: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "vocab_size": 90}
 
@@ -95,3 +97,18 @@ def test_an_adapter_unties_a_head_of_any_name_as_the_model_that_peft_runs(target
     embedding = "model.embeddings.tok_embeddings.weight"
     for name in (embedding, "decoder.weight"):
         assert torch.equal(out[name], base[embedding]) == (target not in name)
+
+
+@pytest.mark.parametrize("damaged", [[], {"a": 1}, 3])
+def test_a_config_whose_model_type_is_no_text_is_read_by_the_names_of_its_tensors(
+    damaged: object, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    base = body(random)
+    folders = (
+        write(tmp_path / "base", base, model_type=damaged),
+        write(tmp_path / "finetuned", tuned(random, base), model_type=damaged),
+    )
+    deltamend.repair(*folders, tmp_path / "out", method="rank", parameters={"rank": 2}, output="adapter")
+    factors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert factors["base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"].shape == (2, 32)

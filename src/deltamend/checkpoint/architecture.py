@@ -47,6 +47,12 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     return str(found[0]) if isinstance(found, list) and found else ""
 
 
+def model_type_of(config: Mapping[str, Any]) -> str:
+    """The config's `model_type`, or "" where it has none or one that is no text, as in a damaged file."""
+    found = config.get("model_type")
+    return found if isinstance(found, str) else ""
+
+
 def has_head(config: Mapping[str, Any]) -> bool:
     """Whether the model predicts tokens."""
     return architecture_of(config).endswith(_WITH_HEAD)
@@ -54,7 +60,7 @@ def has_head(config: Mapping[str, Any]) -> bool:
 
 def has_conv1d(config: Mapping[str, Any]) -> bool:
     """Whether some of the model's weights are stored as (inputs, outputs)."""
-    return config.get("model_type") in _CONV1D_MODELS
+    return model_type_of(config) in _CONV1D_MODELS
 
 
 def is_conv1d(config: Mapping[str, Any], leaf: str) -> bool:
@@ -76,7 +82,7 @@ def tied_head(config: Mapping[str, Any], names: Collection[str]) -> tuple[str, s
     embedding = next((name for name in names if leaf_of(module_of(name)) in TOKEN_EMBEDDINGS), None)
     if embedding is None or not has_head(config) or any(map(OUTPUT_EMBEDDING.search, names)):
         return None
-    head = "embed_out" if config.get("model_type") == "gpt_neox" else "lm_head"
+    head = "embed_out" if model_type_of(config) == "gpt_neox" else "lm_head"
     # The head stands beside the body, which has the name `model` in it where both belong to a part of a larger model.
     body = module_of(module_of(embedding))
     return embedding, f"{module_of(body)}.{head}" if leaf_of(body) == "model" and module_of(body) else head

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from deltamend.checkpoint.architecture import model_type_of
+
 Span = tuple[int, int]
 
 _QKV = re.compile(r"(^|\.)(qkv_proj|query_key_value|c_attn|Wqkv|W_pack)\.weight$")
@@ -37,7 +39,7 @@ def matrices_of_fused(name: str, shape: tuple[int, int], config: Mapping[str, An
     """
     text = config.get("text_config")
     config = {**config, **text} if isinstance(text, Mapping) else config
-    family = str(config.get("model_type"))
+    family = model_type_of(config)
     if _GATE_UP.search(name):
         if family not in _GATE_UP_BY_ROW:
             return ()

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from deltamend.checkpoint.architecture import architecture_of, is_expert, kind_of, tied_head
+from deltamend.checkpoint.architecture import architecture_of, is_expert, kind_of, model_type_of, tied_head
 from deltamend.checkpoint.checkpoint_folder import StoredTensor
 from deltamend.checkpoint.file_names import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from deltamend.checkpoint.json_file import read_json
@@ -107,7 +107,7 @@ def inspect_folder(folder: str | os.PathLike[str]) -> Contents:
     return Contents(
         folder=Path(os.path.abspath(path)).name,  # noqa: PTH100 - resolve() would name a link's target
         architecture=architecture_of(config) or None,
-        model_type=ascii(config["model_type"])[1:-1] if isinstance(config.get("model_type"), str) else None,
+        model_type=ascii(model_type_of(config))[1:-1] or None,
         vocabulary=next(vocabulary_sizes(config), None),
         tied=None if tied is None else tied[0],
         adapter_of=base if isinstance(base, str) else None,

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deltamend.checkpoint.architecture import INPUT_EMBEDDING, is_expert, leaf_of, module_of
+from deltamend.checkpoint.architecture import INPUT_EMBEDDING, is_expert, leaf_of, model_type_of, module_of
 from deltamend.checkpoint.json_file import read_json
 from deltamend.errors import DeltamendError
 from deltamend.machine.atomic import whole_file
@@ -176,7 +176,7 @@ def layout_of(config: Mapping[str, Any], shapes: Shapes, *, names_in_memory: boo
     """
     plain = layout_by_names(shapes)
     asked = names_in_memory or any(needs_the_model(name, shape) for name, shape in shapes.items())
-    if not asked or not isinstance(config.get("model_type"), str) or importlib.util.find_spec("transformers") is None:
+    if not asked or not model_type_of(config) or importlib.util.find_spec("transformers") is None:
         return plain
     file = _cache_file(config, shapes)
     found = _read_cache(file)

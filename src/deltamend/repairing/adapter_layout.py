@@ -21,6 +21,7 @@ from deltamend.checkpoint.architecture import (
     is_conv1d,
     is_expert,
     leaf_of,
+    model_type_of,
     module_of,
     tied_head,
 )
@@ -248,7 +249,7 @@ def refusal_of_outside(name: str) -> str:
 def _kind(parameter: Parameter, config: Mapping[str, Any]) -> Kind:
     """How peft treats a module: by its class, or by its name where transformers does not know the model."""
     if parameter.owner:
-        past_the_layer = config.get("model_type") in _READ_PAST_THE_LAYER
+        past_the_layer = model_type_of(config) in _READ_PAST_THE_LAYER
         alone = past_the_layer and leaf_of(module_of(parameter.module_name)) == "out_proj"
         return "other" if alone else parameter.layer or "other"
     name = parameter.module_name
