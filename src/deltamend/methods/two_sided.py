@@ -33,6 +33,8 @@ class TwoSided(ActivationsMethod):
     Its limits are other methods: A = I is `null-space` with ridge 1/μ; A = B is `wise-ft` with alpha 1/(1 + μ); with A = ΔᵀΔ
     and B = I the singular value σ is multiplied by σ²/(σ² + μ·mean σ²), a soft form of the threshold of `dg-hard`. With ΔᵀΔ
     and the base's own B, a direction is kept where the update is large compared with how much the base uses that input.
+    Where `target` is 0, Δ* is what `null-space` keeps, multiplied from the left by a matrix that restores those outputs in which the
+    update is large.
 
     The closed form is that of RegMean (arXiv 2212.09849), which averages models by the moments of their inputs; Model Tailor
     (arXiv 2402.12048) weighs target data against it; ACE (arXiv 2603.02945) and WUDI (arXiv 2503.08099) take ΔᵀΔ for the
