@@ -35,6 +35,20 @@ def test_the_public_names_are_these() -> None:
     assert sorted(deltamend.__all__) == sorted([*FUNCTIONS, *ERRORS, *DATA, "__version__"])
 
 
+def test_every_name_is_found_in_its_module_and_no_other_is() -> None:
+    assert {*deltamend._MODULE_OF, "__version__"} == set(deltamend.__all__)
+    for name in deltamend._MODULE_OF:
+        assert getattr(deltamend, name).__module__ == f"deltamend.{deltamend._MODULE_OF[name]}"
+    with pytest.raises(AttributeError, match="module 'deltamend' has no attribute 'nothing'"):
+        _ = deltamend.nothing  # type: ignore[attr-defined]
+
+
+def test_a_name_is_imported_only_when_it_is_asked_for() -> None:
+    program = "import sys, deltamend; print([n for n in ('numpy', 'pydantic', 'scipy', 'typer') if n in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert shown == "[]\n"
+
+
 @pytest.mark.slow
 def test_nothing_else_is_importable_by_accident() -> None:
     program = "import deltamend, types; print([n for n in dir(deltamend) if not n.startswith('_')])"
