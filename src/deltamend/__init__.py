@@ -3,10 +3,10 @@
 A public name is imported from its module when it is first asked for, so that `deltamend --help` need not wait for all of them.
 """
 
+import typing as _typing
 from importlib import import_module as _import_module
-from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-if _TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from deltamend._api import plan_repair, repair
     from deltamend.checkpoint.checkpoint_folder import Checkpoint
     from deltamend.checkpoint.manifest import Manifest, MatrixRepair, SpectrumRecord, TensorRecord
@@ -166,7 +166,7 @@ __all__ = [
 ]
 
 
-if not _TYPE_CHECKING:  # with this function, a type checker would take any name for a public one
+if not _typing.TYPE_CHECKING:  # with this function, a type checker would take any name for a public one
 
     def __getattr__(name: str) -> object:
         found: object
