@@ -131,9 +131,9 @@ def commands() -> str:
     """Every command of the program with its arguments and options, as its own help has them."""
     from typer.main import get_command
 
-    from deltamend.cli import app
+    from deltamend.cli.commands import command_line
 
-    return "\n".join(_command_pages(get_command(app), "deltamend"))
+    return "\n".join(_command_pages(get_command(command_line()), "deltamend"))
 
 
 def _command_pages(command: Any, path: str) -> Iterator[str]:

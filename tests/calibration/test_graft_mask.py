@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import deltamend
 from deltamend.calibration.graft_mask import write_graft_mask
-from deltamend.cli import app
+from deltamend.cli.commands import command_line
 from deltamend.errors import FilterError
 from tests.calibration.conftest import Task
 
@@ -38,7 +38,7 @@ def test_a_mask_that_learnt_nothing_is_graft_without_one(task: Task, tmp_path: P
 @pytest.mark.slow
 def test_the_repair_is_the_base_outside_the_mask_and_fine_tuned_inside(task: Task, tmp_path: Path) -> None:
     arguments = [str(task.base), str(task.finetuned), str(task.texts), str(tmp_path / "mask"), "--density", "0.05"]
-    ran = CliRunner().invoke(app, ["calibrate", "graft", *arguments, "--steps", "5"])
+    ran = CliRunner().invoke(command_line(), ["calibrate", "graft", *arguments, "--steps", "5"])
     assert ran.exit_code == 0, ran.output
     assert "with the learnt mask" in ran.output
     deltamend.repair(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from deltamend.cli import app
+from deltamend.cli.commands import command_line
 from tests.calibration.conftest import Task
 
 PAGE = Path(__file__).parents[2] / "docs" / "calibration.md"
@@ -21,6 +21,6 @@ def test_the_commands_of_the_page_run_in_order(task: Task, tmp_path: Path, monke
     assert len(commands) == 6
     for number, command in enumerate(commands):
         words = {"BASE": str(task.base), "FINETUNED": str(task.finetuned), "OUT": f"out{number}"}
-        ran = CliRunner().invoke(app, [words.get(word, word) for word in shlex.split(command)])
+        ran = CliRunner().invoke(command_line(), [words.get(word, word) for word in shlex.split(command)])
         assert ran.exit_code == 0, f"{command}: {ran.output} {ran.exception}"
     assert all((tmp_path / f"out{number}" / "deltamend.json").exists() for number in (1, 3, 5))

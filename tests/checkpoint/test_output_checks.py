@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import deltamend
 from deltamend.checkpoint.output_checks import check_output, check_output_file, check_output_files, refuse_inside
-from deltamend.cli import app
+from deltamend.cli.commands import command_line
 from deltamend.errors import OutputError
 from tests.conftest import llama, save_pair
 from tests.reference import load
@@ -165,7 +165,7 @@ def _outputs() -> set[tuple[str, str]]:
             ):
                 found.add((" ".join(path), one.opts[-1]))
 
-    look(typer.main.get_command(app), ())
+    look(typer.main.get_command(command_line()), ())
     return found
 
 

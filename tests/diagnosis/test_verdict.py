@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 import deltamend
-from deltamend.cli import app
+from deltamend.cli.commands import command_line
 from deltamend.diagnosis.records import Verdict
 from deltamend.diagnosis.verdict import RULES, VerdictRule, rule_of, summary, table
 from tests.conftest import Pair
@@ -26,7 +26,8 @@ def test_every_verdict_has_one_rule() -> None:
 
 def test_the_commands_of_the_rules_exist() -> None:
     known = {
-        command.name or (command.callback.__name__ if command.callback else "") for command in app.registered_commands
+        command.name or (command.callback.__name__ if command.callback else "")
+        for command in command_line().registered_commands
     }
     for command in (command for rule in RULES for command in rule.commands):
         program, name, base, finetuned, *_ = command.split()

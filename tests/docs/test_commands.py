@@ -15,7 +15,7 @@ import huggingface_hub
 import pytest
 import typer.main
 
-from deltamend.cli import app
+from deltamend.cli.commands import command_line
 from tests.choosing.test_search import evaluator
 from tests.conftest import Pair, Printed
 from tests.docs.conftest import add_gguf, add_records
@@ -224,7 +224,7 @@ def test_the_report_of_the_fresh_study_is_written_again(
 
 def command_named(words: list[str]) -> tuple[Any, list[str]]:
     """The command that the first words name, and the words behind it."""
-    command: Any = typer.main.get_command(app)
+    command: Any = typer.main.get_command(command_line())
     rest = words[1:]
     while rest and rest[0] in getattr(command, "commands", {}):
         command = command.commands[rest[0]]

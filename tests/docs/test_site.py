@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 import deltamend
 from deltamend.checkpoint import manifest
-from deltamend.cli import app
+from deltamend.cli.commands import command_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +48,7 @@ def all_commands(command: Any, path: str) -> list[tuple[str, Any]]:
 
 def test_the_page_of_commands_has_every_command_with_its_arguments_and_options(hooks: ModuleType) -> None:
     page = hooks.commands()
-    found = all_commands(typer.main.get_command(app), "deltamend")
+    found = all_commands(typer.main.get_command(command_line()), "deltamend")
     assert len(found) > 15
     for path, command in found:
         (section,) = (part for part in page.split("\n## ") if part.removeprefix("## ").startswith(f"{path}\n"))

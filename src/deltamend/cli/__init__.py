@@ -10,73 +10,11 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
 
-import typer
-
-from deltamend import __version__
-from deltamend.cli.calibrate_command import calibrate
-from deltamend.cli.compare_command import COMPARE_EXAMPLES, compare
-from deltamend.cli.demo_command import demo
-from deltamend.cli.diagnose_command import DIAGNOSE_EXAMPLES, diagnose
-from deltamend.cli.diff_command import DIFF_EXAMPLES, diff
-from deltamend.cli.evaluate_command import evaluate
-from deltamend.cli.inspect_command import inspect
-from deltamend.cli.methods_command import methods
-from deltamend.cli.options import spelled_on_command_line
-from deltamend.cli.push_command import push
-from deltamend.cli.repair_command import REPAIR_EXAMPLES, repair
-from deltamend.cli.score_command import score
+from deltamend.cli.commands import command_line, wanted_by
 from deltamend.cli.streams import careful_streams
-from deltamend.cli.study_command import study
-from deltamend.cli.terminal import echo
-from deltamend.cli.tune_command import TUNE_EXAMPLES, tune
-from deltamend.cli.verify_command import verify
 from deltamend.errors import DeltamendError, UsageError
 from deltamend.machine.children import safe_children
-
-app = typer.Typer(
-    name="deltamend",
-    help="Repair a fine-tuned language model after the fact, from its base and fine-tuned checkpoints alone.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-
-def _print_version(asked: bool) -> None:
-    if asked:
-        echo(f"deltamend {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def start(
-    _version: Annotated[
-        bool,
-        typer.Option(
-            "--version", help="Print the version of deltamend and exit.", is_eager=True, callback=_print_version
-        ),
-    ] = False,
-) -> None:
-    """Repair a fine-tuned language model after the fact, from its base and fine-tuned checkpoints alone."""
-
-
-app.command(epilog=REPAIR_EXAMPLES)(repair)
-app.command()(verify)
-app.command()(inspect)
-app.command(epilog=DIFF_EXAMPLES)(diff)
-app.command()(push)
-app.add_typer(methods, name="methods")
-app.command(epilog=COMPARE_EXAMPLES)(compare)
-app.command(epilog=DIAGNOSE_EXAMPLES)(diagnose)
-app.add_typer(calibrate, name="calibrate")
-app.command()(evaluate)
-app.command()(score)
-app.command(epilog=TUNE_EXAMPLES)(tune)
-app.command()(study)
-app.command()(demo)
-
 
 _INTERRUPTED = 130
 """The exit code of typer after a Ctrl-C, which typer catches itself."""
@@ -88,25 +26,33 @@ def main() -> None:
         code = _run()
         output.flush()
         if output.error is not None and output.error.errno != errno.EPIPE:  # nobody reads on: `deltamend … | head`
-            echo(
+            _tell(
                 f"deltamend: standard output cannot be written ({output.error.strerror}); everything else that was asked for "
-                f"is {'done' if code == 0 else 'as said above'}",
-                err=True,
+                f"is {'done' if code == 0 else 'as said above'}"
             )
         code = code or int(output.error is not None)
     if code:
         sys.exit(code)
 
 
+def _tell(line: str) -> None:
+    """Print a line to standard error."""
+    from deltamend.cli.terminal import echo
+
+    echo(line, err=True)
+
+
 def _run() -> int:
     """Run the command; return its exit code."""
     try:
         with _second_ctrl_c_ends_at_once(), safe_children():
-            app()
+            command_line(wanted_by(sys.argv[1:]))()
     except DeltamendError as error:
         if "-vv" in sys.argv:
             traceback.print_exc()
-        echo(f"deltamend: {error.spelled(spelled_on_command_line)}", err=True)
+        from deltamend.cli.options import spelled_on_command_line
+
+        _tell(f"deltamend: {error.spelled(spelled_on_command_line)}")
         return 2 if isinstance(error, UsageError) else 1
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
@@ -137,7 +83,7 @@ def _second_ctrl_c_ends_at_once() -> Iterator[None]:
             raise
         if handled_here:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        echo(_interrupted(), err=True)
+        _tell(_interrupted())
         sys.stderr.flush()
         # A normal exit would wait for threads inside LAPACK, which cannot be stopped.
         os._exit(1)

@@ -22,7 +22,7 @@ from deltamend.methods.registry import get_method
 from deltamend.repairing.options import PairOptions
 from deltamend.report.compare_page import COLUMNS, compare_csv, method_row, render_compare_page
 
-COMPARE_EXAMPLES = """\b
+EXAMPLES = """\b
 Examples:
   deltamend compare BASE FINETUNED
   deltamend compare BASE FINETUNED --methods dg-hard,wise-ft:alpha=0.3,ties:density=0.1:weight=0.5

@@ -22,7 +22,7 @@ from deltamend.machine.atomic import write_whole
 from deltamend.repairing.options import PairOptions
 from deltamend.report.diagnosis_page import diagnosis_csv, percent, render_diagnosis_page
 
-DIAGNOSE_EXAMPLES = """\b
+EXAMPLES = """\b
 Examples:
   deltamend diagnose BASE FINETUNED
   deltamend diagnose BASE FINETUNED --html update.html --include mlp

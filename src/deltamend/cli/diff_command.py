@@ -17,7 +17,7 @@ from deltamend.machine.atomic import write_whole
 from deltamend.matrices.difference import Difference
 from deltamend.report.csv_output import csv_text
 
-DIFF_EXAMPLES = """\b
+EXAMPLES = """\b
 Examples:
   deltamend diff BASE FINETUNED
   deltamend diff FINETUNED OUT --csv differences.csv

@@ -25,7 +25,7 @@ from deltamend.repairing.run import published_manifest
 from deltamend.repairing.yaml_config import RepairConfig, options_of, read_config
 from deltamend.report.diagnosis_page import render_diagnosis_page
 
-REPAIR_EXAMPLES = """\b
+EXAMPLES = """\b
 Examples:
   deltamend repair BASE FINETUNED OUT --method auto
       use the recommended method

@@ -21,7 +21,7 @@ from deltamend.report.score_page import render_score_page
 from deltamend.report.score_tables import Table, tables_of_score, undefined_figures, weak_figures
 from deltamend.scoring.settings import make_settings
 
-TUNE_EXAMPLES = """\b
+EXAMPLES = """\b
 Examples:
   deltamend tune BASE FINETUNED --suite quick --task sums.jsonl --target sums
   deltamend tune BASE FINETUNED --suite suite.yaml --target sums --methods dg-hard,wise-ft --strengths 1,0.7,0.4
