@@ -114,6 +114,6 @@ def test_variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_line_starts_no_child_that_imports_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SAFE_PATH, raising=False)
     seen = []
-    monkeypatch.setattr(cli, "app", lambda: seen.append(os.environ.get(SAFE_PATH)))
+    monkeypatch.setattr(cli, "command_line", lambda _wanted: lambda: seen.append(os.environ.get(SAFE_PATH)))
     cli.main()
     assert seen == ["1"]
