@@ -24,7 +24,7 @@ class Gem(Recipe):
 
     g̃ minimises ‖g̃ − g‖² with ⟨g̃, g_k⟩ ≥ 0 for the gradient g_k of each old task over its memory (equation 10). It is found by the dual,
     a quadratic program with one unknown for each task (equation 11); γ is then added to its solution v, which favours the old tasks.
-    Each file of `--old` is one task. γ = 0.5 and 256 examples of each task are the paper's. Every step takes a gradient over the whole memory.
+    Each group of old examples is one task. γ = 0.5 and 256 examples of each task are the paper's. Every step takes a gradient over the whole memory.
     """
 
     name: ClassVar[str] = "gem"

@@ -8,10 +8,7 @@ from deltamend.recipes.recipe import Recipe, RunningRecipe, TrainingRun
 
 
 class Plain(Recipe):
-    """AdamW on the loss of the new examples and nothing else (Loshchilov & Hutter 2019): what every other recipe is measured against.
-
-    With `--lora-rank` it trains an adapter on all linear layers in place of the weights.
-    """
+    """AdamW on the loss of the new examples and nothing else (Loshchilov & Hutter 2019): what every other recipe is measured against."""
 
     name: ClassVar[str] = "plain"
     source: ClassVar[str] = "arXiv 1711.05101"

@@ -63,11 +63,11 @@ def get_recipe(name: str, settings: Mapping[str, object] | None = None) -> Recip
     """Make a recipe from its name and settings.
 
     Args:
-        name: such as "ewc"; `deltamend recipes` lists them all.
+        name: such as "ewc"; `all_recipes` lists them all.
         settings: values for the recipe's fields; text is converted where a number is asked for.
 
     Returns:
-        The recipe, frozen, as `finetune` takes it.
+        The recipe, frozen.
 
     Raises:
         UsageError: no such recipe, no such setting, or a value out of range.

@@ -100,3 +100,22 @@ def test_figures_without_a_value_say_why(results: StudyResults) -> None:
     found = list(estimates(results))
     assert len(found) > 500
     assert all(of.reason for of in found if of.value is None)
+
+
+@pytest.mark.slow
+def test_repairs_that_are_made_in_a_few_cells_or_of_few_models_are_told(study: Study, tmp_path: Path) -> None:
+    cell = next(cell for cell in study.cells() if not study.chooses(cell))
+    repairs = tuple(
+        one.model_copy(update={"only_in": (cell.name,)}) if one.name == "ours" else one for one in study.repairs
+    )
+    kept = tuple(one.name for one in study.repairs)
+    models = (study.models[0].model_copy(update={"repairs": kept}), *study.models[1:])
+    edited = study.model_copy(update={"repairs": repairs, "models": models})
+    write_made_up(edited, tmp_path)
+    results = study_results(edited, tmp_path, draws=DRAWS)
+    assert results.progress.finished
+    assert any(note.startswith("made in a few cells only") and note.endswith(": ours") for note in results.notes)
+    of_few = f"of {models[0].name}'s models only these repairs were made: {', '.join(kept)}"
+    assert of_few in results.notes
+    (ours,) = [one for one in results.repairs if one.name == "ours"]
+    assert ours.cells_done == 1

@@ -202,7 +202,7 @@ def _made_in_fewer_cells(study: Study) -> Iterable[str]:
         yield f"made in some regimes only, so their means are over fewer cells: {', '.join(limited)}"
     few = [one.name for one in study.repairs if one.only_in]
     if few:
-        yield f"tried in a few cells and dropped, so their means are over those cells: {', '.join(few)}"
+        yield f"made in a few cells only, which the study's file names, so their means are over those cells: {', '.join(few)}"
     for model in study.models:
         if model.repairs:
             yield f"of {model.name}'s models only these repairs were made: {', '.join(model.repairs)}"
