@@ -62,7 +62,7 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def match_names(ours: Shapes, theirs: Shapes, given: Sequence[NameRule], evidence: Evidence | None) -> NameMatch:
-    """Pair the matrices of BASE with those of FINETUNED by their names.
+    """Find the rules by which names of BASE become names of FINETUNED, and with them the pairs of matrices.
 
     Two names can belong together if they end alike from the number of the layer on (or in their last two parts), and the
     matrices have as many columns; what stands before is then a rule. The rule that pairs the most matrices is taken first,

@@ -1,4 +1,4 @@
-"""Pair the tensors of BASE and FINETUNED by name, and decide for each whether it is repaired, before any weight is read."""
+"""Pair the tensors of BASE and FINETUNED whose names are equal by now, and decide for each whether it is repaired, before any weight is read."""
 
 from __future__ import annotations
 

@@ -100,6 +100,8 @@ def _to_odd(values: Array) -> Array:
 def cast_to(values: Array, dtype: np.dtype[Any], name: str, buffers: Buffers) -> Array:
     """Cast values to the output dtype, rounded to nearest; values that are not floating point are returned unchanged.
 
+    What `round_for` has rounded in another way is not changed by the cast.
+
     Returns:
         A buffer, which the next call overwrites.
 
