@@ -50,3 +50,14 @@ print([name for name in ("numpy", "pydantic", "scipy", "rich", "torch") if name 
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert shown.splitlines()[-1] == "[]"
     assert "repair" in shown
+
+
+def test_the_command_repair_imports_no_library_that_its_usual_methods_do_without() -> None:
+    program = """
+import sys
+import deltamend._api
+import deltamend.cli.repair_command
+print([name for name in ("scipy.optimize", "scipy.special", "scipy.stats", "torch") if name in sys.modules])
+"""
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == "[]"

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
-from scipy.optimize import brentq
 
 from deltamend.methods.activations_method import ActivationsMethod
 from deltamend.methods.input_moments import Inputs, effect_by_direction, squares
@@ -115,5 +114,7 @@ class NullSpace(ActivationsMethod):
         elif effect(high) <= allowed:
             decade = high
         else:
+            from scipy.optimize import brentq  # late: a sixth of all start-up time, and most repairs do without it
+
             decade = float(brentq(lambda at: effect(at) - allowed, low, high, xtol=1e-10))
         return before, effect(decade), mean * 10.0**decade
