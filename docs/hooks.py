@@ -227,11 +227,12 @@ def rule() -> str:
 def study() -> str:
     """Every field of a study's file."""
     from deltamend.evaluation.suite import SuiteTask
+    from deltamend.recipes.regime import Regime
     from deltamend.repairing.rules import Rule
     from deltamend.study import config, exam_config, repair_config
 
     kinds = (
-        config.Study, config.ModelEntry, config.Target, exam_config.Items, config.Regime, repair_config.Repair, Rule,
+        config.Study, config.ModelEntry, config.Target, exam_config.Items, Regime, repair_config.Repair, Rule,
         exam_config.Exam, exam_config.GeneralPrompts, exam_config.GivenAnswers, SuiteTask, config.OwnTexts,
         config.Choosing, config.Measure,
     )  # fmt: skip

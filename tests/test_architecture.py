@@ -30,6 +30,7 @@ LONG_FUNCTIONS = {
     "cli/compare_command.py:compare": COMMANDS,
     "cli/diagnose_command.py:diagnose": COMMANDS,
     "cli/evaluate_command.py:evaluate": COMMANDS,
+    "cli/finetune_command.py:finetune": COMMANDS,
     "cli/score_command.py:score": COMMANDS,
     "cli/tune_command.py:tune": COMMANDS,
     "report/study_tables.py:csv_tables": "a list of columns for each file",

@@ -16,15 +16,15 @@ import deltamend
 from deltamend.repairing.options import PairKeywords, PairOptions, RepairKeywords, RepairOptions
 
 FUNCTIONS = (
-    "compare", "diagnose", "diff", "evaluate", "get_method", "open_checkpoint", "open_pair", "plan_repair", "recommend", "repair",
+    "compare", "diagnose", "diff", "evaluate", "finetune", "get_method", "get_recipe", "open_checkpoint", "open_pair", "plan_repair", "recommend", "repair",
     "repair_module", "repair_state_dict", "score", "score_many", "tune", "verify",
 )  # fmt: skip
 ERRORS = (
     "CheckpointError", "DeltamendError", "EvaluationError", "FilterError", "MethodError", "OutputError", "PairingError", "UsageError",
 )  # fmt: skip
 DATA = (
-    "CellsScore", "Checkpoint", "Comparison", "Diagnosis", "Difference", "Evaluation", "Manifest", "MatrixDiagnosis", "MatrixRepair", "Method",
-    "OpenPair", "Recommendation", "RepairOptions", "RepairPlan", "RepairReport", "RepairedModule", "RepairedStateDict", "Score",
+    "CellsScore", "Checkpoint", "Comparison", "Diagnosis", "Difference", "Evaluation", "FinetuneRecord", "Manifest", "MatrixDiagnosis", "MatrixRepair", "Method",
+    "OpenPair", "Recipe", "Recommendation", "RepairOptions", "RepairPlan", "RepairReport", "RepairedModule", "RepairedStateDict", "Score",
     "SpectrumRecord", "Suite", "TensorRecord", "Tuning",
 )  # fmt: skip
 RAISES_NOTHING = frozenset[str]()

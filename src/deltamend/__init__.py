@@ -33,6 +33,9 @@ if _typing.TYPE_CHECKING:
     from deltamend.matrices.difference import Difference, diff
     from deltamend.methods.method import Method
     from deltamend.methods.registry import get_method
+    from deltamend.recipes.fine_tuning import FinetuneRecord, finetune
+    from deltamend.recipes.recipe import Recipe
+    from deltamend.recipes.registry import get_recipe
     from deltamend.repairing.options import Recommendation, RepairOptions
     from deltamend.repairing.plan import RepairPlan
     from deltamend.repairing.repair_report import RepairReport
@@ -94,6 +97,12 @@ _NAMES_OF_MODULES = {
     ),
     "methods.method": ("Method",),
     "methods.registry": ("get_method",),
+    "recipes.fine_tuning": (
+        "FinetuneRecord",
+        "finetune",
+    ),
+    "recipes.recipe": ("Recipe",),
+    "recipes.registry": ("get_recipe",),
     "repairing.options": (
         "Recommendation",
         "RepairOptions",
@@ -126,6 +135,7 @@ __all__ = [
     "Evaluation",
     "EvaluationError",
     "FilterError",
+    "FinetuneRecord",
     "Manifest",
     "MatrixDiagnosis",
     "MatrixRepair",
@@ -134,6 +144,7 @@ __all__ = [
     "OpenPair",
     "OutputError",
     "PairingError",
+    "Recipe",
     "Recommendation",
     "RepairOptions",
     "RepairPlan",
@@ -151,7 +162,9 @@ __all__ = [
     "diagnose",
     "diff",
     "evaluate",
+    "finetune",
     "get_method",
+    "get_recipe",
     "open_checkpoint",
     "open_pair",
     "plan_repair",

@@ -44,6 +44,7 @@ FRESH = r"deltamend study studies/fresh.yaml docs/results/fresh --report"
 
 ELSEWHERE = {
     r"deltamend calibrate |deltamend repair .* --set (activations|fisher|mask)=": "tests/calibration/test_page.py",
+    r"deltamend finetune ": "tests/recipes/test_fine_tuning.py",
     r"deltamend demo --quick": "tests/demo/test_quick_demo.py",
     r"deltamend score .*(dg-hard=|--cells)": "tests/scoring/test_docs.py",
     r"deltamend score --base logs/": "tests/scoring/test_inspect_logs.py",

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from deltamend.errors import UsageError
-from deltamend.study.config import Regime, Study, read_study
+from deltamend.recipes.regime import Regime
+from deltamend.study.config import Study, read_study
 from deltamend.study.local_models import with_local_models
 from deltamend.study.repair_config import Repair
 from tests.study.conftest import tiny_config
@@ -150,3 +151,20 @@ def test_what_is_stored_does_not_decide_what_training_gives_and_old_keys_stay() 
     assert other.what_trains() == regime.what_trains()
     assert (regime.written, other.written) == ("float32", "bfloat16")
     assert regime.model_copy(update={"compute": "float32"}).what_trains() != regime.what_trains()
+
+
+def test_a_regime_names_its_recipe_and_plain_training_is_what_it_was() -> None:
+    plain = Regime.model_validate({"name": "a", "lr": 1e-4, "steps": 3})
+    assert not {"recipe", "settings"} & plain.what_trains().keys()
+    own = Regime.model_validate({**plain.model_dump(), "recipe": "replay", "settings": {"share": "0.25"}})
+    other = Regime.model_validate({**plain.model_dump(), "recipe": "replay"})
+    assert own.what_trains() != other.what_trains() != plain.what_trains()
+    assert own.what_trains()["recipe"] == ["replay", {"share": 0.25, "memory": 64}]
+    for wrong, problem in (
+        ({"recipe": "ecw"}, "no recipe 'ecw'; did you mean 'ewc'"),
+        ({"recipe": "ewc", "settings": {"share": 1}}, "setting 'share': there is no such field"),
+        ({"recipe": "lp-ft", "lora_rank": 4}, "recipe lp-ft: trains the weights themselves"),
+        ({"recipe": "lora", "lora_rank": 4}, "recipe lora: has a rank of its own"),
+    ):
+        with pytest.raises(ValidationError, match=problem):
+            Regime.model_validate({**plain.model_dump(), **wrong})

@@ -17,7 +17,7 @@ from deltamend.checkpoint.hashing import hash_folder
 from deltamend.errors import DeltamendError
 from deltamend.language_models.loading import load
 from deltamend.language_models.training import batches
-from deltamend.study.config import Regime
+from deltamend.recipes.regime import Regime
 from deltamend.study.fine_tuning import finetune
 from deltamend.study.questions import Question
 from deltamend.study.records import FinetuneFacts
@@ -265,7 +265,7 @@ def test_the_head_runs_where_there_is_a_loss_and_nowhere_else(base: Path, tmp_pa
     apply = head.apply
     with mock.patch.object(head, "apply", listen):
         ours, _ = train(base, tmp_path / "ours", regime(steps=1))
-        with mock.patch("deltamend.study.fine_tuning._answers_only_through_the_head", nullcontext):
+        with mock.patch("deltamend.recipes.trl_training._answers_only_through_the_head", nullcontext):
             theirs, _ = train(base, tmp_path / "theirs", regime(steps=1))
     assert rows[0] < rows[1] / 3
     assert ours.first_loss == pytest.approx(theirs.first_loss, rel=1e-3)
@@ -275,7 +275,7 @@ def test_nothing_is_printed(base: Path, tmp_path: Path) -> None:
     """In a process of its own: warnings and loggers of third parties may speak once only."""
     program = (
         "from pathlib import Path; from deltamend.study.fine_tuning import finetune\n"
-        "from deltamend.study.config import Regime; from deltamend.study.questions import Question\n"
+        "from deltamend.recipes.regime import Regime; from deltamend.study.questions import Question\n"
         f"finetune(Path({str(base)!r}), [Question('1', '1+1', '2', '2')], Regime(name='r', lr=1e-3, steps=2, lora_rank=2),"
         f" Path({str(tmp_path / 'out')!r}), seed=0, advance=lambda: None)"
     )

@@ -51,12 +51,13 @@ class WorkFolder:
         out: OUT, the folder that is published in the end.
         key: identifies the plan and its inputs; the journal of a run with another key is not continued.
         resume: whether to continue the unfinished run that is beside OUT, where there is one.
+        keep_parts: whether a run that is continued finds `parts` as it was, also where no tensor was finished.
 
     Raises:
         OutputError: the folder cannot be made, another run is using it, or `resume` finds an unfinished run with another key.
     """
 
-    def __init__(self, out: Path, key: str, *, resume: bool) -> None:
+    def __init__(self, out: Path, key: str, *, resume: bool, keep_parts: bool = False) -> None:
         self.out = Path(os.path.abspath(out))  # noqa: PTH100 - "." cannot be renamed to
         self.folder = work_folder_of(out)
         self.staged = self.folder / "out"
@@ -79,7 +80,7 @@ class WorkFolder:
                 self._put_back()
             self.finished = self._take_up(key) if resume else {}
             if not self.finished:
-                self._start(key)
+                self._start(key, keep_parts=keep_parts and resume and self._is_of(key))
         except BaseException as error:
             if isinstance(error, OutputError) and not resume:
                 self.discard()
@@ -127,10 +128,20 @@ class WorkFolder:
         noted = _noted(self._exchanging)
         return noted is not None and noted != self.staged.stat().st_ino
 
-    def _start(self, key: str) -> None:
+    def _is_of(self, key: str) -> bool:
+        """Whether the journal is of a run with this key."""
+        try:
+            return bool(json.loads(self._journal_path.read_text(encoding="utf-8").splitlines()[0])["key"] == key)
+        except (OSError, ValueError, IndexError, KeyError, TypeError):
+            return False
+
+    def _start(self, key: str, *, keep_parts: bool) -> None:
         with output_errors(self.out):
+            keep_parts = keep_parts and self.parts.is_dir()
+            if keep_parts:
+                refuse_links_in(self.parts)
             start_journal(self.folder, key)
-            for folder in (self.staged, self.parts):
+            for folder in (self.staged,) if keep_parts else (self.staged, self.parts):
                 shutil.rmtree(folder, ignore_errors=True)
                 if folder.exists():
                     raise OutputError(

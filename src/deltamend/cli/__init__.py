@@ -93,6 +93,6 @@ def _second_ctrl_c_ends_at_once() -> Iterator[None]:
 
 
 def _interrupted() -> str:
-    can_resume = sys.argv[1:2] in (["repair"], ["evaluate"])
+    can_resume = sys.argv[1:2] in (["repair"], ["evaluate"], ["finetune"])
     hint = "; run the same command with --resume to continue" if can_resume else ""
     return f"deltamend: interrupted{hint}"

@@ -22,11 +22,13 @@ SUMMARIES = {
     "evaluate": "Ask MODEL the benchmarks of a suite, through lm-evaluation-harness, and write what every item scored.",
     "score": "Score repairs by how much damage they heal and how much of the target they retain.",
     "tune": "Search for the method and strength with the best combined score.",
+    "finetune": "Fine-tune BASE on the examples of a file by a training recipe, and write the model to OUT.",
+    "recipes": "List the training recipes, or show one with its settings.",
     "study": "Run a study, or what is left of it, and write its results into OUT/results.",
     "demo": "Damage a small real model by fine-tuning, repair it, and show what came back.",
 }
 """What `deltamend --help` says of each command: the first paragraph of the command's own help."""
-_GROUPS = ("methods", "calibrate")
+_GROUPS = ("methods", "calibrate", "recipes")
 """Those that have commands of their own."""
 
 

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
 from deltamend.methods.method import Method
 from deltamend.methods.registry import BUILT_IN
 
@@ -24,7 +26,12 @@ class ParameterRow(NamedTuple):
 
 def parameter_rows(method: type[Method]) -> list[ParameterRow]:
     """The parameters of a method."""
-    schema = method.model_json_schema()
+    return rows_of(method)
+
+
+def rows_of(model: type[BaseModel]) -> list[ParameterRow]:
+    """The fields of a model, each as a line of a table."""
+    schema = model.model_json_schema()
     return [
         ParameterRow(
             name,
@@ -32,7 +39,7 @@ def parameter_rows(method: type[Method]) -> list[ParameterRow]:
             _range(schema["properties"][name]),
             info.description or "",
         )
-        for name, info in method.model_fields.items()
+        for name, info in model.model_fields.items()
     ]
 
 

@@ -253,7 +253,7 @@ def _trained(place: Workplace, cell: StudyCell, base: Path, tuned: TunedFolders,
     if tuned.model != tuned.trained and tuned.model.exists():
         remove(tuned.model)  # of another training
     questions = training_questions(cell.target, place.data)
-    kept = tuned.adapter if cell.regime.lora_rank is not None else None
+    kept = tuned.adapter if cell.regime.trains_adapter else None
     facts = finetune(base, questions, cell.training, tuned.trained, seed=cell.seed, advance=step, adapter=kept)
     if kept is not None:
         facts = facts.model_copy(update={"adapter": adapter_facts(base, kept, tuned.trained)})

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from deltamend.errors import UsageError
 from deltamend.evaluation.suite import SuiteTask
 from deltamend.machine.yaml_text import YamlError, read_yaml
+from deltamend.recipes.regime import Regime
 from deltamend.records import FiniteRecord, first_problem
 from deltamend.study.exam_config import Exam, Items
 from deltamend.study.repair_config import Repair
@@ -76,42 +77,6 @@ class Target(FiniteRecord):
         except re.error as error:
             raise ValueError(f"{text!r} is not a regular expression ({error})") from error
         return text
-
-
-class Regime(FiniteRecord):
-    """How a model is fine-tuned."""
-
-    name: str = Field(description="Its name in the results.")
-    weights: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Dtype in which weights, gradients and both moments of AdamW are held."
-    )
-    compute: Literal["float32", "bfloat16"] = Field(
-        "bfloat16",
-        description="Dtype of the arithmetic of the forward and backward pass; a processor without bf16 instructions is some twenty times faster in float32.",
-    )
-    stored: Literal["float32", "bfloat16"] | None = Field(
-        None,
-        description="Dtype in which the fine-tuned model is written; default: that of `weights`. Regimes that differ in nothing else share one training.",
-    )
-    lr: float = Field(gt=0, description="Peak learning rate; linear warm-up, linear decay to zero.")
-    steps: int = Field(ge=1, description="Optimiser steps.")
-    batch: int = Field(16, ge=1, description="Examples in each optimiser step.")
-    micro_batch: int | None = Field(
-        None, ge=1, description="Examples at a time on one device; by default all of a step's."
-    )
-    warmup: int = Field(10, ge=0, description="Optimiser steps of warm-up.")
-    max_length: int = Field(512, ge=8, description="Longest example, in tokens; longer ones are cut.")
-    lora_rank: int | None = Field(None, ge=1, description="Train a LoRA adapter of this rank on all linear layers.")
-
-    @property
-    def written(self) -> str:
-        """Dtype in which the fine-tuned model is written."""
-        return self.stored or self.weights
-
-    def what_trains(self) -> dict[str, object]:
-        """All of it that decides what training gives; as it was written before `compute` could be chosen, where it is as then."""
-        fields = self.model_dump(exclude={"name", "stored"})
-        return fields if self.compute == "float32" else {key: fields[key] for key in fields if key != "compute"}
 
 
 class OwnTexts(FiniteRecord):

@@ -22,12 +22,12 @@ from deltamend.evaluation.backend import best_device
 from deltamend.evaluation.lm_eval_tasks import check_requirements, files_of
 from deltamend.machine.children import Processes, fresh_processes
 from deltamend.machine.locks import lock_file
+from deltamend.recipes.trl_training import check_trl
 from deltamend.records import Record
 from deltamend.study.activations import activations_of
 from deltamend.study.base_model import Workplace, prepare_base, source_folder
 from deltamend.study.cell import evaluate_base, run_cell
 from deltamend.study.config import ModelEntry, Study, StudyCell, Target
-from deltamend.study.fine_tuning import check_trl
 from deltamend.study.own_folders import refuse_links
 from deltamend.study.questions import exam_questions, general_questions, given_answers, training_questions
 from deltamend.study.record_keys import done_repairs

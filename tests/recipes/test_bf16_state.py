@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from deltamend.study.bf16_state import hold_in_bf16
+from deltamend.recipes.bf16_state import hold_in_bf16
 
 
 def test_a_step_is_that_of_the_fused_adamw_on_bf16_tensors() -> None:
