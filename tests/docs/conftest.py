@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ from tests.scoring.records import made_up_cell
 from tests.study.standins import stand_in_pair
 
 TUTORIAL = ROOT / "docs" / "tutorial"
+CHATS = [(f"{number}+2", str(number + 2)) for number in range(4)]
+"""What `deltamend finetune` learns on the pages."""
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +72,9 @@ def lay_out(folder: Path, pair: Pair) -> None:
     (folder / "models").mkdir()
     for name in ("base", "finetuned"):
         (folder / "models" / name).symlink_to(folder / name)
+    chats = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in CHATS]
+    for name in ("chats.jsonl", "old.jsonl"):
+        (folder / name).write_text("".join(f"{json.dumps(chat)}\n" for chat in chats), encoding="utf-8")
     (folder / "FILE.yaml").write_text(blocks_of("docs/methods/rules.md", "yaml")[0], encoding="utf-8")
 
 

@@ -95,12 +95,16 @@ def test_a_recipe_at_strength_0_gives_the_bytes_of_plain_training(
     assert all(torch.equal(found[one], plain[one]) for one in plain)
 
 
-def test_the_base_writes_texts_where_there_are_no_old_examples(base: Path, sums: Path, tmp_path: Path) -> None:
+def test_the_base_writes_texts_where_there_are_no_old_examples(
+    base: Path, sums: Path, letters: Path, tmp_path: Path
+) -> None:
     results = [train(base, sums, tmp_path / name, recipe="a-gem", settings={"memory": 6}) for name in ("a", "b")]
     assert all(torch.equal(results[0][one], results[1][one]) for one in results[0])
     record = json.loads((tmp_path / "a" / "finetune.json").read_text(encoding="utf-8"))
     assert record["old_examples"] == "own texts"
-    assert (base / "generation_config.json").read_bytes() == (tmp_path / "a" / "generation_config.json").read_bytes()
+    train(base, sums, tmp_path / "given", recipe="a-gem", settings={"memory": 6}, old=[letters])
+    written, given = ((tmp_path / name / "generation_config.json").read_bytes() for name in ("a", "given"))
+    assert written == given  # the texts were written with another one
 
 
 @pytest.mark.parametrize(

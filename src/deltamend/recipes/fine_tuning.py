@@ -123,37 +123,32 @@ def finetune(
     """
     place, files = Path(out), [Path(data), *map(Path, old)]
     made = get_recipe(recipe, settings)
-    if importlib.util.find_spec("trl") is None:
-        raise DeltamendError("models are fine-tuned with TRL, which is not installed: pip install 'deltamend[study]'")
+    check_recipe(made, lora_rank=lora_rank)
+    _check_ready(seed, checkpoint_every)
     finish_exchange(place, resume=resume)
     if not resume:
         check_output(place, [*paths_of(base), *files], overwrite=overwrite)  # before the data is read
     read = [read_training_data(file) for file in files]
-    adapts = lora_rank is not None or made.adapter is not None
     regime = _regime(
-        recipe=made.name,
-        settings=made.model_dump(mode="json"),
-        steps=steps or math.ceil(len(read[0]) / batch) if batch > 0 and steps != 0 else steps,
+        made,
+        len(read[0]),
+        steps=steps,
         batch=batch,
         micro_batch=micro_batch,
-        lr=lr if lr is not None else _ADAPTER_LR if adapts else _FULL_LR,
+        lr=lr,
         warmup=warmup,
         max_length=max_length,
         lora_rank=lora_rank,
         weights=weights,
         compute=compute,
     )
-    check_recipe(made, lora_rank=lora_rank)
-    if seed < 0 or checkpoint_every < 1:
-        wrong = "seed" if seed < 0 else "checkpoint_every"
-        raise UsageError(f"{option(wrong)}: is too small; give {'0' if seed < 0 else '1'} or more")
     start = _planned(os.fspath(base), files, len(read[0]), made, regime, seed)
     if resume and (known := _published(place, start.key)) is not None:
         remove_leftovers(place)
         return known
     check_output(place, [*paths_of(base), *files], overwrite=overwrite)
-    key, folder = start.key, model_folder(os.fspath(base))
-    with WorkFolder(place, key, resume=resume, keep_parts=True) as work:
+    folder = model_folder(os.fspath(base))
+    with WorkFolder(place, start.key, resume=resume, keep_parts=True) as work:
         try:
             record = _write(work, folder, read, regime, start, checkpoint_every, progress or ignore_progress)
         except Exception:
@@ -163,11 +158,21 @@ def finetune(
     return record
 
 
+def _check_ready(seed: int, checkpoint_every: int) -> None:
+    """Find what is wrong with two numbers, and that TRL is missing, before anything is read."""
+    if seed < 0:
+        raise UsageError(f"{option('seed')}: {seed} is too small; give 0 or more")
+    if checkpoint_every < 1:
+        raise UsageError(f"{option('checkpoint_every')}: {checkpoint_every} is too small; give 1 or more")
+    if importlib.util.find_spec("trl") is None:
+        raise DeltamendError("models are fine-tuned with TRL, which is not installed: pip install 'deltamend[study]'")
+
+
 def _planned(
     base: str, files: Sequence[Path], examples: int, recipe: Recipe, regime: Regime, seed: int
 ) -> FinetuneRecord:
     """The record as far as it is known before the training; the losses and the hash of OUT are empty."""
-    base_hash = hash_folder(model_folder(base)).weights or ""
+    found = hash_folder(model_folder(base))
     digests = {
         file.name if number == 0 else f"old {number}: {file.name}": _sha256(file) for number, file in enumerate(files)
     }
@@ -175,9 +180,9 @@ def _planned(
     settings = recipe.model_dump(mode="json")
     return FinetuneRecord(
         format=1,
-        key=json_sha256([base_hash, list(digests.values()), regime.model_dump(mode="json"), seed, versions]),
+        key=json_sha256([found, list(digests.values()), regime.model_dump(mode="json"), seed, versions]),
         base=base,
-        base_sha256=base_hash,
+        base_sha256=found.weights or "",
         recipe=recipe.name,
         settings=settings,
         old_examples=_origin(recipe, files[1:]),
@@ -241,9 +246,26 @@ def _write(
     return record
 
 
-def _regime(**fields: Any) -> Regime:
+def _regime(
+    recipe: Recipe,
+    examples: int,
+    *,
+    steps: int | None,
+    batch: int,
+    lr: float | None,
+    lora_rank: int | None,
+    **rest: Any,
+) -> Regime:
+    """The regime, with one pass over the examples and the usual learning rate where none is given."""
+    if steps is None:
+        steps = math.ceil(examples / max(batch, 1))
+    if lr is None:
+        lr = _FULL_LR if lora_rank is None and recipe.adapter is None else _ADAPTER_LR
+    given = {"steps": steps, "batch": batch, "lr": lr, "lora_rank": lora_rank, **rest}
     try:
-        return Regime.model_validate({"name": "finetune", **fields})
+        return Regime.model_validate(
+            {"name": "finetune", "recipe": recipe.name, "settings": recipe.model_dump(mode="json"), **given}
+        )
     except ValidationError as error:
         field, problem = first_problem(error)
         raise UsageError(f"{option(field)}: {problem}; correct it" if field else problem) from error
