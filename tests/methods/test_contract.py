@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 import deltamend
-from deltamend.calibration.activations import described, principal_directions
+from deltamend.calibration.activations import described
+from deltamend.calibration.second_moments import principal_directions
 from deltamend.matrices import buffers
 from deltamend.matrices import delta as delta_module
 from deltamend.matrices.buffers import Buffers

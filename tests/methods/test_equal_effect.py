@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 import deltamend
-from deltamend.calibration.activations import described, principal_directions
+from deltamend.calibration.activations import described
+from deltamend.calibration.second_moments import principal_directions
 from deltamend.methods.input_moments import EIGENVALUES
 
 NAME = "model.layers.0.mlp.up_proj.weight"

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import deltamend
-from deltamend.calibration.activations import described, principal_directions
+from deltamend.calibration.activations import described
+from deltamend.calibration.second_moments import principal_directions
 from deltamend.errors import FilterError, MethodError
 from deltamend.methods.input_moments import EIGENVALUES, SAME_INPUT
 from tests.conftest import fine_tune, llama, save_pair

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from deltamend.calibration.activations import write_activations
 from deltamend.study.config import Study
+from deltamend.study.record_keys import model_keys
 from deltamend.study.repair_config import Repair
 from tests.study.cell_runs import run
 
@@ -59,3 +60,21 @@ def test_what_a_finetuned_model_reads_decides_what_is_to_be_asked() -> None:
     without = Repair.model_validate({"name": "two-sided", "method": "two-sided", "parameters": {"activations": "own"}})
     assert without.target_texts is None
     assert without.what_decides() != own.what_decides()
+
+
+def test_how_much_a_finetuned_model_writes_decides_what_is_to_be_asked(study: Study) -> None:
+    [cell, *_] = study.cells
+    plain = two_sided("own")
+    as_the_study, short = ({"samples": 3, "tokens": 6}, {"samples": 2, "tokens": 4})
+
+    def key(finetuned_texts: dict[str, int] | None) -> str:
+        repair = Repair.model_validate({**plain.model_dump(), "finetuned_texts": finetuned_texts})
+        asked = study.model_copy(update={"repairs": (repair,)})
+        return model_keys(asked, cell, "key", "exam")[plain.name]
+
+    assert key(None) == key(as_the_study) != key(short)
+
+
+def test_texts_that_no_one_reads_are_refused() -> None:
+    with pytest.raises(ValueError, match="finetuned_texts has no effect without target_activations: own; leave it out"):
+        Repair.model_validate({**two_sided("training").model_dump(), "finetuned_texts": {"samples": 2, "tokens": 4}})

@@ -125,9 +125,26 @@ def test_what_the_ground_chooses_on_is_no_cell_that_confirms() -> None:
     study = read_study(STUDIES / "ground.yaml")
     waiting = [cell for cell in study.cells() if not study.chooses(cell)]
     assert not study.confirm
-    assert {cell.target.name for cell in waiting if cell.seed == 0} == {"cmudict", "roman"}
-    assert {cell.seed for cell in waiting} == {0, 1}
-    assert {cell.model.name for cell in waiting} == {"smollm2"}
+    small = [cell for cell in waiting if cell.model.name == "smollm2"]
+    assert {cell.target.name for cell in small if cell.seed == 0} == {"cmudict", "roman"}
+    assert {cell.seed for cell in small} == {0, 1}
+    assert len(waiting) - len(small) == sum(cell.model.name != "smollm2" for cell in study.cells())
+
+
+def test_the_confirmation_cells_that_are_run_may_be_named(tmp_path: Path) -> None:
+    content = tiny_config(tmp_path)
+    whole = Study.model_validate(
+        {**content, "seeds": [0, 1], "choosing": {"targets": [], "seeds": []}, "confirm": True}
+    )
+    first, *others = [cell.name for cell in whole.cells_to_run()]
+    assert others
+    named = Study.model_validate({**whole.model_dump(), "confirm": [first]})
+    assert [cell.name for cell in named.cells_to_run()] == [first]
+    with pytest.raises(ValueError, match="confirm: no cell 'nowhere'"):
+        Study.model_validate({**whole.model_dump(), "confirm": ["nowhere"]})
+    elsewhere = {**whole.model_dump(), "choosing": {"targets": [], "seeds": [], "models": ["nothing"]}}
+    with pytest.raises(ValueError, match="choosing: no model 'nothing'"):
+        Study.model_validate(elsewhere)
 
 
 def test_a_local_model_keeps_its_name(tmp_path: Path) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltamend.calibration.checks import refuse_not_finite
 from deltamend.calibration.names_in_files import stored_names
+from deltamend.calibration.second_moments import InputMoment, input_moments
 from deltamend.calibration.tensor_files import write_tensors
 from deltamend.calibration.texts import as_examples, read_texts
 from deltamend.checkpoint.output_checks import check_output_file
@@ -32,15 +31,11 @@ from deltamend.progress import Progress, ignore_progress
 if TYPE_CHECKING:
     import torch
 
-_AT_ONCE = 8
-"""Number of texts in one forward pass."""
 _MARK = "\u2063message\u2063"
 """A message that no one writes, put through the chat template to find out what comes before a message."""
 _DATE = TODAY.strftime("%d %b %Y")
 """Told to chat templates that ask for the date, such as Llama 3's, so that the same base always writes the same texts."""
 _TOP_P = 0.95
-_NOTHING = 1e-7
-"""Eigenvalues below this share of the largest are nothing but the rounding of float32."""
 _OTHER_INPUT = re.compile(r"(image|video|audio|vision|boi|eoi|boa|eoa)\w*_token_(id|index)$")
 """Keys of config.json."""
 _TRANSPOSED = "Conv1D"
@@ -63,7 +58,8 @@ def write_activations(
 
     Without `texts` the model writes the texts itself: it is given the beginning of a user's message in its chat template,
     or the beginning of a text where it has no template, and continues with its own message and its own answer (as in
-    Magpie, arXiv 2406.08464). The model and C are in memory in fp32; for usual shapes, C takes as much as the model.
+    Magpie, arXiv 2406.08464). The model and C are in memory in fp32; for usual shapes, C takes as much as the model, and
+    less where there are fewer tokens than a layer has inputs.
 
     Args:
         model: folder of the checkpoint, the base of a pair.
@@ -115,23 +111,23 @@ def write_activations(
             examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=tokens)
         sequences = [[*example.prompt, *example.answer] for example in examples]
     with run_errors(model):
-        moments, same, count = second_moments(loaded.model, sequences, report)
+        moments, same, count = input_moments(loaded.model, sequences, report)
     stored = stored_names(loaded.model, [*moments, *same], model)
     del loaded
     moments, same = _of_stored(moments, same, stored)
     if not moments:
         raise CheckpointError(f"{model}: has no linear layer, so null-space cannot be used with it; use another method")
-    refuse_not_finite(moments.items(), f"{model}: the inputs of")
+    refuse_not_finite(((name, part) for name, one in moments.items() for part in one.parts), f"{model}: the inputs of")
     directions = {}
     for name in list(moments):  # each C makes room for its eigenvectors
-        directions[name], directions[f"{name}{EIGENVALUES}"] = principal_directions(moments.pop(name))
+        directions[name], directions[f"{name}{EIGENVALUES}"] = moments.pop(name).principal_directions()
     write_tensors(directions, out, described(same, directions))
     return count
 
 
 def _of_stored(
-    moments: dict[str, torch.Tensor], same: dict[str, str], stored: dict[str, str]
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    moments: dict[str, InputMoment], same: dict[str, str], stored: dict[str, str]
+) -> tuple[dict[str, InputMoment], dict[str, str]]:
     """The moments by the names of the files, and which weight shares whose input; without what is no tensor of the files."""
     groups: dict[str, list[str]] = {}
     for name in [*moments, *same]:
@@ -151,16 +147,6 @@ def described(same: dict[str, str], directions: dict[str, torch.Tensor]) -> dict
     shared = json.dumps(same, sort_keys=True)
     digest = content_digest({name: tensor.numpy() for name, tensor in directions.items()}, shared)
     return {"format": "pt", "activations": VERSION, SAME_INPUT: shared, CONTENT: digest}
-
-
-def principal_directions(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvectors (k, n) and eigenvalues (k,) of (n, n) float32, the largest first; those that are only rounding are left out."""
-    import torch
-
-    values, vectors = (found.float() for found in torch.linalg.eigh(moment.double()))
-    values, vectors = values.flip(0), vectors.flip(1).T
-    real = int((values > _NOTHING * values[0].clamp(min=0)).sum())
-    return vectors[:real].contiguous(), values[:real].contiguous()
 
 
 def own_texts(loaded: LoadedModel, *, samples: int, tokens: int, seed: int) -> list[list[int]]:
@@ -229,67 +215,3 @@ def opening_of_a_message(tokenizer: Any) -> list[int]:
             f"the tokenizer has neither a chat template nor a token that begins a text; give {option('texts')}"
         )
     return opening or [first]
-
-
-def second_moments(
-    model: torch.nn.Module, sequences: Sequence[Sequence[int]], report: Progress
-) -> tuple[dict[str, torch.Tensor], dict[str, str], int]:
-    """The mean of xxᵀ/‖x‖² over all tokens, for every linear layer.
-
-    Each input is scaled to length 1, so that every token has the same weight: the inputs of the first token of a text may be
-    a hundred times as large as all others. A head that is tied to the embedding goes by the name of the embedding.
-
-    Returns:
-        The means, (n, n) float32, by the name of the weight; for each weight that shares its input with another, the name of
-        that other; and the number of tokens.
-    """
-    import torch
-
-    by_length: dict[int, list[Sequence[int]]] = {}
-    for sequence in sequences:
-        by_length.setdefault(len(sequence), []).append(sequence)
-    passes = [
-        group[start : start + _AT_ONCE]
-        for _, group in sorted(by_length.items())
-        for start in range(0, len(group), _AT_ONCE)
-    ]
-    sums: dict[str, torch.Tensor] = {}
-    same: dict[str, str] = {}
-    with torch.inference_mode(), _watching(model, sums, same):
-        for done, group in enumerate(passes, start=1):
-            model(torch.tensor(group))
-            report("reading activations", done / len(passes))
-    count = sum(map(len, sequences))
-    with torch.inference_mode():
-        for total in sums.values():
-            total.div_(count)
-    return sums, same, count
-
-
-@contextmanager
-def _watching(model: torch.nn.Module, sums: dict[str, torch.Tensor], same: dict[str, str]) -> Iterator[None]:
-    """While the model runs, add up xxᵀ/‖x‖² of the inputs of linear layers; of several with one input, only for the first."""
-    import torch
-
-    names = {id(parameter): name for name, parameter in model.named_parameters()}  # a tied weight has its first name
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
-    last: dict[str, Any] = {}
-
-    def watch(layer: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-        name = names[id(layer.weight)]
-        if last.get("input") is given[0]:
-            same[name] = last["name"]
-            return
-        last.update(input=given[0], name=name)
-        inputs = given[0].reshape(-1, given[0].shape[-1]).float()
-        directions = torch.nn.functional.normalize(inputs, dim=-1)
-        square = directions.T @ directions
-        sums[name] = sums[name] + square if name in sums else square
-
-    handles = [layer.register_forward_pre_hook(watch) for layer in layers]
-    try:
-        yield
-    finally:
-        last.clear()
-        for handle in handles:
-            handle.remove()

@@ -7,7 +7,6 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 from deltamend.calibration.activations import write_activations
 from deltamend.checkpoint.hashing import hash_folder
@@ -17,7 +16,7 @@ from deltamend.methods.input_moments import VERSION, is_whole
 from deltamend.study.base_model import Workplace
 from deltamend.study.config import ModelEntry, Target
 from deltamend.study.questions import spread, training_questions
-from deltamend.study.repair_config import OWN, TRAINING_EXAMPLES
+from deltamend.study.repair_config import OWN, TRAINING_EXAMPLES, Repair
 
 _LONGEST_EXAMPLE = 512
 """In tokens."""
@@ -43,19 +42,21 @@ def activations_of(place: Workplace, model: ModelEntry, base: Path) -> Path:
     return file
 
 
-def target_activations_of(place: Workplace, target: Target, tuned: Path, texts: Literal["own", "training"]) -> Path:
+def target_activations_of(place: Workplace, target: Target, tuned: Path, repair: Repair) -> Path:
     """Second moments of a fine-tuned model's activations; made where they are not there yet.
 
     Args:
         place: where the study runs.
         target: what the model was fine-tuned on.
         tuned: folder of the fine-tuned model; the file lies beside it.
-        texts: those that the model writes itself, like a base's, or a few of its training examples, evenly over their order.
+        repair: its `target_activations` say whether over texts that the model writes itself, like a base's, or over a few of its
+            training examples, evenly over their order.
 
     Raises:
         DeltamendError: the model cannot be loaded, or the items cannot be read.
     """
-    wanted = place.study.own_texts
+    wanted = repair.finetuned_texts or place.study.own_texts
+    texts = repair.target_texts
     examples = [] if texts == OWN else spread(training_questions(target, place.data), TRAINING_EXAMPLES)
     asked = [{"prompt": one.question, "response": one.answer} for one in examples]
     digest = fingerprint([VERSION, hash_folder(tuned), asked or wanted.model_dump()])

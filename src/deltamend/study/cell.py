@@ -285,7 +285,7 @@ def _activation_files(
     if wanted.needs_activations:
         files["activations"] = str(activations_of(place, cell.model, base))
     if wanted.target_texts is not None:
-        files["target_activations"] = str(target_activations_of(place, cell.target, tuned.model, wanted.target_texts))
+        files["target_activations"] = str(target_activations_of(place, cell.target, tuned.model, wanted))
     return files
 
 
@@ -320,6 +320,8 @@ def _repaired(base: Path, tuned: Path, out: Path, wanted: Repair, activations: d
 def described(wanted: Repair) -> str:
     """Method and parameters of a repair, and what its rules do otherwise."""
     messages = [wanted.method, *(f"{name}={value}" for name, value in wanted.parameters.items())]
+    if (texts := wanted.finetuned_texts) is not None:
+        messages.append(f"texts={texts.samples}x{texts.tokens}")
     for rule in wanted.rules:
         chosen = rule.model_dump(include={"filter", "layers", "kind"}, exclude_none=True)
         where = " ".join(f"{name} {value}" for name, value in chosen.items())

@@ -17,7 +17,7 @@ from deltamend.machine.yaml_text import YamlError, read_yaml
 from deltamend.recipes.regime import Regime
 from deltamend.records import FiniteRecord, first_problem
 from deltamend.study.exam_config import Exam, Items
-from deltamend.study.repair_config import Repair
+from deltamend.study.repair_config import OwnTexts, Repair
 
 _LONGEST_NAME = 60
 """Bytes; four of them make the name of a file, which may have 255."""
@@ -79,19 +79,12 @@ class Target(FiniteRecord):
         return text
 
 
-class OwnTexts(FiniteRecord):
-    """The texts a base writes itself, for repairs whose `activations` are `own`; see `deltamend calibrate activations`."""
-
-    samples: int = Field(default=48, ge=1, description="Number of texts.")
-    tokens: int = Field(default=96, ge=2, description="Tokens of each text.")
-    seed: int = Field(default=0, ge=0, description="Random seed of what is written.")
-
-
 class Choosing(FiniteRecord):
     """The cells that repairs may be chosen on; all others confirm."""
 
     targets: tuple[str, ...] = Field(description="Names of targets.")
     seeds: tuple[int, ...] = Field(description="Seeds; a cell is for choosing if its target and its seed are listed.")
+    models: tuple[str, ...] = Field((), description="Names of base models whose cells are for choosing; empty for all.")
 
 
 class Measure(FiniteRecord):
@@ -142,15 +135,20 @@ class Study(FiniteRecord):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="Random seeds; one cell for each.")
     repairs: tuple[Repair, ...] = Field(min_length=1, description="Repairs that are made of every fine-tuned model.")
     exam: Exam = Field(description="What every model is asked.")
-    own_texts: OwnTexts = Field(OwnTexts(), description="The texts that a base writes for null-space.")
+    own_texts: OwnTexts = Field(
+        OwnTexts(),
+        description="The texts that a base writes for null-space and two-sided, and a fine-tuned model for two-sided.",
+    )
     choosing: Choosing = Field(
         Choosing(targets=(), seeds=()), description="Cells that repairs may be chosen on; all others confirm."
     )
     measure: Measure | None = Field(
         None, description="The primary measure; None for a study that goes by the combined score alone."
     )
-    confirm: bool = Field(
-        True, description="Whether confirmation cells are run: false until what they are to confirm is frozen."
+    confirm: bool | tuple[str, ...] = Field(
+        True,
+        description="Whether confirmation cells are run: false until what they are to confirm is frozen. A list of names for those "
+        "that are run alone.",
     )
     keep_finetuned: bool = Field(False, description="Keep fine-tuned models after their cell is done.")
 
@@ -168,6 +166,7 @@ class Study(FiniteRecord):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one occurs twice")
         known = {
+            "models": {model.name for model in self.models},
             "targets": {target.name for target in self.targets},
             "regimes": {one.name for one in self.regimes},
             "repairs": {one.name for one in self.repairs},
@@ -176,10 +175,12 @@ class Study(FiniteRecord):
             if seed not in self.seeds:
                 raise ValueError(f"choosing: no seed {seed}; there are {', '.join(map(str, self.seeds))}")
         wanted = [("targets", name, "choosing") for name in self.choosing.targets]
+        wanted += [("models", name, "choosing") for name in self.choosing.models]
         wanted += [("regimes", name, f"repairs.{repair.name}") for repair in self.repairs for name in repair.regimes]
-        known["cells"] = (
-            {cell.name for cell in self.cells()} if any(one.only_in or one.not_in for one in self.repairs) else set()
-        )
+        confirmed = () if isinstance(self.confirm, bool) else self.confirm
+        wanted += [("cells", name, "confirm") for name in confirmed]
+        named = confirmed or any(one.only_in or one.not_in for one in self.repairs)
+        known["cells"] = {cell.name for cell in self.cells()} if named else set()
         for model in self.models:
             wanted += [("targets", name, f"models.{model.name}") for name in model.targets]
             wanted += [("regimes", name, f"models.{model.name}") for name in model.regimes]
@@ -233,7 +234,10 @@ class Study(FiniteRecord):
                 target,
             )
 
-        return sorted((cell for cell in self.cells() if self.confirm or self.chooses(cell)), key=order)
+        return sorted((cell for cell in self.cells() if self.chooses(cell) or self._confirms(cell)), key=order)
+
+    def _confirms(self, cell: StudyCell) -> bool:
+        return self.confirm if isinstance(self.confirm, bool) else cell.name in self.confirm
 
     def exam_of(self, model: ModelEntry) -> Exam:
         """What the models made of a base are asked.
@@ -246,7 +250,9 @@ class Study(FiniteRecord):
 
     def chooses(self, cell: StudyCell) -> bool:
         """Whether repairs may be chosen on this cell."""
-        return cell.target.name in self.choosing.targets and cell.seed in self.choosing.seeds
+        wanted = self.choosing
+        known_model = not wanted.models or cell.model.name in wanted.models
+        return known_model and cell.target.name in wanted.targets and cell.seed in wanted.seeds
 
     def repairs_of(self, cell: StudyCell) -> Iterator[Repair]:
         """The repairs that are made in a cell."""

@@ -21,7 +21,7 @@ def model_keys(study: Study, cell: StudyCell, key: str, exam: str) -> dict[str, 
     for one in study.repairs_of(cell):
         written: list[object] = [study.own_texts.model_dump()] if one.needs_activations else []
         if one.target_texts == OWN:
-            written.append({"target": study.own_texts.model_dump()})
+            written.append({"target": (one.finetuned_texts or study.own_texts).model_dump()})
         if one.target_texts == TRAINING:
             written.append({"target": TRAINING_EXAMPLES})
         keys[one.name] = json_sha256([key, exam, one.what_decides(), *written])

@@ -21,6 +21,14 @@ TRAINING_EXAMPLES = 32
 """As many prompts and answers of the new task as a user can nearly always give."""
 
 
+class OwnTexts(FiniteRecord):
+    """The texts that a model writes itself, for repairs that go by its activations; see `deltamend calibrate activations`."""
+
+    samples: int = Field(default=48, ge=1, description="Number of texts.")
+    tokens: int = Field(default=96, ge=2, description="Tokens of each text.")
+    seed: int = Field(default=0, ge=0, description="Random seed of what is written.")
+
+
 class Repair(FiniteRecord):
     """One repair that is made of every fine-tuned model."""
 
@@ -48,6 +56,10 @@ class Repair(FiniteRecord):
     )
     family: str | None = Field(
         None, description="Name that the strengths of one method share; by default its method, or with rules its name."
+    )
+    finetuned_texts: OwnTexts | None = Field(
+        None,
+        description="The texts that the fine-tuned model writes where `target_activations` are `own`; by default the study's own_texts.",
     )
     safety: bool = Field(False, description="Ask the safety tasks too.")
     regimes: tuple[str, ...] = Field((), description="Make it in these regimes only; empty for all.")
@@ -111,6 +123,8 @@ class Repair(FiniteRecord):
             self.what_decides()
         except MethodError as error:
             raise ValueError(str(error)) from error
+        if self.finetuned_texts is not None and self.target_texts != OWN:
+            raise ValueError(f"finetuned_texts has no effect without target_activations: {OWN}; leave it out")
         if self.name in _RESERVED:
             raise ValueError(f"{self.name} is not the name of a repair; take another")
         return self
@@ -123,5 +137,5 @@ def family_of(repair: Repair) -> str:
 
 def same_but_dtype(one: Repair, other: Repair) -> bool:
     """Whether two repairs differ in nothing but what is written, and what they are called."""
-    fields = ("method", "parameters", "rules", "vectors", "rounding")
+    fields = ("method", "parameters", "finetuned_texts", "rules", "vectors", "rounding")
     return all(getattr(one, field) == getattr(other, field) for field in fields)
