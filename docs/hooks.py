@@ -233,7 +233,7 @@ def study() -> str:
 
     kinds = (
         config.Study, config.ModelEntry, config.Target, exam_config.Items, Regime, repair_config.Repair, Rule,
-        exam_config.Exam, exam_config.GeneralPrompts, exam_config.GivenAnswers, SuiteTask, config.OwnTexts,
+        exam_config.Exam, exam_config.GeneralPrompts, exam_config.GivenAnswers, SuiteTask, repair_config.OwnTexts,
         config.Choosing, config.Measure,
     )  # fmt: skip
     return _models(kinds, defaults=True)

@@ -63,7 +63,7 @@ def test_what_a_finetuned_model_reads_decides_what_is_to_be_asked() -> None:
 
 
 def test_how_much_a_finetuned_model_writes_decides_what_is_to_be_asked(study: Study) -> None:
-    [cell, *_] = study.cells
+    cell = study.cells()[0]
     plain = two_sided("own")
     as_the_study, short = ({"samples": 3, "tokens": 6}, {"samples": 2, "tokens": 4})
 

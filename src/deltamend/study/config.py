@@ -140,7 +140,8 @@ class Study(FiniteRecord):
         description="The texts that a base writes for null-space and two-sided, and a fine-tuned model for two-sided.",
     )
     choosing: Choosing = Field(
-        Choosing(targets=(), seeds=()), description="Cells that repairs may be chosen on; all others confirm."
+        Choosing(targets=(), seeds=(), models=()),
+        description="Cells that repairs may be chosen on; all others confirm.",
     )
     measure: Measure | None = Field(
         None, description="The primary measure; None for a study that goes by the combined score alone."
