@@ -132,13 +132,13 @@ def test_auto_asks_for_the_method_and_keeps_vectors_that_were_given(
 ) -> None:
     asked: list[str] = []
 
-    def recommend(base: str, **_: object) -> Recommendation:
-        asked.append(base)
+    def recommend(*models: str, **_: object) -> Recommendation:
+        asked.extend(models)
         return Recommendation("wise-ft", {"alpha": 0.25}, 0.25, "it is a test")
 
     monkeypatch.setattr(deltamend._api, "recommend", recommend)
     report = deltamend.repair(llama_pair.base, llama_pair.finetuned, tmp_path / "auto", method="auto", vectors="base")
-    assert asked == [str(llama_pair.base)]
+    assert asked == [str(llama_pair.base), str(llama_pair.finetuned)]
     assert report.recommendation is not None
     assert report.recommendation.reason == "it is a test"
     deltamend.repair(

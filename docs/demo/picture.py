@@ -27,7 +27,7 @@ COLOURS = {
     "Fine-tuned": "#c2410c",
     "DG-Hard": "#1d4ed8",
     "WiSE-FT 0.5": "#15803d",
-    "null-space": "#7c3aed",
+    "two-sided": "#7c3aed",
 }
 
 

@@ -36,7 +36,8 @@ def repair(
 
     OUT appears complete or not at all. Memory does not grow with the model: each worker holds at most one delta of
     `matrices.delta.BLOCK_ELEMENTS` entries (64 MiB in fp32) and a few square matrices as large as a matrix's shorter side.
-    `method="auto"` also loads the whole base once, in float32, unless the cache already has what it computes from it.
+    `method="auto"` also loads each model once, one after the other, in float32, unless the cache already has what it computes from
+    it.
 
     Args:
         base: the checkpoint that fine-tuning started from: a folder, a hub id `org/name@revision`, a GGUF file, or any of
@@ -92,7 +93,7 @@ def plan_repair(
         finetuned: as for `repair`; leave it out when `base` is an open pair.
         out: as for `repair`.
         overwrite: whether OUT may already exist.
-        progress: callback while `method="auto"` runs the base, which takes a minute or two the first time.
+        progress: callback while `method="auto"` runs both models, which takes a minute or two the first time.
         options: as for `repair`. An open pair has its own options that pair and select matrices; leave these out
             when you give one.
 
@@ -116,7 +117,7 @@ def plan_repair(
     pair = pair_of(base, finetuned, wanted)
     try:
         return planning.plan_repair(
-            pair, out, wanted, overwrite=overwrite, recommend=lambda: recommend(pair.called[0], progress=progress)
+            pair, out, wanted, overwrite=overwrite, recommend=lambda: recommend(*pair.called, progress=progress)
         )
     except BaseException:
         if pair is not base:

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import deltamend
 from deltamend.checkpoint.safetensors_header import read_header
@@ -37,21 +39,75 @@ def pair(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 @pytest.mark.slow
-def test_auto_is_null_space_by_what_the_base_wrote_and_says_why(
+def test_auto_is_two_sided_by_what_both_models_wrote_and_says_why(
     pair: Pair, tmp_path: Path, deltamend_cli: Callable[..., Any]
 ) -> None:
     printed = deltamend_cli("repair", pair.base, pair.finetuned, tmp_path / "out", "--method", "auto")
     assert printed.code == 0, printed.err
-    assert "auto: null-space keeps what the update does" in printed.out
-    assert "read in 48 texts that it wrote itself" in printed.out
-    advice = deltamend.recommend(pair.base)
-    assert "read before" in advice.reason
+    assert "auto: two-sided keeps what the update does for its own task" in printed.out
+    assert "the base was read in 48 texts that it wrote itself, the fine-tuned model in 8 of its own" in printed.out
+    advice = deltamend.recommend(pair.base, pair.finetuned)
+    assert (advice.method, advice.parameters["target"], advice.fallback) == ("two-sided", 0.4, False)
+    assert "the base was read before, the fine-tuned model read before" in advice.reason
     deltamend.repair(pair.base, pair.finetuned, tmp_path / "again", method=advice.method, parameters=advice.parameters)
     report = deltamend.repair(pair.base, pair.finetuned, tmp_path / "python", method="auto")
     assert report.recommendation == advice
     name = "model.safetensors"
     for folder in ("again", "python"):
         assert (tmp_path / folder / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_of_a_base_alone_it_is_two_sided_by_the_update(pair: Pair, tmp_path: Path) -> None:
+    advice = deltamend.recommend(pair.base)
+    assert (advice.method, advice.fallback) == ("two-sided", False)
+    assert advice.parameters.keys() == {"activations", "strength", "update", "identity"}
+    deltamend.repair(pair.base, pair.finetuned, tmp_path / "out", method=advice.method, parameters=advice.parameters)
+
+
+@pytest.mark.slow
+def test_where_the_finetuned_model_cannot_be_run_it_goes_by_the_update_and_says_so(pair: Pair) -> None:
+    (pair.finetuned / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    advice = deltamend.recommend(pair.base, pair.finetuned)
+    assert (advice.method, advice.fallback) == ("two-sided", True)
+    assert advice.parameters == deltamend.recommend(pair.base).parameters
+    assert (
+        "the fine-tuned model cannot be run (the chat template fails (no); give texts), so that less is kept"
+        in advice.reason
+    )
+
+
+@pytest.mark.slow
+def test_a_finetuned_model_whose_tensors_have_other_names_goes_by_the_update(pair: Pair, tmp_path: Path) -> None:
+    weights = load_file(pair.finetuned / "model.safetensors")
+    names = {name: f"language_model.{name}" for name in weights}
+    save_file({names[name]: tensor for name, tensor in weights.items()}, pair.finetuned / "model.safetensors")
+    report = deltamend.repair(pair.base, pair.finetuned, tmp_path / "out", method="auto")
+    assert report.recommendation is not None
+    assert "target" not in report.recommendation.parameters
+    assert report.recommendation.fallback
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, in transformers
+def test_a_base_and_an_adapter_are_merged_and_run(pair: Pair, tmp_path: Path) -> None:
+    model = peft.get_peft_model(load(pair.base).model, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(str(tmp_path / "adapter"))
+    whole = f"{pair.base}+{tmp_path / 'adapter'}"
+    advice = deltamend.recommend(pair.base, whole)
+    assert not advice.fallback
+    deltamend.repair(pair.base, whole, tmp_path / "merged", method="none")
+    target = Path(str(advice.parameters["target_activations"]))
+    merged = deltamend.recommend(pair.base, tmp_path / "merged").parameters["target_activations"]
+    assert target.read_bytes() == Path(str(merged)).read_bytes()
+    assert {file.suffix for file in target.parent.iterdir()} == {".safetensors"}
+    report = deltamend.repair(pair.base, whole, tmp_path / "out", method="auto", output="adapter")
+    assert report.recommendation is not None
+    assert report.recommendation.parameters == advice.parameters
 
 
 @pytest.mark.slow
@@ -122,7 +178,7 @@ def test_code_of_the_base_does_not_run_even_if_somebody_says_yes(pair: Pair, tmp
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf")}
     command = [sys.executable, "-c", f"import deltamend; print(deltamend.recommend({str(base)!r}).reason)"]
     printed = subprocess.run(command, input="y\n" * 9, text=True, capture_output=True, env=environment, check=True)
-    assert "wise-ft at 0.5 in place of null-space, as the base cannot be run" in printed.stdout
+    assert "wise-ft at 0.5 in place of two-sided, as the base cannot be run" in printed.stdout
     assert "[y/N]" not in printed.stdout + printed.stderr
     assert not list(tmp_path.rglob("ran"))
 
@@ -173,7 +229,7 @@ def test_a_base_with_an_adapter_is_repaired_with_wise_ft_and_quiet_does_not_hide
     printed = deltamend_cli("repair", tmp_path / "base", pair.finetuned, tmp_path / "out", "--method", "auto", "-q")
     assert printed.code == 0
     assert printed.out == ""
-    assert printed.err.startswith("warning: auto: wise-ft at 0.5 in place of null-space, as the base cannot be run")
+    assert printed.err.startswith("warning: auto: wise-ft at 0.5 in place of two-sided, as the base cannot be run")
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
 def test_it_prints_the_table_and_where_the_page_is(run: tuple[Path, Path, str]) -> None:
     _, out, printed = run
     assert "Answers in" in printed
-    for name in ("Base", "Fine-tuned", "DG-Hard", "WiSE-FT 0.5", "null-space"):
+    for name in ("Base", "Fine-tuned", "DG-Hard", "WiSE-FT 0.5", "two-sided"):
         assert f" {name} " in printed.split("below each number")[0]  # in 80 columns, none cut short
     assert str(out / PAGE_FILE) in printed
 
@@ -74,14 +74,15 @@ def test_dg_hard_filtered_matrices_and_says_so(run: tuple[Path, Path, str]) -> N
     assert any(not repaired[name].equal(finetuned[name]) for name in filtered)
 
 
-def test_auto_is_null_space_by_texts_of_the_base(run: tuple[Path, Path, str]) -> None:
+def test_auto_is_two_sided_by_texts_of_both_models(run: tuple[Path, Path, str]) -> None:
     cache, out, _ = run
     record = json.loads((out / RECORD_FILE).read_text())["repairs"][-1]
     manifest = json.loads((out / record["manifest"]).read_text())
-    (activations,) = cache.glob("activations-*.safetensors")
-    assert record["method"] == manifest["method"] == "null-space"
+    known = {file.name for file in cache.glob("activations-*.safetensors")}
+    assert record["method"] == manifest["method"] == "two-sided"
     assert record["parameters"] == manifest["parameters"]
-    assert manifest["parameters"]["activations"].startswith(activations.name)
+    read = {manifest["parameters"][name].partition(" ")[0] for name in ("activations", "target_activations")}
+    assert read == known
     assert 0 < record["kept_energy"] < 1
 
 

@@ -126,7 +126,7 @@ def repair(
             refuse_nothing_to_diagnose(pair)
             places = [Path(folders[2]), *pair.base.folders, *pair.finetuned.folders]
             check_output_files({"html": html}, places if config is None else [*places, config])
-        with progress_bar(quiet or asked.get("method") != AUTO, "reading BASE") as progress:
+        with progress_bar(quiet or asked.get("method") != AUTO, "reading BASE and FINETUNED") as progress:
             plan = deltamend.plan_repair(
                 pair, out=folders[2], overwrite=overwrite or resume, progress=progress, **asked
             )

@@ -99,7 +99,7 @@ def run_demo(settings: DemoSettings, *, cache: Path, out: Path, seed: int, fresh
         steps = Steps(progress)
         base = _base(settings, cache, probes, seed, steps)
         finetuned = _finetuned(settings, base, cache, train_part, seed, fresh, steps)
-        advice = _advice(base, cache, steps)
+        advice = _advice(base, finetuned, cache, steps)
         reports = [_repaired(choice, advice, base, finetuned, out, steps) for choice in REPAIRS]
         folders = [base, finetuned, *(report.out for report in reports)]
         names = ["base", "fine-tuned", *(choice.label for choice in REPAIRS)]
@@ -151,11 +151,11 @@ def _finetuned(
     return folder
 
 
-def _advice(base: Path, cache: Path, steps: Steps) -> Recommendation:
-    """What `--method auto` does: it reads the base, once."""
-    with steps.step("Read the base, for null-space", 1.0) as advance:
-        advice = recommend(base, cache=cache, progress=_shares(advance))
-    if advice.method != "null-space":
+def _advice(base: Path, finetuned: Path, cache: Path, steps: Steps) -> Recommendation:
+    """What `--method auto` does: it reads both models, the base only once."""
+    with steps.step("Read both models, for two-sided", 1.0) as advance:
+        advice = recommend(base, finetuned, cache=cache, progress=_shares(advance))
+    if advice.fallback:
         raise CheckpointError(f"{base}: {advice.reason}")
     return advice
 

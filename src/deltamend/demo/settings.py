@@ -63,5 +63,5 @@ QUICK = DemoSettings(
 REPAIRS = (
     RepairChoice("DG-Hard", "dg-hard", ()),
     RepairChoice("WiSE-FT 0.5", "wise-ft", (("alpha", 0.5),)),
-    RepairChoice("null-space", AUTO, ()),
+    RepairChoice("two-sided", AUTO, ()),
 )

@@ -322,8 +322,8 @@ def _options_in_memory(given: RepairKeywords) -> RepairOptions:
             raise UsageError(f"{option(name)}: tensors in memory are not written to files; leave this option out")
     if options.method == AUTO:
         raise UsageError(
-            f"{option('method', AUTO)}: to recommend a method the base must be run, and it can only be loaded from a folder; "
-            "call deltamend.recommend(FOLDER) and pass the method, parameters and vectors that it returns"
+            f"{option('method', AUTO)}: to recommend a method both models must be run, and they can only be loaded from folders; "
+            "call deltamend.recommend(BASE, FINETUNED) and pass the method, parameters and vectors that it returns"
         )
     return options
 
