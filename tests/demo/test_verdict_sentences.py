@@ -100,3 +100,8 @@ def test_without_damage_no_repair_is_judged() -> None:
 
 def test_without_a_gain_on_the_target_nothing_is_kept() -> None:
     assert summarise_repair("DG-Hard", BASE, model(0, 0, 5.0), BASE, kept_energy=0.5).kept is None
+
+
+def test_a_repair_that_makes_the_update_larger_says_so() -> None:
+    turned = summarise_repair("two-sided", BASE, FINETUNED, model(38, 38, 3.1), kept_energy=1.5)
+    assert "The repaired update has 150% of the update's energy: it was turned, not only shrunk." in sentences(turned)

@@ -219,6 +219,10 @@ class Manifest(Record):
         return undone_by_rounding_of(self.tensors)
 
 
+MORE_THAN_ALL = 1.0 + 1e-4
+"""From this kept energy on a method made the update larger; up to it, the difference from 1 is the rounding of sums."""
+
+
 def kept_energy_of(matrices: Sequence[MatrixRepair]) -> float:
     """Σ‖Δ*‖² / Σ‖Δ‖² over the matrices; 1 where every delta is zero."""
     total = sum(matrix.delta_norm**2 for matrix in matrices if matrix.delta_norm is not None)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rich.table import Column
 
 from deltamend.checkpoint.file_names import ADAPTER_FILE
+from deltamend.checkpoint.manifest import MORE_THAN_ALL
 from deltamend.cli.options import spelled_on_command_line
 from deltamend.cli.terminal import PlainConsole, PlainTable, counted
 from deltamend.errors import spell
@@ -80,8 +81,9 @@ def print_report(console: PlainConsole, report: RepairReport, verbose: int) -> N
     outcomes = Counter(tensor.outcome for tensor in report.tensors)
     described = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
     console.print(f"{counted(len(report.tensors), 'tensor')}: {described}")
+    grown = ", more than all of it, as it does not only shrink the update" if report.kept_energy > MORE_THAN_ALL else ""
     console.print(
-        f"the method kept {_percent(report.kept_energy)} of the update's energy (‖Δ*‖²/‖Δ‖²)"
+        f"the method kept {_percent(report.kept_energy)} of the update's energy (‖Δ*‖²/‖Δ‖²){grown}"
         f"{coverage_clause(report.coverage)}; rounding changed the kept update by {_percent(report.realised_error)}"
     )
     if (warning := nothing_changed_warning(manifest) or rounding_warning(manifest)) is not None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from deltamend.checkpoint.manifest import MORE_THAN_ALL
 from deltamend.demo.intervals import Z_95
 from deltamend.demo.measurement import TARGET, Measurement
 
@@ -75,7 +76,11 @@ def sentences(result: RepairSummary) -> list[str]:
     if result.kept is not None:
         said.append(f"It {_kept_words(result.kept)} ({percent(result.kept)} of the gain is still there).")
     kept_energy = f"It kept {percent(result.kept_energy)} of the update's energy"
-    if result.kept_energy >= KEPT_ALMOST_ALL:
+    if result.kept_energy > MORE_THAN_ALL:
+        said.append(
+            f"The repaired update has {percent(result.kept_energy)} of the update's energy: it was turned, not only shrunk."
+        )
+    elif result.kept_energy >= KEPT_ALMOST_ALL:
         reason = "the filter took most of the update for signal, so the result is close to the fine-tuned model"
         said.append(f"{kept_energy}: {reason}.")
     elif (result.healed or 0.0) < HEALED_LITTLE and (result.kept or 0.0) >= KEPT_TASK:

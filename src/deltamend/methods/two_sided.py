@@ -30,6 +30,9 @@ class TwoSided(ActivationsMethod):
     and of the second moment of the layer's inputs over texts of the new task (`target`). Each of them, and B, is divided by
     its mean eigenvalue, so that one strength μ serves every matrix.
 
+    Δ* may be larger than Δ: inputs that the base uses are taken out of it, and what the task loses by that is made up for along
+    inputs that the base does not use.
+
     Its limits are other methods: A = I is `null-space` with ridge 1/μ; A = B is `wise-ft` with alpha 1/(1 + μ); with A = ΔᵀΔ
     and B = I the singular value σ is multiplied by σ²/(σ² + μ·mean σ²), a soft form of the threshold of `dg-hard`. With ΔᵀΔ
     and the base's own B, a direction is kept where the update is large compared with how much the base uses that input.
