@@ -1,7 +1,7 @@
 """Does a recipe forget less than plain training? `python -m benchmarks.recipes.forgetting benchmarks/results/recipes/forgetting.json`.
 
 For each of ten seeds a network learns the first task of the toy, and is then trained on the second by every recipe at its
-published settings. 200 old examples are at hand. What is written holds each seed's accuracies, the differences to plain training
+default settings. 200 old examples are at hand. What is written holds each seed's accuracies, the differences to plain training
 of the same seed with 95 % intervals (Student's t over the seeds), and the cost.
 """
 
@@ -19,6 +19,7 @@ import torch
 from scipy import stats
 
 from benchmarks.recipes import toy
+from benchmarks.shared.arguments import script_parser
 from deltamend.machine.threads import one_thread_each
 from deltamend.recipes.registry import RECIPES, get_recipe
 
@@ -72,8 +73,11 @@ def summary(seeds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any
     return rows
 
 
-def main(out: Path) -> None:
+def main() -> None:
     """Run all seeds, and write the record."""
+    asked = script_parser(__doc__)
+    asked.add_argument("out", type=Path, help="the JSON file to write")
+    out = asked.parse_args().out
     seeds = []
     with one_thread_each():
         for seed in SEEDS:
@@ -84,4 +88,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

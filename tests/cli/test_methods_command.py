@@ -16,6 +16,7 @@ def test_methods_are_listed_and_shown(deltamend_cli: Cli) -> None:
     shown = deltamend_cli("methods", "show", "task_arithmetic").out
     assert "arXiv 2212.04089" in shown
     assert "weight" in shown
+    assert all("\\n" not in deltamend_cli("methods", "show", name).out for name in all_methods())
     schema = json.loads(deltamend_cli("methods", "show", "dare", "--json").out)
     assert schema["properties"]["density"]["maximum"] == 1.0
     assert deltamend_cli("methods", "show", "dair").code == 2

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from deltamend.recipes.pages import example_command
 from deltamend.recipes.registry import all_recipes
 from tests.conftest import Printed
 
@@ -25,6 +26,8 @@ def test_one_is_shown_with_its_settings(name: str, deltamend_cli: Callable[..., 
     recipe = all_recipes()[name]
     assert recipe.source in shown.out
     assert all(field in shown.out for field in recipe.model_fields)
+    assert "\\n" not in shown.out  # paragraphs, and no line end shown as such
+    assert shown.out.splitlines()[-1] == example_command(recipe)
     assert json.loads(deltamend_cli("recipes", "show", name, "--json").out)["title"] == recipe.__name__
 
 

@@ -56,6 +56,8 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(base: Path, data: Path, out: Path, **options: Any) -> dict[str, torch.Tensor]:
     """The weights that training gives."""
+    if not all_recipes()[options.get("recipe", "plain")].uses_old:
+        options.pop("old", None)
     deltamend.finetune(base, data, out, **{"steps": 3, "batch": 4, "lr": 3e-3, "warmup": 0, **options})
     return load_file(out / "model.safetensors")
 
@@ -177,6 +179,8 @@ def test_an_output_is_never_an_input_and_never_replaced_unasked(base: Path, sums
 def test_what_does_not_fit_is_one_line(base: Path, sums: Path, letters: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="recipe lp-ft: trains the weights themselves and no adapter"):
         train(base, sums, tmp_path / "out", recipe="lp-ft", lora_rank=2)
+    with pytest.raises(UsageError, match=r"recipe plain: takes no old examples; leave out `?old`?, or take another"):
+        deltamend.finetune(base, sums, tmp_path / "out", old=[letters])
     with pytest.raises(UsageError, match="lr: Input should be greater than 0"):
         train(base, sums, tmp_path / "out", lr=-1.0)
     with pytest.raises(DeltamendError, match=r"drawn examples have a prompt of max_length \(8\)"):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.recipes.toy import Example, Network, run_of
+from deltamend.recipes.gradients import gradients_of
 from deltamend.recipes.recipe import TrainingRun
 from deltamend.recipes.registry import get_recipe
 from deltamend.recipes.si import path_integral
@@ -22,7 +23,7 @@ def test_the_path_integral_sums_to_the_loss_it_explains_on_a_quadratic() -> None
         return 0.5 * (curvature * point.square()).sum()
 
     before = loss().item()
-    found = path_integral({"point": point}, loss, optimizer, 1000)["point"]
+    found = path_integral({"point": point}, lambda _: gradients_of(loss(), {"point": point}), optimizer, 1000)["point"]
     assert abs(float(found.sum()) - (before - loss().item())) < 0.005 * before
     own = 0.5 * curvature * (start.square() - point.detach().square())  # of each entry by itself, as it is separable
     torch.testing.assert_close(found, own, rtol=0.01, atol=1e-6)

@@ -214,7 +214,7 @@ class WorkFolder:
             OutputError: OUT is no longer empty and may not be replaced, or the rename failed.
         """
         with output_errors(self.out):
-            _sync(self.staged)
+            sync_folder(self.staged)
             parent = os.open(self.folder.parent, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with output_errors(self.out):
@@ -345,7 +345,7 @@ def _exchange(staged: Path, out: Path, aside: Path) -> None:
         raise
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Bring a folder's files and names to the disk, so that the rename cannot come before their content."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():

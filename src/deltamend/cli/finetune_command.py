@@ -70,7 +70,12 @@ def finetune(
     weights: Annotated[
         _DType, typer.Option(help="Dtype in which weights and optimiser are held, and OUT is written.")
     ] = "float32",
-    compute: Annotated[_DType, typer.Option(help="Dtype of the arithmetic.")] = "bfloat16",
+    compute: Annotated[
+        _DType | None,
+        typer.Option(
+            help="Dtype of the arithmetic; by default bfloat16 where the GPU or the processor computes it fast, otherwise float32."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order of the examples, and of whatever is drawn.")] = 0,
     checkpoint_every: Annotated[
         int, typer.Option(min=1, help="Steps between two states from which --resume can go on.")

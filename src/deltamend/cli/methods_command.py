@@ -49,7 +49,7 @@ def show(
         return
     console = PlainConsole()
     console.print(f"{chosen.name} ({chosen.source}): {chosen.summary}", soft_wrap=True)
-    console.print(inspect.getdoc(chosen), soft_wrap=True)
+    console.print_paragraphs(inspect.getdoc(chosen) or "")
     table = PlainTable("parameter", "default", "range", "meaning")
     rows = parameter_rows(chosen)
     for row in rows:

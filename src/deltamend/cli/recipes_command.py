@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from deltamend.cli.terminal import PlainConsole, PlainTable, echo_json
-from deltamend.recipes.pages import setting_rows
+from deltamend.recipes.pages import example_command, needs_of, setting_rows
 from deltamend.recipes.registry import all_recipes, recipe_class
 
 recipes = typer.Typer(
@@ -49,10 +49,10 @@ def show(
         return
     console = PlainConsole()
     console.print(f"{chosen.name} ({chosen.source}): {chosen.summary}", soft_wrap=True)
-    console.print(inspect.getdoc(chosen), soft_wrap=True)
-    console.print(f"It needs {chosen.needs}.", soft_wrap=True)
+    console.print_paragraphs(f"{inspect.getdoc(chosen)}\n\n{needs_of(chosen)}")
     table = PlainTable("setting", "default", "range", "meaning")
     rows = setting_rows(chosen)
     for row in rows:
         table.add_row(*row)
     console.print(table if rows else "It has no settings.")
+    console.print(example_command(chosen), soft_wrap=True)

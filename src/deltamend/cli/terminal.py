@@ -31,6 +31,12 @@ class PlainConsole(Console):
         """Print a line of text, or what rich can draw. A line end in a text is shown as such; give each line by itself."""
         super().print(*(one_line(one) if isinstance(one, str) else one for one in objects), **options)
 
+    def print_paragraphs(self, text: str) -> None:
+        """Print text whose paragraphs are parted by empty lines, each filled anew to the width of the terminal and after an empty line."""
+        for paragraph in text.split("\n\n"):
+            super().print()
+            self.print(" ".join(paragraph.split()))
+
 
 class PlainTable(Table):
     """A table whose cells are only text, each in one line."""

@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from deltamend.recipes.gradients import add_to_gradient, drawn, evaluating, gradients_of, held_back
+from deltamend.recipes.gradients import add_to_gradient, drawn, evaluating, held_back, loss_gradient
 from deltamend.recipes.recipe import Recipe, RunningRecipe, TrainingRun
 
 
 class AGem(Recipe):
-    """Averaged GEM: take from the gradient g what points against g_ref, that of some old examples (Chaudhry et al. 2019, equation 11).
+    """Averaged GEM: take from the gradient g what points against g_ref, that of some old examples (Chaudhry et al. 2019).
 
     Where ⟨g, g_ref⟩ < 0, g̃ = g − (⟨g, g_ref⟩/⟨g_ref, g_ref⟩)·g_ref; otherwise g̃ = g. Every step draws its examples from the memories of
-    all old tasks together. 256 examples in a step are the paper's for MNIST.
+    all old tasks together. 256 examples in a step are the authors', for MNIST; 256 in each memory are chosen here.
     """
 
     name: ClassVar[str] = "a-gem"
@@ -42,7 +42,7 @@ class _Turned(RunningRecipe):
         parameters = self._run.trained()
         chosen = drawn(self._memory, self._sample, self._run.seed, step)
         with evaluating(self._run.model):
-            old = gradients_of(self._run.loss(self._run.model, chosen), parameters)
+            old = loss_gradient(self._run, chosen, parameters)
         along = sum(
             float((old[name].double() * one.grad.double()).sum())
             for name, one in parameters.items()

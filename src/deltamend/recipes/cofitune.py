@@ -14,8 +14,8 @@ from deltamend.recipes.unit_masks import Masked, MaskedRecipe, gradient_factors,
 class CoFiTune(Recipe):
     """Train only the feed-forward networks of layers from a quarter to half of the depth, with soft masks (Zhang et al. 2024).
 
-    The coarse level is the paper's finding that this range, (N×25 %, N×50 %], balances the new task and the rest best; everything else
-    is frozen. The fine level multiplies the updates of a hidden neuron's weights by 1 − I, as `soft-masks` does, whose page says
+    The coarse level is the authors' range of layers, (N×25 %, N×50 %]; everything else is frozen. Their scripts train the up and down
+    projections and leave the gate's frozen; here it is trained, too, since it belongs to the same neurons. The fine level multiplies the updates of a hidden neuron's weights by 1 − I, as `soft-masks` does, whose page says
     why it is not the gradients, as in the paper.
     """
 

@@ -14,8 +14,8 @@ class Ewc(Recipe):
     """Elastic weight consolidation: the loss plus Σ (λ/2)·F·(θ − θ_base)² (Kirkpatrick et al. 2017, equation 3).
 
     F is the diagonal of the Fisher information of the base over old examples, its labels drawn from the base: the mean of the squared
-    gradients of the log-likelihood of a whole example. λ = 400 is the paper's for Atari games, the only value it states; it has none
-    for language models.
+    gradients of the log-likelihood of a whole example. λ = 400 is chosen here: the right value depends on the model, the examples and the
+    learning rate, and the paper has none for language models.
     """
 
     name: ClassVar[str] = "ewc"

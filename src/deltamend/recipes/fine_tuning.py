@@ -20,6 +20,7 @@ from deltamend.errors import DeltamendError, UsageError, option
 from deltamend.inputs.open_models import model_folder, paths_of
 from deltamend.machine.bounded_files import UnreadableError, read_bytes
 from deltamend.machine.digests import json_sha256
+from deltamend.machine.processor import computes_in_bf16
 from deltamend.machine.versions import installed_versions
 from deltamend.progress import Progress, ignore_progress
 from deltamend.recipes.card import render_card
@@ -75,7 +76,7 @@ def finetune(
     max_length: int = 512,
     lora_rank: int | None = None,
     weights: DType = "float32",
-    compute: DType = "bfloat16",
+    compute: DType | None = None,
     seed: int = 0,
     checkpoint_every: int = 200,
     resume: bool = False,
@@ -103,7 +104,8 @@ def finetune(
         max_length: longest example, in tokens; longer ones are cut at their end.
         lora_rank: train an adapter of this rank on all linear layers but the head, and merge it.
         weights: dtype in which weights and optimiser are held, and OUT is written.
-        compute: dtype of the arithmetic; bfloat16 is autocast where the weights are float32.
+        compute: dtype of the arithmetic, bfloat16 being autocast where the weights are float32; None for bfloat16 where the
+            GPU or the processor computes it fast, and float32 elsewhere.
         seed: of the order of the examples, and of whatever is drawn.
         checkpoint_every: steps between two states from which `resume` can go on.
         resume: continue an interrupted run with the same inputs and options, or do nothing if OUT is already its result.
@@ -124,6 +126,10 @@ def finetune(
     place, files = Path(out), [Path(data), *map(Path, old)]
     made = get_recipe(recipe, settings)
     check_recipe(made, lora_rank=lora_rank)
+    if old and not made.uses_old:
+        raise UsageError(
+            f"recipe {made.name}: takes no old examples; leave out {option('old')}, or take another recipe"
+        )
     _check_ready(seed, checkpoint_every)
     finish_exchange(place, resume=resume)
     if not resume:
@@ -140,7 +146,7 @@ def finetune(
         max_length=max_length,
         lora_rank=lora_rank,
         weights=weights,
-        compute=compute,
+        compute=compute or _fast_dtype(),
     )
     start = _planned(os.fspath(base), files, len(read[0]), made, regime, seed)
     if resume and (known := _published(place, start.key)) is not None:
@@ -269,6 +275,13 @@ def _regime(
     except ValidationError as error:
         field, problem = first_problem(error)
         raise UsageError(f"{option(field)}: {problem}; correct it" if field else problem) from error
+
+
+def _fast_dtype() -> DType:
+    """The dtype that the GPU, or the processor, computes fast; bfloat16 takes a processor without it some twenty times as long."""
+    import torch
+
+    return "bfloat16" if torch.cuda.is_available() or computes_in_bf16() else "float32"
 
 
 def _origin(recipe: Recipe, old: Sequence[object]) -> Literal["none", "given", "own texts"]:

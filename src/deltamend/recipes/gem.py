@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from deltamend.recipes.gradients import add_to_gradient, evaluating, gradients_of, held_back
+from deltamend.recipes.gradients import add_to_gradient, evaluating, held_back, loss_gradient
 from deltamend.recipes.recipe import Recipe, RunningRecipe, TrainingRun
 
 if TYPE_CHECKING:
@@ -22,9 +22,10 @@ _RIDGE = 1e-10
 class Gem(Recipe):
     """Gradient episodic memory: the step nearest to the gradient that raises the loss of no old task (Lopez-Paz & Ranzato 2017).
 
-    g̃ minimises ‖g̃ − g‖² with ⟨g̃, g_k⟩ ≥ 0 for the gradient g_k of each old task over its memory (equation 10). It is found by the dual,
-    a quadratic program with one unknown for each task (equation 11); γ is then added to its solution v, which favours the old tasks.
-    Each group of old examples is one task. γ = 0.5 and 256 examples of each task are the paper's. Every step takes a gradient over the whole memory.
+    g̃ minimises ‖g̃ − g‖² with ⟨g̃, g_k⟩ ≥ 0 for the gradient g_k of each old task over its memory. It is found by the dual,
+    a quadratic program with one unknown for each task. γ is then added to its solution v, which favours the old tasks; the authors' code
+    bounds v by γ from below instead. Each group of old examples is one task. γ = 0.5 and 256 examples of each task are the authors',
+    for images. Every step takes a gradient over the whole memory.
     """
 
     name: ClassVar[str] = "gem"
@@ -50,9 +51,7 @@ class _Projected(RunningRecipe):
         """Project the gradient."""
         parameters = self._run.trained()
         with evaluating(self._run.model):
-            old = [
-                gradients_of(self._run.loss(self._run.model, memory), parameters) for memory in self._memories if memory
-            ]
+            old = [loss_gradient(self._run, memory, parameters) for memory in self._memories if memory]
         new = {name: one.grad for name, one in parameters.items() if one.grad is not None}
         along = np.array([sum(_dot(one[name], new[name]) for name in new) for one in old])
         if not (along < 0).any():
@@ -64,7 +63,7 @@ class _Projected(RunningRecipe):
 
 
 def dual_solution(gram: npt.NDArray[np.float64], along: FloatVector) -> FloatVector:
-    """The v ≥ 0 that minimises ½ vᵀ(GGᵀ)v + (Gg)ᵀv, for k old tasks (Lopez-Paz & Ranzato 2017, equation 11).
+    """The v ≥ 0 that minimises ½ vᵀ(GGᵀ)v + (Gg)ᵀv, for k old tasks: the dual of Lopez-Paz & Ranzato 2017.
 
     g + Gᵀv is then the vector nearest to g that has no negative product with a row of G.
 

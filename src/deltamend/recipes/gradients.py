@@ -26,6 +26,18 @@ def gradients_of(value: torch.Tensor, parameters: Mapping[str, Any]) -> dict[str
     }
 
 
+def loss_gradient(run: TrainingRun, examples: Sequence[Any], parameters: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The gradient of the mean loss over examples, by name of parameter, as many examples at a time as the training takes."""
+    whole, size = run.predictions(examples), run.at_once or len(examples)
+    found: dict[str, torch.Tensor] = {}
+    for start in range(0, len(examples), size):
+        part = examples[start : start + size]
+        gradients = gradients_of(run.loss(run.model, part) * (run.predictions(part) / whole), parameters)
+        for name, gradient in gradients.items():
+            found[name] = found[name] + gradient if name in found else gradient
+    return found
+
+
 def add_to_gradient(parameter: torch.nn.Parameter, addend: torch.Tensor, factor: float = 1.0) -> None:
     """Add `factor` · `addend`, of the parameter's shape, to the gradient that the optimiser will use."""
     if parameter.grad is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from deltamend.calibration.activations import own_texts
 from deltamend.language_models.loading import LoadedModel
 from deltamend.language_models.training import PADDING, Example, collate
-from deltamend.recipes.recipe import TrainingRun, Units
+from deltamend.recipes.recipe import OWN_TEXTS, OWN_TOKENS, TrainingRun, Units
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +24,6 @@ _READERS: dict[str, tuple[Kind, tuple[str, ...]]] = {
 }
 """The layer that reads what units put out, by its name: their kind, and the layers beside it that make them."""
 _LAYER = re.compile(r"\.(\d+)\.")
-OWN_TEXTS, OWN_TOKENS = 48, 96
-"""How many texts a base writes where there are no old examples, and how many tokens each has."""
 
 
 def run_of_language_model(
@@ -37,6 +35,7 @@ def run_of_language_model(
     lr: float,
     seed: int,
     autocast: bool,
+    at_once: int | None = None,
 ) -> TrainingRun:
     """The training of a language model, as recipes take it.
 
@@ -48,6 +47,7 @@ def run_of_language_model(
         lr: likewise.
         seed: likewise.
         autocast: whether the training computes in bf16 autocast; the recipes then do so, too.
+        at_once: see `TrainingRun`.
     """
     outputs = _outputs(autocast)
 
@@ -69,6 +69,8 @@ def run_of_language_model(
         old=tuple(tuple(group) for group in old),
         head=_head(model),
         units=language_model_units(model),
+        predictions=lambda examples: sum(len(example.answer) for example in examples),
+        at_once=at_once,
     )
 
 

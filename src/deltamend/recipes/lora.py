@@ -1,4 +1,4 @@
-"""LoRA at its published setting."""
+"""LoRA with the setting of its authors for GPT-2."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from deltamend.recipes.recipe import AdapterSettings, Recipe, RunningRecipe, Tra
 
 
 class Lora(Recipe):
-    """Leave the weights W as they are and train ΔW = (α/r)·B·A of rank r beside them (Hu et al. 2022, equation 3).
+    """Leave the weights W as they are and train ΔW = (α/r)·B·A of rank r beside them (Hu et al. 2022).
 
-    A starts at random and B at zero, so that training starts at the base. The settings are those of the paper's GPT-2 (its appendix
-    on hyperparameters): r = 4, α = 32, on the projections of queries and values. The sum W + ΔW is written, as a whole model.
+    A starts at random and B at zero, so that training starts at the base. r = 4 and α = 32, on the projections of queries and values,
+    are what the authors' code trains GPT-2 with; its dropout of 0.1 is left out here. The sum W + ΔW is written, as a whole model.
     A model whose projections are stored as one matrix needs `layers=all-linear`.
     """
 

@@ -11,11 +11,11 @@ from deltamend.recipes.recipe import Recipe, RunningRecipe, TrainingRun
 
 
 class LpFt(Recipe):
-    """Linear probing, then fine-tuning: train the output layer alone, then all weights from there (Kumar et al. 2022, section 3.4).
+    """Linear probing, then fine-tuning: train the output layer alone, then all weights from there (Kumar et al. 2022).
 
     A head that fits the new task before the features move makes the later gradients of the features smaller. The paper probes until
     the head has converged, for classifiers whose head is new; it has no setting for language models, whose head is trained already.
-    Half of the steps is ours. Where the head is tied to the embedding, the two are one matrix: the first phase then moves that
+    Half of the steps is chosen here. Where the head is tied to the embedding, the two are one matrix: the first phase then moves that
     matrix, and with it the embedding.
     """
 

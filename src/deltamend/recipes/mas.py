@@ -11,11 +11,12 @@ from deltamend.recipes.recipe import Recipe, RunningRecipe, TrainingRun
 
 
 class Mas(Recipe):
-    """Memory-aware synapses: the loss plus λ·Σ Ω·(θ − θ_base)² (Aljundi et al. 2018, equation 4).
+    """Memory-aware synapses: the loss plus λ·Σ Ω·(θ − θ_base)² (Aljundi et al. 2018).
 
-    Ω is the mean of |∂‖F(x)‖²/∂θ| over old examples (equations 2 and 3 for outputs of many dimensions): how much the base's outputs
-    depend on a parameter. No label is needed. F(x) are the logits, and ‖F(x)‖² is the mean over the predictions of a text, which is ours, as the
-    paper is about images. λ = 1 is the paper's.
+    Ω is the mean of |∂‖F(x)‖²/∂θ| over old examples (equation 2, with the squared length of an output of many dimensions): how much the
+    base's outputs depend on a parameter. No label is needed. F(x) are the logits, and ‖F(x)‖² is the mean over the predictions of a text,
+    which is ours, as the paper is about images. λ = 1 is the authors' for images. The logits of a language model are many and large,
+    so Ω is, too, and this λ may hold the base so fast that nothing new is learnt.
     """
 
     name: ClassVar[str] = "mas"

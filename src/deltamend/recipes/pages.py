@@ -1,4 +1,4 @@
-"""The documentation pages of the recipes: `python -m deltamend.recipes.pages docs/recipes benchmarks/results/recipes/forgetting.json`."""
+"""The documentation pages of the recipes, from their docstrings and from what was measured: `python -m deltamend.recipes.pages docs/recipes`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from deltamend.methods.pages import ParameterRow, rows_of
-from deltamend.recipes.recipe import Recipe
+from deltamend.recipes.recipe import OWN_TEXTS, OWN_TOKENS, Recipe
 from deltamend.recipes.registry import RECIPES
+
+RECORD = Path("benchmarks/results/recipes/forgetting.json")
+"""What was measured, from the root of the repository."""
+
+
+def read_record(root: Path) -> dict[str, Any]:
+    """What `benchmarks/recipes/forgetting.py` wrote, in a checkout."""
+    found: dict[str, Any] = json.loads((root / RECORD).read_text(encoding="utf-8"))
+    return found
 
 
 def setting_rows(recipe: type[Recipe]) -> list[ParameterRow]:
@@ -19,18 +28,30 @@ def setting_rows(recipe: type[Recipe]) -> list[ParameterRow]:
     return rows_of(recipe)
 
 
-def page(recipe: type[Recipe], record: Mapping[str, Any]) -> str:
-    """The page of a recipe, in Markdown.
+def example_command(recipe: type[Recipe]) -> str:
+    """The command that trains by a recipe, with old examples where it takes some."""
+    old = " --old old.jsonl" if recipe.uses_old else ""
+    return f"deltamend finetune BASE --data chats.jsonl OUT --recipe {recipe.name}{old}"
 
-    Args:
-        recipe: its class.
-        record: what `benchmarks/recipes/forgetting.py` wrote.
-    """
+
+def needs_of(recipe: type[Recipe]) -> str:
+    """What a recipe needs, in whole sentences."""
+    found = f"It needs {recipe.needs}."
+    if recipe.uses_old:
+        found += (
+            f" Where no old examples are given with `--old`, {OWN_TEXTS} texts of {OWN_TOKENS} tokens, which the base writes itself, "
+            "stand in for them."
+        )
+    if recipe.full_only:
+        found += " It trains the weights themselves and no adapter, so `--lora-rank` is refused."
+    return found
+
+
+def page(recipe: type[Recipe], record: Mapping[str, Any]) -> str:
+    """The page of a recipe, in Markdown."""
     rows = setting_rows(recipe)
     lines = [f"# {recipe.name}", "", recipe.summary, "", inspect.getdoc(recipe) or "", "", f"Source: {recipe.source}."]
-    lines += ["", f"It needs {recipe.needs}.{_stand_in(recipe)}"]
-    if recipe.full_only:
-        lines += ["", "It trains the weights themselves and no adapter, so `--lora-rank` is refused."]
+    lines += ["", needs_of(recipe)]
     if rows:
         lines += ["", "| setting | default | range | meaning |", "|---|---|---|---|"]
         lines += [
@@ -38,15 +59,20 @@ def page(recipe: type[Recipe], record: Mapping[str, Any]) -> str:
         ]
     else:
         lines += ["", "It has no settings."]
-    lines += ["", "## On a toy", "", _on_the_toy(recipe.name, record)]
-    command = f"deltamend finetune BASE --data chats.jsonl OUT --recipe {recipe.name}"
-    return "\n".join([*lines, "", f"`{command}`", ""])
+    lines += ["", f"    {example_command(recipe)}", "", "## On a toy", "", _on_the_toy(recipe.name, record)]
+    if recipe.name != "plain":
+        lines += ["", _cost(record["summary"][recipe.name])]
+    lines += ["", "[All recipes](README.md) says how this was measured."]
+    return "\n".join([*lines, ""])
 
 
-def _stand_in(recipe: type[Recipe]) -> str:
-    if not recipe.uses_old:
-        return ""
-    return " Where no old examples are given with `--old`, 48 texts of 96 tokens that the base writes itself stand in for them."
+def _cost(row: Mapping[str, Any]) -> str:
+    held = (
+        f"and held {row['held']:g} times the size of the weights in memory besides"
+        if row["held"]
+        else "and held nothing besides"
+    )
+    return f"There it took {row['time']:g} times the processor time of plain training, getting ready included, {held}."
 
 
 def _on_the_toy(name: str, record: Mapping[str, Any]) -> str:
@@ -60,23 +86,20 @@ def _on_the_toy(name: str, record: Mapping[str, Any]) -> str:
     kept = f"After it, {_share(row['old'])} of the old task's and {_share(row['new'])} of the new task's are right"
     if name == "plain":
         return f"{setting} {kept}."
-    verdicts = {"old": _verdict(row["old_beside_plain"]), "new": _verdict(row["new_beside_plain"])}
     forgets = {
         "more": "It forgets less than plain training",
         "less": "It forgets more than plain training",
         "same": "It is not shown to forget less than plain training",
-    }[verdicts["old"]]
+    }[_verdict(row["old_beside_plain"])]
     learns = {
         "more": "and learns the new task better",
         "less": "and learns the new task less well",
         "same": "and no difference is shown in what it learns",
-    }[verdicts["new"]]
-    cost = f"It took {row['time']:g} times the processor time of plain training"
-    held = f" and held {row['held']:g} times the size of the weights besides" if row["held"] else ""
+    }[_verdict(row["new_beside_plain"])]
     return (
         f"{setting} {kept}; after plain training, {_share(plain['old'])} and {_share(plain['new'])}. {forgets} "
-        f"({_points(row['old_beside_plain'])} points), {learns} ({_points(row['new_beside_plain'])}). {cost}{held}. "
-        "These are the settings above, and a toy of 29,000 weights: they say nothing of a language model."
+        f"({_points(row['old_beside_plain'])} points), {learns} ({_points(row['new_beside_plain'])}). "
+        "These are its default settings, and a toy of 29,000 weights: they say nothing of a language model."
     )
 
 
@@ -98,35 +121,39 @@ def index(record: Mapping[str, Any]) -> str:
     lines = [
         "# Training recipes",
         "",
-        "How to fine-tune so that less is forgotten in the first place: `deltamend finetune BASE --data chats.jsonl OUT --recipe NAME`. "
-        "[How to fine-tune](../how-to/finetune.md) shows it step by step.",
+        "How to fine-tune so that less is forgotten in the first place. [How to fine-tune](../how-to/finetune.md) shows it step by step; "
+        "`deltamend recipes` lists them in a terminal.",
         "",
         "| recipe | what it does | needs | source |",
         "|---|---|---|---|",
     ]
     lines += [f"| [{one.name}]({one.name}.md) | {one.summary} | {one.needs} | {one.source} |" for one in RECIPES]
+    return "\n".join([*lines, *_toy_table(record), ""])
+
+
+def _toy_table(record: Mapping[str, Any]) -> list[str]:
     rows = record["summary"]
-    lines += [
+    lines = [
         "",
-        f"On a toy, over {len(record['seeds'])} seeds, at these settings: shares of held-out examples told right, and the difference to "
-        "plain training in points with its 95 % interval.",
+        "## On a toy",
         "",
-        "| recipe | old task | beside plain | new task | beside plain | time |",
-        "|---|---|---|---|---|---|",
+        f"Measured by `python -m benchmarks.recipes.forgetting {RECORD}`: a network of 29,000 weights learns patterns with "
+        f"noise, and then the same patterns with their pixels in another order. Over {len(record['seeds'])} seeds, at the default settings: shares "
+        "of held-out examples told right, and the difference to plain training in points with its 95 % interval; processor time beside "
+        "plain training, getting ready included; and what is held in memory besides, in copies of the weights, without what a step needs for a "
+        "moment. It is no language model, and says nothing of one: there, the length of the old examples decides what they cost.",
+        "",
+        "| recipe | old task | beside plain | new task | beside plain | time | memory |",
+        "|---|---|---|---|---|---|---|",
     ]
     for one in RECIPES:
         row = rows[one.name]
         old, new = (
             _points(row[f"{what}_beside_plain"]) if f"{what}_beside_plain" in row else "–" for what in ("old", "new")
         )
-        time = f"×{row['time']:g}" if "time" in row else "×1"
-        lines.append(f"| {one.name} | {_share(row['old'])} | {old} | {_share(row['new'])} | {new} | {time} |")
-    lines += [
-        "",
-        "The toy was measured by `python -m benchmarks.recipes.forgetting benchmarks/results/recipes/forgetting.json`. It is a network "
-        "of 29,000 weights on patterns with noise, and no language model.",
-    ]
-    return "\n".join([*lines, ""])
+        cost = f"×{row.get('time', 1):g} | {row.get('held', 0):g}"
+        lines.append(f"| {one.name} | {_share(row['old'])} | {old} | {_share(row['new'])} | {new} | {cost} |")
+    return lines
 
 
 def all_pages(record: Mapping[str, Any]) -> dict[str, str]:
@@ -136,7 +163,6 @@ def all_pages(record: Mapping[str, Any]) -> dict[str, str]:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    measured = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
     folder.mkdir(exist_ok=True)
-    for file, text in all_pages(measured).items():
+    for file, text in all_pages(read_record(Path())).items():
         (folder / file).write_text(text, encoding="utf-8")

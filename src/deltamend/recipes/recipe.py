@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     import torch
 
+OWN_TEXTS, OWN_TOKENS = 48, 96
+"""How many texts a base writes where there are no old examples, and how many tokens each has."""
+
 
 @dataclass(frozen=True)
 class Units:
@@ -48,6 +51,8 @@ class TrainingRun:
         old: the old examples, one group for each old task.
         head: names of the parameters of the output layer.
         units: of every layer, as far as they are known.
+        predictions: gives the number of predictions in some examples, over which `loss` is the mean.
+        at_once: examples that fit into memory at a time; None for any number.
     """
 
     model: torch.nn.Module
@@ -60,6 +65,8 @@ class TrainingRun:
     old: tuple[tuple[Any, ...], ...] = ()
     head: tuple[str, ...] = ()
     units: tuple[Units, ...] = ()
+    predictions: Callable[[Sequence[Any]], int] = len
+    at_once: int | None = None
 
     @property
     def all_old(self) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from deltamend.errors import UsageError
+from deltamend.errors import UsageError, option
 from deltamend.recipes.recipe import Recipe
 from deltamend.recipes.registry import get_recipe
 from deltamend.records import FiniteRecord
@@ -80,6 +80,10 @@ def check_recipe(recipe: Recipe, *, lora_rank: int | None) -> None:
         UsageError: it trains no adapter, or one of its own, and `lora_rank` asks for one.
     """
     if lora_rank is not None and recipe.full_only:
-        raise UsageError(f"recipe {recipe.name}: trains the weights themselves and no adapter; leave out lora_rank")
+        raise UsageError(
+            f"recipe {recipe.name}: trains the weights themselves and no adapter; leave out {option('lora_rank')}"
+        )
     if lora_rank is not None and recipe.adapter is not None:
-        raise UsageError(f"recipe {recipe.name}: has a rank of its own; leave out lora_rank, and set `rank`")
+        raise UsageError(
+            f"recipe {recipe.name}: has a rank of its own; leave out {option('lora_rank')}, and set `rank`"
+        )

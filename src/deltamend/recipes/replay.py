@@ -7,16 +7,16 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from deltamend.recipes.gradients import add_to_gradient, drawn, gradients_of, held_back
+from deltamend.recipes.gradients import add_to_gradient, drawn, held_back, loss_gradient
 from deltamend.recipes.recipe import Recipe, RunningRecipe, TrainingRun
 
 
 class Replay(Recipe):
-    """Tiny episodic replay: old examples from a small memory in every step (Chaudhry et al. 2019, algorithm 1).
+    """Tiny episodic replay: old examples from a small memory in every step (Chaudhry et al. 2019).
 
-    The paper draws as many old examples as new ones, which is a share of one half. The gradient is the mean over both kinds, each example
+    The authors draw as many old examples as new ones, ten of each, which is a share of one half. The gradient is the mean over both kinds, each example
     counting once. Where the share gives no whole number of old examples, the steps take turns, so that the mix of the whole training is
-    the share. The paper's memories hold from one to a few examples of each class, where there are classes; 64 of each old task is ours.
+    the share. The paper's memories hold from one to a few examples of each class, where there are classes; 64 of each old task are chosen here.
     """
 
     name: ClassVar[str] = "replay"
@@ -63,7 +63,7 @@ class _Mixed(RunningRecipe):
         )  # a memory smaller than the share asks for is gone through again
         chosen = self._memory * whole + drawn(self._memory, rest, self._run.seed, step)
         parameters = self._run.trained()
-        old = gradients_of(self._run.loss(self._run.model, chosen), parameters)
+        old = loss_gradient(self._run, chosen, parameters)
         part = wanted / (self._run.batch + wanted)
         for name, one in parameters.items():
             if one.grad is not None:

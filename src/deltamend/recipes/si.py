@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from deltamend.recipes.gradients import drawn, gradients_of
+from deltamend.recipes.gradients import drawn, loss_gradient
 from deltamend.recipes.importance import AnchoredRecipe
 from deltamend.recipes.recipe import Recipe, RunningRecipe, TrainingRun
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class Si(Recipe):
-    """Synaptic intelligence: the loss plus c·Σ Ω·(θ − θ_base)², with Ω = ω/(Δ² + ξ) (Zenke et al. 2017, equations 4 and 5).
+    """Synaptic intelligence: the loss plus c·Σ Ω·(θ − θ_base)², with Ω = ω/(Δ² + ξ) (Zenke et al. 2017).
 
     ω is the path integral of −(gradient)·(change) of a parameter over the training on the old task: what the parameter did to lower its
     loss; Δ is how far it went. The paper keeps ω while the old task is learnt. The training of a base is over, so the path is walked
     anew, and this is ours: `path_steps` steps of AdamW on the old examples, at the learning rate of the training, after which the
-    weights go back to the base. A negative ω counts as 0, since it would reward moving. c = 0.1 and ξ = 0.1 are the paper's for
-    permuted MNIST; it has none for language models.
+    weights go back to the base. A negative Ω counts as 0, as in the authors' code, since it would reward moving. ξ = 0.1 is that code's
+    for permuted MNIST. c = 0.1 is one of the values it tries there, and chosen here; neither was made for language models.
     """
 
     name: ClassVar[str] = "si"
@@ -47,10 +47,10 @@ class Si(Recipe):
         optimizer = torch.optim.AdamW(list(parameters.values()), lr=run.lr, weight_decay=0.0)
         old = run.all_old
 
-        def loss(step: int) -> torch.Tensor:
-            return run.loss(run.model, drawn(old, run.batch, run.seed, step))
+        def gradients(step: int) -> dict[str, torch.Tensor]:
+            return loss_gradient(run, drawn(old, run.batch, run.seed, step), parameters)
 
-        lowered = path_integral(parameters, loss, optimizer, self.path_steps)
+        lowered = path_integral(parameters, gradients, optimizer, self.path_steps)
         importance = {}
         with torch.no_grad():
             for name, one in parameters.items():
@@ -63,7 +63,7 @@ class Si(Recipe):
 
 def path_integral(
     parameters: Mapping[str, torch.nn.Parameter],
-    loss: Callable[[int], torch.Tensor],
+    gradients_at: Callable[[int], dict[str, torch.Tensor]],
     optimizer: torch.optim.Optimizer,
     steps: int,
 ) -> dict[str, torch.Tensor]:
@@ -71,17 +71,17 @@ def path_integral(
 
     Args:
         parameters: what `optimizer` trains, by name.
-        loss: the loss of step number n, a scalar.
+        gradients_at: gives the gradient of the loss in step number n, by name of parameter.
         optimizer: takes the steps.
         steps: how many.
 
-    Source: Zenke et al. 2017, equation 3. Over short steps, the sum over all parameters is the fall of the loss.
+    Source: Zenke et al. 2017, the sum that stands for its path integral. Over short steps, the sum over all parameters is the fall of the loss.
     """
     import torch
 
     found = {name: torch.zeros_like(one, dtype=torch.float32) for name, one in parameters.items()}
     for step in range(steps):
-        gradients = gradients_of(loss(step), parameters)
+        gradients = gradients_at(step)
         before = {name: one.detach().clone() for name, one in parameters.items()}
         for name, one in parameters.items():
             one.grad = gradients[name].clone()

@@ -11,16 +11,18 @@ from deltamend.recipes.unit_masks import Masked, MaskedRecipe, gradient_factors,
 
 
 class SoftMasks(Recipe):
-    """Multiply the updates of a unit's weights by 1 − I, where I is the unit's importance to the base (Ke et al. 2023, section 3.2).
+    """Multiply the updates of a unit's weights by 1 − I, where I is the unit's importance to the base (Ke et al. 2023).
 
     The paper multiplies the gradients. AdamW divides a gradient by the size of the gradients before it, so a factor that stays the same
     cancels, and only a factor of 0 does anything. The update itself is therefore multiplied here, which is the same under plain gradient
     descent; `masked=gradient` is the paper's letter.
 
     Units are attention heads and hidden neurons; nothing changes in the forward pass. Importance is computed without labels: by how much
-    each unit changes the divergence of two runs of the base on the same old text, each with other units dropped (section 3.1). Only the
+    each unit changes the divergence of two runs of the base on the same old text, each with other units dropped. Only the
     masks of the base's general knowledge are here; the paper's contrastive loss is left out, since it belongs to several domains in a row.
-    The paper drops units by the dropout of its model, 10 %; models of today have none, so the units are dropped at their gates.
+    The paper's two runs differ by the dropout of its model; models of today have none, so units are dropped at their gates, 10 % of them,
+    which is chosen here. A hidden neuron's mask holds for its weights on both sides; in the authors' code the second matrix of a
+    feed-forward network has masks of its own, by the importance of its outputs.
     """
 
     name: ClassVar[str] = "soft-masks"

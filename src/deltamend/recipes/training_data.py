@@ -88,7 +88,8 @@ def read_training_data(path: Path) -> tuple[TrainingExample, ...]:
             found = TrainingExample.model_validate_json(line)
         except ValidationError as error:
             field, problem = first_problem(error)
-            raise UsageError(f"{path}, line {number}: {f'{field}: ' if field else ''}{problem}") from error
+            form = "" if _FORMS in problem else f"; a line is {_FORMS}"
+            raise UsageError(f"{path}, line {number}: {f'{field}: ' if field else ''}{problem}{form}") from error
         if examples and examples[0].is_chat != found.is_chat:
             raise UsageError(f"{path}, line {number}: chats and plain texts are mixed; give two files and train twice")
         examples.append(found)

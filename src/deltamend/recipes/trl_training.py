@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 from unittest import mock
 
+from deltamend.checkpoint.publishing import sync_folder
 from deltamend.errors import DeltamendError
 from deltamend.evaluation.third_party_output import third_parties_quiet
 from deltamend.language_models.loading import LoadedModel, load
@@ -79,7 +80,8 @@ class Checkpoints:
         return self.folder / f"checkpoint-{int(noted['step'])}", [float(one) for one in noted["losses"]]
 
     def keep(self, step: int, losses: list[float]) -> None:
-        """Take the state of a step as the last one, and delete those before it."""
+        """Take the state of a step as the last one, once it is on the disk, and delete those before it."""
+        sync_folder(self.folder / f"checkpoint-{step}")
         write_whole(self._last, json.dumps({"step": step, "losses": losses}))
         for older in self.folder.glob("checkpoint-*"):
             if older.name != f"checkpoint-{step}":
@@ -155,6 +157,7 @@ def train_with_trl(
                 lr=regime.lr,
                 seed=seed,
                 autocast=regime.weights == "float32" and regime.compute == "bfloat16",
+                at_once=_at_once(regime),
             )
             trainer.follow(regime.made_recipe().start(run))
             with _answers_only_through_the_head():
@@ -260,10 +263,15 @@ def _holds_bf16(regime: Regime) -> bool:
     return regime.weights == "bfloat16" and regime.compute == "float32" and not regime.trains_adapter
 
 
+def _at_once(regime: Regime) -> int:
+    """Examples that are run at a time: the largest part of a batch that `micro_batch` allows."""
+    most = min(regime.micro_batch or regime.batch, regime.batch)
+    return next(size for size in range(most, 0, -1) if regime.batch % size == 0)
+
+
 def _settings(regime: Regime, seed: int, checkpoints: Checkpoints | None) -> dict[str, Any]:
     """Of SFTConfig. What is left out has transformers' own default."""
-    at_once = min(regime.micro_batch or regime.batch, regime.batch)
-    at_once = next(size for size in range(at_once, 0, -1) if regime.batch % size == 0)
+    at_once = _at_once(regime)
     return {
         "max_steps": regime.steps,
         "per_device_train_batch_size": at_once,

@@ -23,7 +23,7 @@ def unit_importance(run: TrainingRun, units: Sequence[Units], dropout: float) ->
     and I is the mean over the examples of |∂KL/∂g| for the divergence of the two outputs. Within a block it is brought to mean 0 and
     variance 1, and then |tanh| of it is taken.
 
-    Source: Ke et al. 2023, section 3.1, equations 1 to 3.
+    Source: Ke et al. 2023, its importance of units; where the units are dropped is ours.
 
     Raises:
         UsageError: there are no units.
