@@ -31,4 +31,4 @@ def test_every_recipe_trains_as_plain_training_does_but_for_itself() -> None:
 def test_every_recipe_is_repaired_as_recommended_and_plain_training_in_every_way() -> None:
     for cell in STUDY.cells():
         names = [repair.name for repair in STUDY.repairs_of(cell)]
-        assert names == ([one.name for one in STUDY.repairs] if cell.regime.name == "plain" else ["null-space"])
+        assert names == ([one.name for one in STUDY.repairs] if cell.regime.name == "plain" else ["recommended"])
