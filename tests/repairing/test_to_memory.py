@@ -155,7 +155,7 @@ def test_stochastic_rounding_draws_the_same_bits_as_in_folders(llama_pair: Pair,
         ({"max_shard_size": "1GB"}, "^max_shard_size: tensors in memory are not written to files"),
         (
             {"method": "auto"},
-            r'^method="auto": to recommend a method the base must be run, .*deltamend\.recommend\(FOLDER\)',
+            r'^method="auto": to recommend a method both models must be run, .*deltamend\.recommend\(BASE, FINETUNED\)',
         ),
         ({"method": "tise"}, "did you mean 'ties'"),
         ({"densty": 1}, "^densty: this option does not exist"),

@@ -126,11 +126,7 @@ def finetune(
     place, files = Path(out), [Path(data), *map(Path, old)]
     made = get_recipe(recipe, settings)
     check_recipe(made, lora_rank=lora_rank)
-    if old and not made.uses_old:
-        raise UsageError(
-            f"recipe {made.name}: takes no old examples; leave out {option('old')}, or take another recipe"
-        )
-    _check_ready(seed, checkpoint_every)
+    _check_ready(made, old, seed, checkpoint_every)
     finish_exchange(place, resume=resume)
     if not resume:
         check_output(place, [*paths_of(base), *files], overwrite=overwrite)  # before the data is read
@@ -164,8 +160,12 @@ def finetune(
     return record
 
 
-def _check_ready(seed: int, checkpoint_every: int) -> None:
-    """Find what is wrong with two numbers, and that TRL is missing, before anything is read."""
+def _check_ready(recipe: Recipe, old: Sequence[object], seed: int, checkpoint_every: int) -> None:
+    """Find what is wrong with the options, and that TRL is missing, before anything is read."""
+    if old and not recipe.uses_old:
+        raise UsageError(
+            f"recipe {recipe.name}: takes no old examples; leave out {option('old')}, or take another recipe"
+        )
     if seed < 0:
         raise UsageError(f"{option('seed')}: {seed} is too small; give 0 or more")
     if checkpoint_every < 1:
