@@ -52,7 +52,7 @@ def repair(
         resume: continue an unfinished run of the same plan, or do nothing if OUT is already its result.
         progress: callback for the name of each finished tensor and the share of the work that is done.
         options: the fields of `RepairOptions`: `method` ("dg-hard" by default; "auto" for the recommended one) and its
-            `parameters`, `rules`, `vectors`, `include`, `exclude`, `rename`, `split_fused`, `allow_unpaired`, `allow_unrelated`, `out_dtype`,
+            `parameters`, `keep`, `rules`, `vectors`, `include`, `exclude`, `rename`, `split_fused`, `allow_unpaired`, `allow_unrelated`, `out_dtype`,
             `output`, `rounding` and `max_shard_size`.
 
     Returns:
@@ -117,7 +117,11 @@ def plan_repair(
     pair = pair_of(base, finetuned, wanted)
     try:
         return planning.plan_repair(
-            pair, out, wanted, overwrite=overwrite, recommend=lambda: recommend(*pair.called, progress=progress)
+            pair,
+            out,
+            wanted,
+            overwrite=overwrite,
+            recommend=lambda: recommend(*pair.called, keep=wanted.keep, progress=progress),
         )
     except BaseException:
         if pair is not base:

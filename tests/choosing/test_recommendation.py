@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import deltamend
+from deltamend.calibration.activations import write_activations
 from deltamend.checkpoint.safetensors_header import read_header
-from deltamend.errors import CheckpointError
+from deltamend.errors import CheckpointError, UsageError
 from deltamend.language_models.loading import load
 from deltamend.methods.input_moments import VERSION
 from tests.conftest import Pair, gpt2
@@ -63,6 +65,55 @@ def test_of_a_base_alone_it_is_two_sided_by_the_update(pair: Pair, tmp_path: Pat
     assert (advice.method, advice.fallback) == ("two-sided", False)
     assert advice.parameters.keys() == {"activations", "strength", "update", "identity"}
     deltamend.repair(pair.base, pair.finetuned, tmp_path / "out", method=advice.method, parameters=advice.parameters)
+
+
+def _examples_file(folder: Path, lines: list[dict[str, str]]) -> Path:
+    file = folder / "examples.jsonl"
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return file
+
+
+@pytest.mark.slow
+def test_with_examples_the_finetuned_model_reads_these_in_place_of_texts_of_its_own(
+    pair: Pair, tmp_path: Path, deltamend_cli: Callable[..., Any]
+) -> None:
+    file = _examples_file(tmp_path, [{"prompt": f"number {i}", "response": "yes"} for i in range(3)])
+    printed = deltamend_cli("repair", pair.base, pair.finetuned, tmp_path / "out", "--method", "auto", "--keep", file)
+    assert printed.code == 0, printed.err
+    assert "the fine-tuned model in 3 of your examples" in printed.out.replace("\n", " ")
+    advice = deltamend.recommend(pair.base, pair.finetuned, keep=file)
+    assert [advice.parameters[name] for name in ("strength", "update", "identity", "target")] == [1.0, 0.0, 0.1, 0.9]
+    # The file of activations is that of `calibrate activations --chat` over the same examples.
+    write_activations(pair.finetuned, tmp_path / "own.safetensors", texts=file, chat=True, tokens=512)
+    assert (tmp_path / "own.safetensors").read_bytes() == Path(
+        str(advice.parameters["target_activations"])
+    ).read_bytes()
+    file = _examples_file(tmp_path, [{"prompt": "number 4", "completion": "no"}])  # as `finetune` takes them
+    other = deltamend.recommend(pair.base, pair.finetuned, keep=file)
+    assert other.parameters["target_activations"] != advice.parameters["target_activations"]
+
+
+@pytest.mark.slow
+def test_wrong_examples_are_errors_and_no_reason_for_another_method(
+    pair: Pair, tmp_path: Path, deltamend_cli: Callable[..., Any]
+) -> None:
+    run = partial(deltamend_cli, "repair", pair.base, pair.finetuned)
+    out = tmp_path / "out"
+    printed = run(out, "--method", "auto", "--keep", tmp_path / "none.jsonl")
+    assert (printed.code, "none.jsonl: cannot be read" in printed.err) == (2, True)
+    file = _examples_file(tmp_path, [{"text": "a"}])
+    printed = run(out, "--method", "auto", "--keep", file)
+    assert (printed.code, "examples.jsonl: text 1 has too few tokens to predict one" in printed.err) == (2, True)
+    printed = run(out, "--method", "wise-ft", "--keep", file)
+    assert (printed.code, "--keep: only --method auto takes examples" in printed.err) == (2, True)
+    inside = _examples_file(tmp_path / "finetuned", [{"prompt": "a", "response": "b"}])
+    out.mkdir()
+    inside = inside.rename(out / "examples.jsonl")
+    printed = run(out, "--method", "auto", "--keep", inside, "--overwrite")
+    assert (printed.code, "OUT contains the input" in printed.err) == (1, True), printed.err
+    assert inside.exists()
+    with pytest.raises(UsageError, match=r"^keep: FINETUNED reads these examples"):
+        deltamend.recommend(pair.base, keep=file)
 
 
 @pytest.mark.slow

@@ -119,7 +119,9 @@ def test_a_model_and_a_cell_may_have_fewer_repairs() -> None:
             Study.model_validate(study.model_copy(update={"repairs": (one, *study.repairs[1:])}).model_dump())
     other = study.models[1].model_copy(update={"repairs": ("nothing",)})
     with pytest.raises(ValueError, match=r"models\.gemma3-270m: no repair 'nothing'"):
-        Study.model_validate(study.model_copy(update={"models": (study.models[0], other, *study.models[2:])}).model_dump())
+        Study.model_validate(
+            study.model_copy(update={"models": (study.models[0], other, *study.models[2:])}).model_dump()
+        )
 
 
 def test_what_the_ground_chooses_on_is_no_cell_that_confirms() -> None:

@@ -47,7 +47,7 @@ def write_activations(
     out: Path,
     *,
     texts: Path | None = None,
-    chat: bool = False,
+    chat: bool | None = False,
     samples: int = 48,
     tokens: int = 96,
     seed: int = 0,
@@ -67,7 +67,7 @@ def write_activations(
             name of the weight, and their k eigenvalues; eigenvalues below 1e-7 of the largest are left out. Weights that
             share an input are stored once; the metadata names the others.
         texts: JSONL file; see `CalibrationText`. None lets the model write its own.
-        chat: whether prompts of the texts go through the chat template.
+        chat: whether prompts of the texts go through the chat template; None to do so where the model has one.
         samples: how many texts the model writes.
         tokens: largest number of tokens in a text.
         seed: for the texts that the model writes.
@@ -107,8 +107,9 @@ def write_activations(
                 f"{model}: cannot write texts of its own ({reason}); give {option('texts')}"
             ) from error
     else:
+        templated = bool(loaded.tokenizer.chat_template) if chat is None else chat
         with run_errors(model):
-            examples = as_examples(read, loaded.tokenizer, chat=chat, max_tokens=tokens)
+            examples = as_examples(read, loaded.tokenizer, chat=templated, max_tokens=tokens)
         sequences = [[*example.prompt, *example.answer] for example in examples]
     with run_errors(model):
         moments, same, count = input_moments(loaded.model, sequences, report)

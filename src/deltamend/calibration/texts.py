@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deltamend.errors import UsageError
 from deltamend.language_models.loading import chat_prompt, plain_tokens
@@ -18,7 +18,7 @@ _LARGEST = 1_000_000_000
 
 
 class CalibrationText(BaseModel):
-    """One line: `{"text": …}` or `{"prompt": …, "response": …}`.
+    """One line: `{"text": …}` or `{"prompt": …, "response": …}`; `completion` is another name of the response.
 
     Of a text, every token after the first is predicted; of the other form, the response.
     """
@@ -27,7 +27,7 @@ class CalibrationText(BaseModel):
 
     text: str | None = Field(None, min_length=1)
     prompt: str | None = Field(None, min_length=1)
-    response: str | None = Field(None, min_length=1)
+    response: str | None = Field(None, min_length=1, validation_alias=AliasChoices("response", "completion"))
 
     @model_validator(mode="after")
     def _one_or_the_other(self) -> Self:

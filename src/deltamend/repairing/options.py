@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar
 
 from pydantic import (
@@ -98,6 +99,11 @@ class RepairOptions(PairOptions):
         description="Set a parameter of the method. VALUE may be a list of {filter, value} entries; a tensor gets the value of "
         "the first entry whose filter is part of its name.",
     )
+    keep: Annotated[Path | None, Flag(("--keep",), "FILE")] = Field(
+        default=None,
+        description="With the method auto: a JSONL file of examples of what FINETUNED is to keep, each line "
+        '{"prompt": …, "response": …}; some 32 are enough.',
+    )
     rules: Annotated[Rules, Flag(None)] = Field(
         default=(), description="Rules that give some of the tensors another method or other parameters."
     )
@@ -164,6 +170,7 @@ class RepairKeywords(PairKeywords, total=False):
 
     method: str | Method
     parameters: Mapping[str, object]
+    keep: str | os.PathLike[str] | None
     rules: Sequence[Rule | Mapping[str, object]]
     vectors: Vectors
     out_dtype: str | None
@@ -224,6 +231,10 @@ def check_combination(options: RepairOptions) -> None:
     Raises:
         UsageError: two of the options exclude each other.
     """
+    if options.keep is not None and options.method != AUTO:
+        raise UsageError(
+            f"{option('keep')}: only {option('method', AUTO)} takes examples of what is to be kept; add it, or leave this option out"
+        )
     if options.output == "adapter" and options.max_shard_size is not None:
         raise UsageError(f"{option('max_shard_size')}: an adapter is a single file; leave this option out")
     if options.output == "adapter" and options.rounding != "nearest":

@@ -106,7 +106,8 @@ class RepairPlan:
     @property
     def inputs(self) -> list[Path]:
         """Every folder and file that the run reads. OUT must not replace any of them."""
-        return [*self.base.folders, *self.finetuned.folders, *self.method_files]
+        examples = [] if self.options.keep is None else [self.options.keep]
+        return [*self.base.folders, *self.finetuned.folders, *self.method_files, *examples]
 
     @cached_property
     def method_files(self) -> dict[Path, tuple[int, int]]:
@@ -221,7 +222,8 @@ def plan_repair(
     sidecars = with_hashes(sidecars)  # before the minutes that a recommendation may take
     advice = None
     if options.method == AUTO:
-        check_output(Path(out), [*pair.base.folders, *pair.finetuned.folders], overwrite=overwrite)
+        examples = [] if options.keep is None else [options.keep]
+        check_output(Path(out), [*pair.base.folders, *pair.finetuned.folders, *examples], overwrite=overwrite)
         # An unknown method in a rule is an error now, not after the minutes that the recommendation may take.
         MethodChoice("none", None, options.rules, options.vectors)
         if options.output == "adapter":
