@@ -148,6 +148,9 @@ def _entry_reasons(found: Measured) -> list[str]:
     return [f"The entries are not independent normal numbers of one variance: {texts}."]
 
 
+_AUTO = "deltamend repair BASE FINETUNED OUT --method auto"
+"""Rests on none of the assumptions that are tested here."""
+
 RULES = (
     VerdictRule(
         "almost unchanged",
@@ -165,10 +168,11 @@ RULES = (
         _low_rank_reasons,
         "The median singular value is a rounding error and tells nothing about noise, so DG-Hard keeps all of Δ, or all but "
         "rounding errors. A merged LoRA adapter looks like this.",
-        "Use a method that does not depend on the median: scale the update, or shrink its intruder dimensions. If you have the "
+        "Use a method that does not depend on the median: the recommended one, or scale the update, or shrink its intruder dimensions. If you have the "
         "adapter itself, give FINETUNED as BASE+ADAPTER; with spectrum=nonzero the noise is then measured on the singular values "
         "of the adapter alone.",
         (
+            _AUTO,
             "deltamend repair BASE FINETUNED OUT --method wise-ft --set alpha=0.5",
             "deltamend repair BASE FINETUNED OUT --method intruder",
             "deltamend repair BASE FINETUNED OUT --set spectrum=nonzero",
@@ -182,10 +186,12 @@ RULES = (
         "The bulk that determines τ is mostly rounding of the stored dtype. So τ separates changes that are larger than rounding "
         "from smaller ones, not the task from the damage. Writing in the same dtype rounds the repair again, which takes away more "
         "of the update.",
-        "If the weights exist in fp32, or from before a quantisation, diagnose and repair those. Otherwise compare other methods. "
+        "If the weights exist in fp32, or from before a quantisation, diagnose and repair those. Otherwise take the recommended "
+        "method, which does not go by τ, or compare several. "
         "What DG-Hard keeps is best written in the dtype of the fine-tuned model, by default: in our studies most of its healing "
         "came from that last rounding, and writing it in fp32 lost it.",
         (
+            _AUTO,
             "deltamend compare BASE FINETUNED",
             "deltamend repair BASE FINETUNED OUT",
             "deltamend repair BASE FINETUNED OUT --method wise-ft --set alpha=0.5",
@@ -198,7 +204,7 @@ RULES = (
         _bulk_reasons,
         "The assumption behind the threshold holds: the part of the update below it looks like independent noise.",
         "Repair with DG-Hard, then evaluate the result: that the bulk is noise does not imply that it caused the damage.",
-        ("deltamend repair BASE FINETUNED OUT",),
+        ("deltamend repair BASE FINETUNED OUT", _AUTO),
     ),
     VerdictRule(
         "structured residual",
@@ -207,8 +213,9 @@ RULES = (
         _bulk_reasons,
         "The assumption behind the threshold fails: the part of the update below it is not independent noise, and its median is "
         "not a noise level. If DG-Hard keeps nearly all of ‖Δ‖², it can heal little.",
-        "Compare what the methods keep, and evaluate several of them; noise=screenot allows for correlated noise.",
-        ("deltamend compare BASE FINETUNED", "deltamend repair BASE FINETUNED OUT --set noise=screenot"),
+        "Take the recommended method, which does not rest on that assumption, or compare what several keep, and evaluate them; "
+        "noise=screenot allows for correlated noise.",
+        (_AUTO, "deltamend compare BASE FINETUNED", "deltamend repair BASE FINETUNED OUT --set noise=screenot"),
     ),
     VerdictRule(
         "too small to tell",
