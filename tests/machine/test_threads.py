@@ -102,7 +102,26 @@ def test_a_worker_has_one_blas_thread() -> None:
         assert team.map(blas, range(2)) == [{1}, {1}]
 
 
+IMPORTED_LATE = """
+import sys
+from threadpoolctl import threadpool_info
+from deltamend.machine.threads import one_thread_each
+
+assert "scipy.linalg" not in sys.modules
+with one_thread_each():
+    import numpy, scipy.linalg
+    blas = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+    assert len(blas) >= 2 and set(blas) == {1}, blas
+"""
+
+
+def test_the_blas_of_scipy_is_limited_though_it_is_loaded_late() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", IMPORTED_LATE], check=True, env=environment)
+
+
 SIDE_BY_SIDE = """
+import scipy.linalg  # so that its BLAS is there when the limit of 2 is set
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 import deltamend

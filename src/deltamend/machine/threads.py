@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import threading
@@ -45,6 +46,7 @@ def one_thread_each() -> Iterator[None]:
 
 def _limited() -> ExitStack:
     """Set the limits; closing the stack removes them."""
+    importlib.import_module("scipy.linalg")  # loads scipy's own BLAS, which a later import would leave without a limit
     stack = ExitStack()
     stack.enter_context(threadpool_limits(1))
     torch = sys.modules.get("torch")  # a repair works without torch, so it is not imported just for this

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
-from scipy.linalg import eigh
 
 from deltamend.methods.finetuned_blocks import BaseOnly, FinetunedBlocks
 from deltamend.methods.method import KeptDelta, Method, TensorContext
@@ -70,6 +69,8 @@ class Intruder(Method):
 
 def _similarity(left: FloatArray, base: BaseOnly, context: TensorContext) -> FloatArray:
     """For each column of `left` (m, k) the largest |cosine| with a left singular vector of the base, shape (k,)."""
+    from scipy.linalg import eigh  # late, as in spectrum.fortran_calls
+
     m, n = base.shape
     # The upper triangle is not initialised, so a check for NaN must not see it; the filter has looked for NaN already.
     squares, vectors = eigh(gram(base, np.float64, context.workspace).square, lower=True, check_finite=False)

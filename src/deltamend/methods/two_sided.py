@@ -7,7 +7,6 @@ from typing import ClassVar, Self
 
 import numpy as np
 from pydantic import Field, FilePath, field_serializer, model_validator
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from deltamend.errors import FilterError
 from deltamend.methods.activations_method import ActivationsMethod
@@ -101,6 +100,8 @@ class TwoSided(ActivationsMethod):
 
     def _from_the_right(self, delta: Blocks, context: TensorContext, base: Inputs) -> KeptDelta:
         """Δ* = Δ·(A(A + μB)⁻¹), by matrices of the size of a row."""
+        from scipy.linalg import LinAlgError, cho_factor, cho_solve  # late, as in spectrum.fortran_calls
+
         squared = gram(delta)
         if not np.trace(squared):
             return KeptDelta.identity("base and fine-tuned are equal")
@@ -131,6 +132,8 @@ class TwoSided(ActivationsMethod):
         By Woodbury's identity Δ* = (κI + ΔΔᵀ)(κI + NΔᵀ)⁻¹N with κ = c/u, where N = Δ(I + μB/c)⁻¹ is what `null-space` keeps: it is
         multiplied from the left so that outputs in which little was kept come back to their size in Δ.
         """
+        from scipy.linalg import cho_factor, cho_solve  # late, as in spectrum.fortran_calls
+
         rows, width = delta.shape
         blocks = [block.values.astype(np.float64) for block in delta]
         update = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
 from deltamend.errors import FilterError
 from deltamend.matrices.buffers import Array
@@ -34,6 +33,8 @@ class CompensatedRounding:
     """
 
     def __init__(self, metric: FloatArray) -> None:
+        from scipy.linalg import LinAlgError, cholesky, solve_triangular  # late, as in spectrum.fortran_calls
+
         width = len(metric)
         self._order = np.argsort(-np.diag(metric), kind="stable")
         backwards = self._order[::-1]

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cython_blas, cython_lapack
 
 from deltamend.spectrum.blocks import FloatArray
 
@@ -60,11 +60,18 @@ _ARGUMENTS = {
     "sysv": 11,
 }
 _BLAS = ("gemm", "syrk", "symm", "syr2k", "trmm")
-_ROUTINES = {
-    (prefix, name): _load(cython_blas if name in _BLAS else cython_lapack, prefix + name, arguments)
-    for prefix in "sd"
-    for name, arguments in _ARGUMENTS.items()
-}
+
+
+@cache
+def _routine(prefix: str, name: str) -> Callable[..., Any]:
+    """A routine of scipy's BLAS or LAPACK, by the prefix of its dtype and its name.
+
+    scipy.linalg is imported late: that is a quarter of all start-up time, and a dry run does without it. `one_thread_each` has
+    imported it before it limits the threads of BLAS.
+    """
+    from scipy.linalg import cython_blas, cython_lapack
+
+    return _load(cython_blas if name in _BLAS else cython_lapack, prefix + name, _ARGUMENTS[name])
 
 
 def prefix_of(*arrays: FloatArray) -> str:
@@ -110,7 +117,7 @@ def call(prefix: str, name: str, *arguments: Any) -> None:
             converted.append(ctypes.byref(ctypes.c_int(argument)))
         else:
             converted.append(argument)
-    _ROUTINES[prefix, name](*converted)
+    _routine(prefix, name)(*converted)
 
 
 def call_lapack(prefix: str, name: str, *arguments: Any) -> None:
