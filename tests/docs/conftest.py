@@ -75,6 +75,8 @@ def lay_out(folder: Path, pair: Pair) -> None:
     chats = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in CHATS]
     for name in ("chats.jsonl", "old.jsonl"):
         (folder / name).write_text("".join(f"{json.dumps(chat)}\n" for chat in chats), encoding="utf-8")
+    examples = [{"prompt": question, "response": answer} for question, answer in CHATS]
+    (folder / "examples.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in examples), encoding="utf-8")
     (folder / "FILE.yaml").write_text(blocks_of("docs/methods/rules.md", "yaml")[0], encoding="utf-8")
 
 

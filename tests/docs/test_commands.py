@@ -46,6 +46,7 @@ ELSEWHERE = {
     r"deltamend calibrate |deltamend repair .* --set (activations|fisher|mask)=": "tests/calibration/test_page.py",
     r"deltamend demo --quick": "tests/demo/test_quick_demo.py",
     r"deltamend score .*(dg-hard=|--cells)": "tests/scoring/test_docs.py",
+    r"python docs/explanation/kept_shares.py ": "tests/docs/test_kept_shares.py",
     r"deltamend score --base logs/": "tests/scoring/test_inspect_logs.py",
     r"python -m deltamend.methods.pages docs/methods": "tests/repairing/test_yaml_config.py",
 }
