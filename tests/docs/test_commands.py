@@ -47,6 +47,7 @@ ELSEWHERE = {
     r"deltamend demo --quick": "tests/demo/test_quick_demo.py",
     r"deltamend score .*(dg-hard=|--cells)": "tests/scoring/test_docs.py",
     r"python docs/explanation/kept_shares.py ": "tests/docs/test_kept_shares.py",
+    r"python docs/results/picture.py ": "tests/docs/test_results_picture.py",
     r"deltamend score --base logs/": "tests/scoring/test_inspect_logs.py",
     r"python -m deltamend.methods.pages docs/methods": "tests/repairing/test_yaml_config.py",
 }
@@ -64,7 +65,7 @@ NOT_RUN = {
     r"sh docs/gallery/": "needs the demo's model and benchmark items, for an hour",
     r"deltamend evaluate .*--suite (quick|paper)": "asks for benchmark items of the hub; tests/evaluation has local ones",
     r"deltamend study studies/\S+ OUT\S* --data": "takes hours and items that are not in the repository; tests/study has a tiny one",
-    r"deltamend study studies/smollm2.yaml \S+ --report": "takes minutes; the same is run on studies/fresh.yaml below",
+    r"deltamend study studies/(smollm2|ground).yaml \S+ --report": "takes minutes; the same is run on studies/fresh.yaml below",
     r"inspect eval ": "needs the hub; tests/scoring/inspect_logs has such logs",
     r".* --device cuda": "needs a GPU; the test of devices is in tests/repairing",
 }

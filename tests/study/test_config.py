@@ -142,6 +142,8 @@ def test_the_confirmation_cells_that_are_run_may_be_named(tmp_path: Path) -> Non
     first, *others = [cell.name for cell in whole.cells_to_run()]
     assert others
     named = Study.model_validate({**whole.model_dump(), "confirm": [first]})
+    assert [cell.name for cell in named.planned_cells()] == [first]
+    assert len(whole.planned_cells()) == len(whole.cells())
     assert [cell.name for cell in named.cells_to_run()] == [first]
     with pytest.raises(ValueError, match="confirm: no cell 'nowhere'"):
         Study.model_validate({**whole.model_dump(), "confirm": ["nowhere"]})

@@ -237,6 +237,11 @@ class Study(FiniteRecord):
 
         return sorted((cell for cell in self.cells() if self.chooses(cell) or self._confirms(cell)), key=order)
 
+    def planned_cells(self) -> list[StudyCell]:
+        """The cells that the study is to have in the end, in the order of `cells`: all, or where `confirm` lists some, these and the choosing cells."""
+        everything = isinstance(self.confirm, bool)
+        return [cell for cell in self.cells() if everything or self.chooses(cell) or self._confirms(cell)]
+
     def _confirms(self, cell: StudyCell) -> bool:
         return self.confirm if isinstance(self.confirm, bool) else cell.name in self.confirm
 

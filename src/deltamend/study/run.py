@@ -76,12 +76,12 @@ def study_state(study: Study, out: Path, data: Path | None) -> StudyState:
         EvaluationError: a record in `out` is damaged.
     """
     cells = []
-    for cell in study.cells():
+    for cell in study.planned_cells():
         record = read_record(cell_file(out, cell.name), CellRecord)
         models = 1 + len(list(study.repairs_of(cell)))
         done = 0 if record is None else (FINETUNED in record.models) + len(done_repairs(study, cell, record))
         cells.append(CellState(cell=cell.name, chooses=study.chooses(cell), models=models, done=done))
-    bases = list({(cell.model.name, cell.target.name): None for cell in study.cells()})
+    bases = list({(cell.model.name, cell.target.name): None for cell in study.planned_cells()})
     device = best_device()
     there = sum(read_record(base_file(out, *one, device), BaseRecord) is not None for one in bases)
     return StudyState(cells=tuple(cells), bases=len(bases), bases_done=there, problems=tuple(_problems(study, data)))

@@ -29,7 +29,7 @@ def repair_outcomes(
             if best_published.get(group, name) != name
         }
 
-    planned = [(cell, [repair.name for repair in study.repairs_of(cell)]) for cell in study.cells()]
+    planned = [(cell, [repair.name for repair in study.repairs_of(cell)]) for cell in study.planned_cells()]
     for repair in study.repairs:
         done = {row for row, of in enumerate(cells) if repair.name in of.repairs}
         own = {name: rows for name, rows in groups.items() if done.intersection(rows)}

@@ -129,8 +129,11 @@ def read_study_cells(study: Study, out: Path) -> tuple[list[ReadCell], GridCover
     missing: list[MissingCell] = []
     lacking: dict[str, tuple[str, ...]] = {}
     unknown: dict[str, tuple[str, ...]] = {}
+    planned = {cell.name for cell in study.planned_cells()}
     for cell in study.cells():
         record = read_record(cell_file(out, cell.name), CellRecord)
+        if record is None and cell.name not in planned:
+            continue
         if record is None or FINETUNED not in record.models:
             reason = "not begun" if record is None else "the fine-tuned model is not evaluated yet"
             missing.append(MissingCell(cell=cell.name, reason=reason))
