@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import re
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from tests.docs.printed import PAGES, ROOT, blocks_of
 
 LEAD = ROOT / "benchmarks/results/study/lead.txt"
 LEAD_FRESH = ROOT / "benchmarks/results/study/lead_fresh.txt"
+GROUND = ROOT / "docs/results/ground/results/tables/equal_retention.csv"
 STUDIES = ROOT / "docs/explanation/what-the-studies-say.md"
 _COLUMNS = ("null-space-0.001", "wise-ft-0.5", "dg-hard", "fapm", "ties")
 _ROWS = {
@@ -70,16 +72,51 @@ def test_the_python_of_a_page_runs_from_its_first_block_to_its_last(page: str, w
         assert (folder / "out" / "deltamend.json").exists()
 
 
+def confirmed() -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Figures of the ground over its confirmation cells, with their intervals, by repair."""
+    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    with GROUND.open(encoding="utf-8", newline="") as table:
+        for row in csv.DictReader(table):
+            if row["group"] == "confirmation":
+                figures = tuple(float(row[name] or "nan") for name in ("value", "low", "high"))
+                found.setdefault(row["repair"], {})[row["figure"]] = (figures[0], figures[1], figures[2])
+    return found
+
+
+def percent(share: float) -> str:
+    return f"{round(100 * share) + 0} %"
+
+
+def rounded(figure: float) -> str:
+    return f"{figure:.2f}".replace("-0.00", "0.00").replace("-", "−")
+
+
 def test_the_headline_of_the_readme_is_that_of_the_records() -> None:
-    text, records = (ROOT / "README.md").read_text(encoding="utf-8"), LEAD_FRESH.read_text(encoding="utf-8")
-    (block,) = re.findall(rf"^{_ROWS['all 24 combinations']}.*\n((?:  .*\n)+)", records, re.MULTILINE)
-    auto, wise_ft, dg_hard = (
-        round(float(re.findall(rf"^  {name}: ([\d.]+) in", block, re.MULTILINE)[0])) for name in _COLUMNS[:3]
-    )
-    plain = " ".join(text.split())
-    assert f"`--method auto` scores {auto} of 100" in plain
-    assert f"WiSE-FT {wise_ft} and DG-Hard" in plain
-    assert f"(https://arxiv.org/abs/2605.20296), {dg_hard}." in plain
+    plain, found = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split()), confirmed()
+    ours = found["mixed-1-short"]
+    healing, (lead, low, high) = ours["healing"][0], ours["above_straight"]
+    assert f"heals {percent(healing)} of what was lost and keeps {percent(ours['retention'][0])} of what" in plain
+    assert f"heals {percent(healing - lead)}: a lead of {round(100 * lead)} points" in plain
+    assert f"from {round(100 * low)} to {round(100 * high)} over".replace("-", "−") in plain
+    theirs = found["dg-hard"]["healing"][0]
+    assert f"heals {'nothing' if abs(theirs) < 0.005 else percent(theirs)} of it here" in plain
+
+
+def test_the_table_of_the_third_study_has_the_figures_of_the_records() -> None:
+    text, found = STUDIES.read_text(encoding="utf-8"), confirmed()
+    rows = re.findall(r"^\| ([^|]+) \| (-?\d+ %) \| (-?\d+ %) \| ([^|]+) \|$", text, re.MULTILINE)
+    assert rows[0][0] == "`--method auto`, written in float32"
+    figures = {
+        (
+            percent(one["healing"][0]),
+            percent(one["retention"][0]),
+            "{} [{}, {}]".format(*map(rounded, one["above_straight"])),
+        )
+        for one in found.values()
+        if "above_straight" in one
+    }
+    assert len(rows) >= 8
+    assert {tuple(told) for _, *told in rows} <= figures
 
 
 def test_the_table_of_methods_has_the_figures_of_the_records() -> None:
